@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# "make help" lists what can be made. Everything is prepared on first use, in
+# a cache outside the checkout (scripts/prepare.sh), and built in build/.
+
+MAKEFLAGS += --no-print-directory
+SCRIPTS := $(CURDIR)/scripts
+
+.PHONY: all
+all: module
+
+.PHONY: module
+ifdef KDIR
+# A kernel tree of the user's own, with the machine's own tools.
+module:
+	@mkdir -p build/custom
+	$(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(CURDIR)/build/custom modules
+else
+module:
+	@$(SCRIPTS)/module.sh stock modules
+endif
+
+.PHONY: modules-debug
+modules-debug:
+	@$(SCRIPTS)/module.sh debug modules
+
+.PHONY: tools
+tools:
+	@cd tools && $(SCRIPTS)/root.sh cargo build --release --locked --workspace --bins
+
+.PHONY: prepare
+prepare:
+	@$(SCRIPTS)/prepare.sh root stock debug initrd >/dev/null
+
+.PHONY: demo
+demo:
+	@$(SCRIPTS)/demo.sh
+
+.PHONY: test
+test:
+	@$(SCRIPTS)/test.sh $(STAGES)
+
+.PHONY: kunit e2e
+kunit:
+	@$(SCRIPTS)/test.sh kunit
+e2e:
+	@$(SCRIPTS)/test.sh e2e-stock e2e-debug
+
+.PHONY: check
+check:
+	@$(SCRIPTS)/check.sh
+
+.PHONY: clean
+clean:
+	rm -rf build
+
+.PHONY: help
+help:
+	@echo 'make                 twinpage.ko for the stock kernel (build/stock/)'
+	@echo 'make KDIR=TREE       twinpage.ko for a kernel tree of yours (build/custom/)'
+	@echo 'make demo            boot a KVM host and three guests, merge, judge'
+	@echo 'make test            every test; STAGES="cargo kunit e2e-stock e2e-debug" chooses'
+	@echo 'make kunit, make e2e parts of it'
+	@echo 'make check           every static check'
+	@echo 'make tools           the twinpage tool and its helpers'
+	@echo 'make modules-debug   twinpage.ko and twinpage_kunit.ko for the debug kernel'
+	@echo 'make prepare         only set up what the others need'
+	@echo 'make clean           remove build/ (the cache stays)'

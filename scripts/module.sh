@@ -1,0 +1,30 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Builds the kernel modules for one of the prepared kernels, in the root:
+#
+#	scripts/module.sh stock|debug [MAKE-ARGUMENT...]
+#
+# The result is in build/stock or build/debug of the checkout.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+kernel=${1:-}
+case $kernel in
+stock | debug) shift ;;
+*) die "usage: scripts/module.sh stock|debug [MAKE-ARGUMENT...]" ;;
+esac
+case $TOP in
+*[[:space:]:%]*) die "the kernel's build cannot work in a path with a space, ':' or '%': $TOP" ;;
+esac
+
+build=$("$TOP/scripts/prepare.sh" "$kernel")
+[ -e "$build" ] || die "prepare.sh gave no build directory for the $kernel kernel"
+in_use "$build"
+output=$TOP/build/$kernel
+mkdir -p "$output"
+say "modules for $(cat "$build/include/config/kernel.release") in build/$kernel"
+exec "$TOP/scripts/root.sh" make --no-print-directory -C "$build" -j"$JOBS" \
+	CC=x86_64-linux-gnu-gcc-14 M="$TOP" MO="$output" \
+	CONFIG_DEBUG_INFO_BTF_MODULES= "$@"

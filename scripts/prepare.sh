@@ -1,0 +1,39 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Prepares what the build and the tests need, once, in the cache:
+#
+#	scripts/prepare.sh root|source|stock|debug|initrd...
+#
+# prints the path of each. What is there already costs nothing and needs no
+# network. "prepare.sh --newest" asks again which kernel is the newest.
+set -euo pipefail
+HERE=$(dirname "$0")
+# shellcheck source=scripts/lib.sh
+. "$HERE/lib.sh"
+# shellcheck source=scripts/prepare/root.sh
+. "$HERE/prepare/root.sh"
+# shellcheck source=scripts/prepare/source.sh
+. "$HERE/prepare/source.sh"
+# shellcheck source=scripts/prepare/stock.sh
+. "$HERE/prepare/stock.sh"
+# shellcheck source=scripts/prepare/debug.sh
+. "$HERE/prepare/debug.sh"
+# shellcheck source=scripts/prepare/initrd.sh
+. "$HERE/prepare/initrd.sh"
+
+[ $# -gt 0 ] || die "usage: scripts/prepare.sh root|source|stock|debug|initrd..."
+for thing in "$@"; do
+	case $thing in
+	root | source | stock | debug | initrd)
+		"prepare_$thing"
+		"${thing}_path"
+		;;
+	--newest)
+		forget_source
+		;;
+	*)
+		die "prepare.sh knows root, source, stock, debug and initrd, not '$thing'"
+		;;
+	esac
+done

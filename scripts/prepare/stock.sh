@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+#
+# A build directory in which modules for the stock kernel can be built. Its
+# headers package lacks the Rust metadata, so they are made here from the same
+# source, configuration and compilers; no kernel is compiled.
+
+KERNEL_CC=x86_64-linux-gnu-gcc-14
+
+stock_key() {
+	printf '%s\n' "stock 1" "$KERNEL_CC" "$(source_key)" \
+		"$(source_release 2>/dev/null)" | hash_of
+}
+
+stock_path() {
+	printf '%s/stock-%s\n' "$CACHE" "$(stock_key)"
+}
+
+# settle BUILD: make a build directory that was made as BUILD.tmp right for
+# BUILD; its Makefile is the one place that knows its own path.
+settle() {
+	sed -i "s|$1\.tmp|$1|g" "$1.tmp/Makefile"
+}
+
+# configure_stock SOURCE BUILD RELEASE: runs in the root. The release files get
+# the stock release, because a module's vermagic must match it.
+configure_stock() {
+	local src=$1 build=$2 release=$3 headers=$1/../deb/usr/src/linux-headers-$3
+	cp "$headers/.config" "$build/.config"
+	make -C "$src" O="$build" CC="$KERNEL_CC" olddefconfig
+	make -C "$src" O="$build" CC="$KERNEL_CC" -j"$JOBS" prepare modules_prepare
+	cp "$headers/Module.symvers" "$build/"
+	echo "$release" >"$build/include/config/kernel.release"
+	echo "#define UTS_RELEASE \"$release\"" >"$build/include/generated/utsrelease.h"
+	grep -qx CONFIG_RUST=y "$build/.config" ||
+		{ echo "error: $release is built without CONFIG_RUST" && return 1; }
+}
+
+prepare_stock() {
+	local path
+	prepare_source
+	path=$(stock_path)
+	[ ! -d "$path" ] || return 0
+	lock stock
+	[ ! -d "$path" ] || return 0
+	rm -rf "$path.tmp"
+	mkdir -p "$path.tmp"
+	progress "module build directory for $(source_release) (about 3 minutes)" \
+		"$CACHE/log/stock.log" '^  [A-Z]' in_root env JOBS="$JOBS" KERNEL_CC="$KERNEL_CC" \
+		bash -ec "$(declare -f configure_stock); configure_stock \"\$@\"" bash \
+		"$(source_path)/src" "$path.tmp" "$(source_release)"
+	settle "$path"
+	publish "$path.tmp" "$path"
+}
