@@ -31,6 +31,12 @@ in_root() {
 	TWINPAGE_ROOT=$(root_path) "$TOP/scripts/root.sh" "$@"
 }
 
+# in_root_do FUNCTION ARGUMENT...: a shell function, run in the root.
+in_root_do() {
+	in_root env JOBS="$JOBS" KERNEL_CC="${KERNEL_CC:-}" \
+		bash -ec "$(declare -f "$1"); \"\$@\"" bash "$@"
+}
+
 choose_release() {
 	local release
 	release=$(newest '7\.3')
@@ -74,8 +80,7 @@ prepare_source() {
 	mkdir -p "$path.tmp"
 	(cd "$path.tmp" && progress "kernel $release: packages and source (230 MB)" \
 		"$CACHE/log/source.log" '^(Get:|Unpacking)' \
-		in_root bash -ec "$(declare -f fetch_debs); fetch_debs \"\$@\"" bash \
-		"$release" "$(cut -d. -f1,2 <<<"$release")")
+		in_root_do fetch_debs "$release" "$(cut -d. -f1,2 <<<"$release")")
 	publish "$path.tmp" "$path"
 }
 

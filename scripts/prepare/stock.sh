@@ -46,9 +46,8 @@ prepare_stock() {
 	rm -rf "$path.tmp"
 	mkdir -p "$path.tmp"
 	progress "module build directory for $(source_release) (about 3 minutes)" \
-		"$CACHE/log/stock.log" '^  [A-Z]' in_root env JOBS="$JOBS" KERNEL_CC="$KERNEL_CC" \
-		bash -ec "$(declare -f configure_stock); configure_stock \"\$@\"" bash \
-		"$(source_path)/src" "$path.tmp" "$(source_release)"
+		"$CACHE/log/stock.log" '^  [A-Z]' \
+		in_root_do configure_stock "$(source_path)/src" "$path.tmp" "$(source_release)"
 	settle "$path"
 	publish "$path.tmp" "$path"
 }

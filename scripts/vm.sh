@@ -1,0 +1,160 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Boots a KVM host under QEMU's software emulation and runs a command in it:
+#
+#	scripts/vm.sh --kernel stock|debug [OPTION...] -- COMMAND ARGUMENT...
+#
+#	--mem MIB        memory of the host (default 2048)
+#	--smp N          its processors (default 2)
+#	--thread MODE    of the emulation: multi (default) or single
+#	--timeout S      give up after S seconds (default 900)
+#	--append ARGS    more kernel parameters
+#	--file H:G       put the file H of this machine at G in the host under test
+#	--out DIR        keep console.log, output.log and what COMMAND left in /out
+#	--check-log      fail when the kernel log has something to explain
+#
+# The command's output comes here as it is written, kernel messages go to
+# console.log. The exit status is the command's; 124: the time was up; 125: the
+# machine died; 126: the kernel log is not clean.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+KERNEL='' MEM=2048 SMP=2 THREAD=multi TIMEOUT=900 APPEND='' OUT='' CHECK_LOG=''
+FILES=()
+
+parse() {
+	while [ $# -gt 0 ]; do
+		case $1 in
+		--check-log) CHECK_LOG=1 && shift && continue ;;
+		--) shift && break ;;
+		esac
+		[ $# -ge 2 ] || die "vm.sh: $1 wants a value"
+		case $1 in
+		--kernel) KERNEL=$2 ;;
+		--mem) MEM=$2 ;;
+		--smp) SMP=$2 ;;
+		--thread) THREAD=$2 ;;
+		--timeout) TIMEOUT=$2 ;;
+		--append) APPEND+=" $2" ;;
+		--file) FILES+=("$2") ;;
+		--out) OUT=$2 ;;
+		*) die "vm.sh does not know the option $1" ;;
+		esac
+		shift 2
+	done
+	[ $# -gt 0 ] || die "vm.sh: no command given (after --)"
+	COMMAND=("$@")
+	case $KERNEL in
+	stock | debug) ;;
+	*) die "vm.sh: --kernel must be stock or debug" ;;
+	esac
+}
+
+# quoted WORD...: the words as a command for a POSIX shell.
+quoted() {
+	local word
+	for word in "$@"; do
+		printf "'%s' " "${word//\'/\'\\\'\'}"
+	done
+	printf '\n'
+}
+
+# stage DIR: what is new in this run, as a tree to lay over the userland.
+stage() {
+	local tree=$1 pair
+	mkdir -p "$tree/job"
+	cp "$TOP/scripts/initrd/init" "$tree/init"
+	quoted "${COMMAND[@]}" >"$tree/job/run"
+	printf 'CHECK_LEAKS=%s\n' "$CHECK_LOG" >"$tree/job/options"
+	for pair in "${FILES[@]}"; do
+		[ -f "${pair%%:*}" ] || die "vm.sh: there is no file ${pair%%:*}"
+		mkdir -p "$(dirname "$tree/${pair#*:}")"
+		cp -L "${pair%%:*}" "$tree/${pair#*:}"
+	done
+}
+
+# kernel_image: the bzImage to boot.
+kernel_image() {
+	case $KERNEL in
+	stock) echo "$INITRD/vmlinuz-stock" ;;
+	debug) echo "$("$TOP/scripts/prepare.sh" debug)/arch/x86/boot/bzImage" ;;
+	esac
+}
+
+# machine DIR IMAGE: run the emulator; its files are in DIR.
+machine() {
+	local dir=$1 image=$2 name ports=()
+	for name in job files status; do
+		ports+=(-chardev "file,id=$name,path=$dir/$name"
+			-device "virtserialport,chardev=$name,name=$name")
+	done
+	exec timeout --kill-after=10 "$TIMEOUT" "$TOP/scripts/root.sh" \
+		nice -n 5 qemu-system-x86_64 -nodefaults -no-user-config \
+		-M q35 -accel "tcg,thread=$THREAD" -cpu max,+svm,+npt \
+		-smp "$SMP" -m "$MEM" -display none -no-reboot \
+		-kernel "$image" -initrd "$dir/initrd" \
+		-append "console=ttyS0 loglevel=7 panic=-1 rdinit=/init$APPEND" \
+		-serial "file:$dir/console.log" \
+		-device virtio-serial-pci "${ports[@]}" \
+		</dev/null >"$dir/qemu.log" 2>&1
+}
+
+# verdict DIR STATUS: the exit status of the whole, with its reason.
+verdict() {
+	local dir=$1 qemu=$2 status
+	if [ -s "$dir/status" ]; then
+		status=$(cat "$dir/status")
+	elif [ "$qemu" -eq 124 ] || [ "$qemu" -eq 137 ]; then
+		say "vm.sh: the time ($TIMEOUT s) was up; the console's last lines:"
+		status=124
+	else
+		say "vm.sh: the machine died; the console's last lines:"
+		status=125
+	fi
+	if [ ! -s "$dir/status" ]; then
+		tail -n 30 "$dir/console.log" "$dir/qemu.log" | tr -d '\r' | sed 's/^/    | /' >&2
+	elif [ -n "$CHECK_LOG" ] && ! "$TOP/scripts/dmesg-clean.sh" "$dir/console.log" >&2; then
+		[ "$status" -ne 0 ] || status=126
+	fi
+	return "$status"
+}
+
+# keep DIR: what is to outlive the run.
+keep() {
+	[ -n "$OUT" ] || return 0
+	mkdir -p "$OUT"
+	cp "$1/console.log" "$OUT/"
+	cp "$1/job" "$OUT/output.log"
+	[ ! -s "$1/files" ] || tar -C "$OUT" --no-same-owner -xf "$1/files"
+}
+
+# shellcheck disable=SC2317
+cleanup() {
+	[ -z "$MACHINE" ] || kill "$MACHINE" 2>/dev/null || true
+	rm -rf "$WORK"
+}
+
+parse "$@"
+MACHINE=''
+INITRD=$("$TOP/scripts/prepare.sh" initrd)
+IMAGE=$(kernel_image)
+mkdir -p "$CACHE/vm"
+WORK=$(mktemp -d "$CACHE/vm/run.XXXXXX")
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+stage "$WORK/tree"
+cp "$INITRD/base.cpio.zst" "$WORK/initrd"
+(cd "$WORK/tree" && "$TOP/scripts/root.sh" sh -c \
+	'truncate -s %4 "$1" && find . | cpio -o -H newc --quiet >>"$1"' sh "$WORK/initrd")
+touch "$WORK/job" "$WORK/files" "$WORK/status" "$WORK/console.log"
+machine "$WORK" "$IMAGE" &
+MACHINE=$!
+tail -n +1 -f -s 0.2 --pid="$MACHINE" "$WORK/job"
+rc=0
+wait "$MACHINE" || rc=$?
+MACHINE=''
+keep "$WORK"
+verdict "$WORK" "$rc"
