@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Address spaces, and what may be done with their page tables.
+//!
+//! Three types, each the proof of more: [`Space`] keeps the structure alive, [`User`] its page
+//! tables, [`Locked`] holds the mmap lock for reading. None of them sleeps to get there: whoever
+//! holds up a VM's mmap lock must not hold up the module.
+
+use super::{bindings, frame::Frame};
+use crate::engine::world::{Shared, Skip, Target, Unshared};
+use core::{marker::PhantomData, ops::Deref, ptr};
+use kernel::{
+    ffi::c_void,
+    mm::{
+        Mm,
+        MmWithUser,
+        MmWithUserAsync,
+        MmapReadGuard, //
+    },
+    sync::aref::ARef, //
+};
+
+/// Pages that one [`Locked::share`] can take.
+pub(crate) const RUN_MAX: usize = bindings::TWINPAGE_SHIM_RUN_MAX as usize;
+
+/// An address space: its structure is there, its memory may be gone.
+pub(crate) struct Space(ARef<Mm>);
+
+/// An address space whose memory is there until this is dropped.
+///
+/// The last user's exit then happens in a work item: this may be dropped anywhere.
+pub(crate) struct User(ARef<MmWithUserAsync>);
+
+/// An address space with its mmap lock held for reading.
+pub(crate) struct Locked<'a> {
+    guard: MmapReadGuard<'a>,
+    mm: *mut c_void,
+    _user: PhantomData<&'a User>,
+}
+
+impl Space {
+    /// Wraps a reference to a structure.
+    pub(super) fn new(mm: ARef<Mm>) -> Self {
+        Self(mm)
+    }
+
+    /// Takes hold of its memory; `None` if it is exiting or gone.
+    pub(crate) fn user(&self) -> Option<User> {
+        self.0.mmget_not_zero().map(MmWithUser::into_mmput_async).map(User)
+    }
+
+    /// Pages that its process could still get before something must be killed.
+    ///
+    /// # Context
+    ///
+    /// Does not sleep.
+    pub(crate) fn pages_available(&self) -> usize {
+        // SAFETY: The `mm_struct` is valid: `self` owns a reference until drop.
+        unsafe { bindings::twinpage_shim_pages_available(self.0.as_raw().cast()) }
+    }
+}
+
+/// Pages of memory that the host has.
+pub(crate) fn host_pages() -> usize {
+    // SAFETY: Reads a global counter; there is nothing to guarantee.
+    unsafe { bindings::twinpage_shim_pages_total() }
+}
+
+impl User {
+    /// Takes the mmap lock for reading, unless that would have to wait.
+    pub(crate) fn try_lock(&self) -> Option<Locked<'_>> {
+        let user = self.0.deref();
+        Some(Locked {
+            guard: user.mmap_read_trylock()?,
+            mm: user.as_raw().cast(),
+            _user: PhantomData,
+        })
+    }
+}
+
+impl Locked<'_> {
+    /// The `mm_struct`; valid and locked as long as `self` is borrowed.
+    pub(super) fn as_ptr(&self) -> *mut c_void {
+        self.mm
+    }
+
+    /// Is anything mapped at `addr`?
+    pub(crate) fn has_mapping(&self, addr: usize) -> bool {
+        self.guard.vma_lookup(addr).is_some()
+    }
+
+    /// Makes a run of pages from `addr` on map their targets where the bytes are equal.
+    ///
+    /// Takes at most [`RUN_MAX`] pages of one page table. Pages that look different are found
+    /// before anything is flushed, and split the run, so that no page loses its mapping in vain.
+    ///
+    /// # Context
+    ///
+    /// Sleeps: MMU notifiers.
+    pub(crate) fn share(&self, addr: usize, targets: &[Target<'_, Frame>], out: &mut [Shared]) {
+        let n = targets.len().min(out.len()).min(RUN_MAX);
+        let mut pages = [ptr::null_mut(); RUN_MAX];
+        let mut results = [0u8; RUN_MAX];
+        for (page, target) in pages.iter_mut().zip(targets) {
+            if let Target::Copy(frame) = target {
+                *page = frame.as_ptr();
+            }
+        }
+        // SAFETY: `mm` is valid and its mmap lock held, as `self` has the guard. `n` is at most
+        // `RUN_MAX`, the length of both arrays, which live until the call returns. The frames in
+        // `pages` are valid: `targets` borrows them.
+        unsafe {
+            bindings::twinpage_shim_compare(
+                self.mm,
+                addr,
+                n as u32,
+                pages.as_ptr(),
+                results.as_mut_ptr(),
+            )
+        };
+        let mut from = 0;
+        while let Some((start, end)) = next_equal(&results[..n], from) {
+            // SAFETY: As above; `start < end <= n`, so the pointers stay within the arrays.
+            unsafe {
+                bindings::twinpage_shim_share(
+                    self.mm,
+                    addr + start * kernel::page::PAGE_SIZE,
+                    (end - start) as u32,
+                    pages[start..].as_ptr(),
+                    results[start..].as_mut_ptr(),
+                )
+            };
+            from = end;
+        }
+        for (to, result) in out.iter_mut().zip(&results[..n]) {
+            *to = decode(u32::from(*result));
+        }
+    }
+
+    /// Gives the page at `addr` its own copy, if it maps a merged one.
+    ///
+    /// The caller has made sure that there is memory ([`Space::pages_available`]).
+    ///
+    /// # Context
+    ///
+    /// Sleeps: takes a page fault.
+    pub(crate) fn unshare(&self, addr: usize) -> Unshared {
+        // SAFETY: `mm` is valid and its mmap lock held, as `self` has the guard.
+        match unsafe { bindings::twinpage_shim_unshare(self.mm, addr) } as u32 {
+            bindings::TWINPAGE_SHIM_DONE => Unshared::Done,
+            bindings::TWINPAGE_SHIM_NO_MEMORY => Unshared::NoMemory,
+            _ => Unshared::Busy,
+        }
+    }
+
+    /// Splits the large folio that is mapped at `addr`. `true` if the page is small now.
+    ///
+    /// # Context
+    ///
+    /// Sleeps.
+    pub(crate) fn split(&self, addr: usize) -> bool {
+        // SAFETY: `mm` is valid and its mmap lock held, as `self` has the guard.
+        unsafe { bindings::twinpage_shim_split(self.mm, addr) == 0 }
+    }
+}
+
+/// The next run of equal pages from `from` on: its start, and the index after its end.
+fn next_equal(results: &[u8], from: usize) -> Option<(usize, usize)> {
+    let equal = |result: &u8| u32::from(*result) == bindings::TWINPAGE_SHIM_DONE;
+    let start = from + results.get(from..)?.iter().position(equal)?;
+    let len = results[start..].iter().take_while(|r| equal(r)).count();
+    Some((start, start + len))
+}
+
+fn decode(result: u32) -> Shared {
+    use bindings::*;
+    match result {
+        TWINPAGE_SHIM_DONE => Shared::Done,
+        TWINPAGE_SHIM_DIFFERS => Shared::Differs,
+        TWINPAGE_SHIM_GONE => Shared::Gone,
+        TWINPAGE_SHIM_PINNED => Shared::Skip(Skip::Pinned),
+        TWINPAGE_SHIM_REFUSED => Shared::Skip(Skip::Special),
+        _ => Shared::Busy,
+    }
+}

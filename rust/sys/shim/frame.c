@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Merged copies: frames of the module's own, mapped by guests read-only. */
+#include <crypto/sha2.h>
+
+#include "mm.h"
+
+/**
+ * twinpage_shim_frame_copy - a fresh frame with the bytes of a kept page.
+ * @page: a page kept by twinpage_shim_look(); guests may write to it meanwhile,
+ *	so what the frame holds is compared again before anybody maps it.
+ *
+ * A guest's frame is never adopted: whoever owned it may have chosen it for a
+ * weakness (Razavi et al., Flip Feng Shui, USENIX Security 2016). Sleeps.
+ *
+ * Return: the frame with one reference, which twinpage_shim_page_put() gives
+ * up; NULL if there is no memory to spare.
+ */
+void *twinpage_shim_frame_copy(void *page)
+{
+	struct page *copy;
+	void *from, *to;
+
+	/* Not movable: nothing could find its mappings to move it. */
+	copy = alloc_pages_node(page_to_nid((struct page *)page),
+				GFP_USER | __GFP_NORETRY | __GFP_NOWARN, 0);
+	if (!copy)
+		return NULL;
+	from = kmap_local_page(page);
+	to = kmap_local_page(copy);
+	copy_page(to, from);
+	kunmap_local(to);
+	kunmap_local(from);
+#if IS_ENABLED(CONFIG_DEBUG_VM)
+	page_folio(copy)->mapping = (void *)FOLIO_MAPPING_KSM;
+	__folio_set_swapbacked(page_folio(copy));
+#endif
+	/* Orders the bytes before the page table entry that shows them. */
+	__folio_mark_uptodate(page_folio(copy));
+	return copy;
+}
+
+/**
+ * twinpage_shim_frame_set_token - keep a number with a frame.
+ * @frame: the frame, owned by the caller, mapped by nobody yet.
+ * @token: the number; twinpage_shim_look() reports it.
+ */
+void twinpage_shim_frame_set_token(void *frame, unsigned int token)
+{
+	set_page_private((struct page *)frame, token);
+}
+
+/**
+ * twinpage_shim_frame_pfn - frame number.
+ * @frame: the frame.
+ */
+unsigned long twinpage_shim_frame_pfn(void *frame)
+{
+	return page_to_pfn((struct page *)frame);
+}
+
+/**
+ * twinpage_shim_frame_mappings - how many page table entries map a frame.
+ * @frame: the frame.
+ *
+ * Zero is final: fork needs a mapping to copy, and the frame is in no cache.
+ * The reference count would not do, pins and peeks raise it.
+ */
+unsigned int twinpage_shim_frame_mappings(void *frame)
+{
+	return folio_mapcount(page_folio((struct page *)frame));
+}
+
+/**
+ * twinpage_shim_frame_poisoned - did the hardware report an error in a frame?
+ * @frame: the frame.
+ */
+int twinpage_shim_frame_poisoned(void *frame)
+{
+	return PageHWPoison((struct page *)frame);
+}
+
+/**
+ * twinpage_shim_frame_read - copy the bytes of a frame.
+ * @frame: the frame.
+ * @bytes: out: PAGE_SIZE bytes.
+ */
+void twinpage_shim_frame_read(void *frame, void *bytes)
+{
+	void *addr = kmap_local_page(frame);
+
+	memcpy(bytes, addr, PAGE_SIZE);
+	kunmap_local(addr);
+}
+
+/**
+ * twinpage_shim_frame_sha256 - SHA-256 of a frame, which never changes.
+ * @frame: the frame.
+ * @digest: out: 32 bytes.
+ */
+void twinpage_shim_frame_sha256(void *frame, unsigned char *digest)
+{
+	void *addr = kmap_local_page(frame);
+
+	sha256(addr, PAGE_SIZE, digest);
+	kunmap_local(addr);
+}
+
+/**
+ * twinpage_shim_sha256 - SHA-256 of kernel memory.
+ * @bytes: where.
+ * @len: how many bytes.
+ * @digest: out: 32 bytes.
+ */
+void twinpage_shim_sha256(const void *bytes, unsigned long len,
+			  unsigned char *digest)
+{
+	sha256(bytes, len, digest);
+}

@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Replacing page table entries: the one-step merge, and its way back.
+ *
+ * Documentation/design.rst, "Merging", argues why one step is enough; the order
+ * of locks is in Documentation/locking.rst.
+ */
+#include "mm.h"
+
+/* One page on its way from its own frame to the target. */
+struct page_move {
+	struct page *page;	/* locked, its entry cleared; NULL if refused */
+	pte_t old;
+};
+
+/*
+ * Are two pages equal? Guests may write to @a meanwhile unless its entry is
+ * cleared; then the answer is only a hint. A NULL @b stands for zeroes.
+ */
+static bool pages_equal(struct page *a, struct page *b)
+{
+	const unsigned long *pa = kmap_local_page(a);
+	const unsigned long *pb = b ? kmap_local_page(b) : NULL;
+	unsigned long differ = 0;
+	unsigned int i;
+
+	for (i = 0; i < PAGE_SIZE / sizeof(*pa) && !differ; i += 8) {
+		unsigned int j;
+
+		for (j = i; j < i + 8; j++)
+			differ |= READ_ONCE(pa[j]) ^ (pb ? READ_ONCE(pb[j]) : 0);
+	}
+	if (pb)
+		kunmap_local(pb);
+	kunmap_local(pa);
+	return !differ;
+}
+
+/* What pte maps, if it may be replaced: a small private page. */
+static struct page *candidate(pte_t pte, unsigned char *result)
+{
+	struct folio *folio;
+	struct page *page;
+
+	*result = TWINPAGE_SHIM_GONE;
+	if (!pte_present(pte) || pte_protnone(pte) || pte_special(pte) ||
+	    pte_uffd(pte) || is_zero_pfn(pte_pfn(pte)))
+		return NULL;
+	page = pte_page(pte);
+	folio = page_folio(page);
+	if (folio_is_zone_device(folio) || !folio_test_anon(folio) ||
+	    folio_test_ksm(folio) || folio_test_large(folio) ||
+	    PageHWPoison(page))
+		return NULL;
+	*result = TWINPAGE_SHIM_PINNED;
+	if (folio_expected_ref_count(folio) != folio_ref_count(folio))
+		return NULL;
+	return page;
+}
+
+/* The mapping of addr, if pages of it may be replaced; *n is cut to its end. */
+static struct vm_area_struct *find_run(struct mm_struct *mm, unsigned long addr,
+				       unsigned int *n)
+{
+	struct vm_area_struct *vma = find_vma(mm, addr);
+
+	if (!vma || vma->vm_start > addr || twinpage_vma_refusal(vma) >= 0 ||
+	    !vma->anon_vma)
+		return NULL;
+	*n = min_t(unsigned long, *n, (vma->vm_end - addr) / PAGE_SIZE);
+	return vma;
+}
+
+/**
+ * twinpage_shim_compare - which pages look equal to their targets.
+ * @mm: the struct mm_struct; its mmap lock is held for reading.
+ * @addr: address of the first page.
+ * @n: how many neighbouring pages, 1..TWINPAGE_SHIM_RUN_MAX, in one page table.
+ * @targets: for each page a frame, or NULL for zeroes.
+ * @results: out: DONE if it looks equal, else why it cannot be replaced.
+ *
+ * A hint that costs no flush; twinpage_shim_share() decides. Sleeps.
+ */
+void twinpage_shim_compare(void *mm, unsigned long addr, unsigned int n,
+			   void *const *targets, unsigned char *results)
+{
+	struct page *pages[TWINPAGE_SHIM_RUN_MAX] = {};
+	unsigned int mapped = n, i;
+	pte_t *pte = NULL;
+	spinlock_t *ptl;
+	pmd_t *pmd;
+
+	memset(results, TWINPAGE_SHIM_GONE, n);
+	if (!find_run(mm, addr, &mapped)) {
+		memset(results, TWINPAGE_SHIM_REFUSED, n);
+		return;
+	}
+	pmd = twinpage_find_pmd(mm, addr);
+	if (pmd)
+		pte = twinpage_pte_lock(mm, pmd, addr, &ptl);
+	if (!pte)
+		return;
+	for (i = 0; i < mapped; i++) {
+		pages[i] = candidate(ptep_get(pte + i), &results[i]);
+		if (pages[i])
+			folio_get(page_folio(pages[i]));
+	}
+	twinpage_pte_unlock(pte, ptl);
+
+	for (i = 0; i < mapped; i++) {
+		if (!pages[i])
+			continue;
+		results[i] = pages_equal(pages[i], targets[i]) ?
+				     TWINPAGE_SHIM_DONE : TWINPAGE_SHIM_DIFFERS;
+		folio_put(page_folio(pages[i]));
+	}
+}
+
+/* Locks the page and clears its entry: from the flush on, nobody can write. */
+static void freeze(struct vm_area_struct *vma, unsigned long addr, pte_t *pte,
+		   struct page_move *move, unsigned char *result)
+{
+	struct page *page = candidate(ptep_get(pte), result);
+
+	if (!page)
+		return;
+	/* Holds off migration, reclaim and split; never sleep for it here. */
+	if (!folio_trylock(page_folio(page))) {
+		*result = TWINPAGE_SHIM_BUSY;
+		return;
+	}
+	move->page = page;
+	move->old = ptep_get_and_clear(vma->vm_mm, addr, pte);
+}
+
+/* After the flush: may the frozen page be replaced by its target? */
+static bool may_replace(struct page_move *move, struct page *target,
+			unsigned char *result)
+{
+	struct folio *folio = page_folio(move->page);
+
+	*result = TWINPAGE_SHIM_PINNED;
+	if (folio_expected_ref_count(folio) != folio_ref_count(folio))
+		return false;
+	*result = TWINPAGE_SHIM_DIFFERS;
+	if (!pages_equal(move->page, target))
+		return false;
+	*result = TWINPAGE_SHIM_PINNED;
+	/* Once this succeeds the old entry must not come back writable. */
+	if (PageAnonExclusive(move->page) &&
+	    folio_try_share_anon_rmap_pte(folio, move->page))
+		return false;
+	*result = TWINPAGE_SHIM_DONE;
+	return true;
+}
+
+/* Entry for a merged copy, with the rmap and the counters that go with it. */
+static pte_t map_copy(struct vm_area_struct *vma, unsigned long addr,
+		      struct page *copy)
+{
+	struct folio *folio = page_folio(copy);
+
+	folio_get(folio);
+#if IS_ENABLED(CONFIG_DEBUG_VM)
+	static_call(twinpage_add_rmap)(folio, copy, 1, vma, addr, RMAP_NONE);
+#else
+	static_call(twinpage_add_rmap)(folio, copy, 1, vma);
+	percpu_counter_add(&vma->vm_mm->rss_stat[MM_ANONPAGES], -1);
+	percpu_counter_add(&vma->vm_mm->rss_stat[MM_FILEPAGES], 1);
+#endif
+	return mk_pte(copy, vma->vm_page_prot);
+}
+
+/*
+ * Entry for the shared zero page. Not dirty: a dirty one is ksmd's mark, and
+ * would be subtracted from its count at unmap (include/linux/ksm.h).
+ */
+static pte_t map_zero(struct vm_area_struct *vma, unsigned long addr)
+{
+	percpu_counter_add(&vma->vm_mm->rss_stat[MM_ANONPAGES], -1);
+	return pte_mkspecial(pfn_pte(zero_pfn(addr), vma->vm_page_prot));
+}
+
+static void replace(struct vm_area_struct *vma, unsigned long addr, pte_t *pte,
+		    struct page_move *move, struct page *target)
+{
+	struct folio *folio = page_folio(move->page);
+	pte_t new;
+
+	if (pte_dirty(move->old))
+		folio_mark_dirty(folio);
+	new = target ? map_copy(vma, addr, target) : map_zero(vma, addr);
+	new = pte_wrprotect(new);
+	if (pte_soft_dirty(move->old))
+		new = pte_mksoft_dirty(new);
+	set_pte_at(vma->vm_mm, addr, pte, new);
+	static_call(twinpage_remove_rmap)(folio, move->page, 1, vma);
+	/* Else the page would stay allocated until reclaim finds it. */
+	if (folio_test_swapcache(folio) && !folio_mapped(folio) &&
+	    twinpage_has(TWINPAGE_SHIM_HAS_FREE_SWAP))
+		static_call(twinpage_free_swap)(folio);
+}
+
+static void replace_run(struct vm_area_struct *vma, unsigned long addr,
+			pte_t *pte, unsigned int n, struct page_move *moves,
+			void *const *targets, unsigned char *results)
+{
+	bool frozen = false;
+	unsigned int i;
+
+	for (i = 0; i < n; i++) {
+		freeze(vma, addr + i * PAGE_SIZE, pte + i, &moves[i], &results[i]);
+		frozen |= !!moves[i].page;
+	}
+	if (!frozen)
+		return;
+	twinpage_flush(vma->vm_mm, addr, addr + n * PAGE_SIZE);
+	/* Pairs with GUP-fast: it sees the entry gone, or we see its reference. */
+	smp_mb();
+	for (i = 0; i < n; i++) {
+		unsigned long at = addr + i * PAGE_SIZE;
+
+		if (!moves[i].page)
+			continue;
+		if (may_replace(&moves[i], targets[i], &results[i]))
+			replace(vma, at, pte + i, &moves[i], targets[i]);
+		else
+			set_pte_at(vma->vm_mm, at, pte + i, moves[i].old);
+		folio_unlock(page_folio(moves[i].page));
+	}
+}
+
+/**
+ * twinpage_shim_share - make pages map their targets if their bytes are equal.
+ * @mm: the struct mm_struct; its mmap lock is held for reading.
+ * @addr: address of the first page.
+ * @n: how many neighbouring pages, 1..TWINPAGE_SHIM_RUN_MAX, in one page table.
+ * @targets: for each page a frame, or NULL for the shared zero page.
+ * @results: out: DONE, or why nothing was changed.
+ *
+ * One notifier range and one TLB flush for all of them. Bytes are compared with
+ * the entries cleared, while nobody can write. Sleeps.
+ */
+void twinpage_shim_share(void *mm, unsigned long addr, unsigned int n,
+			 void *const *targets, unsigned char *results)
+{
+	struct page_move moves[TWINPAGE_SHIM_RUN_MAX] = {};
+	struct mmu_notifier_range range;
+	struct vm_area_struct *vma;
+	unsigned int mapped = n, i;
+	pte_t *pte = NULL;
+	spinlock_t *ptl;
+	pmd_t *pmd;
+
+	memset(results, TWINPAGE_SHIM_GONE, n);
+	vma = find_run(mm, addr, &mapped);
+	if (!vma) {
+		memset(results, TWINPAGE_SHIM_REFUSED, n);
+		return;
+	}
+	pmd = twinpage_find_pmd(mm, addr);
+	if (!pmd)
+		return;
+	mmu_notifier_range_init(&range, MMU_NOTIFY_CLEAR,
+				MMU_NOTIFIER_RANGE_BLOCKABLE, mm, addr,
+				addr + mapped * PAGE_SIZE);
+	if (mm_has_notifiers(mm))
+		static_call(twinpage_range_start)(&range);
+	pte = twinpage_pte_lock(mm, pmd, addr, &ptl);
+	if (pte) {
+		replace_run(vma, addr, pte, mapped, moves, targets, results);
+		twinpage_pte_unlock(pte, ptl);
+	}
+	if (mm_has_notifiers(mm))
+		static_call(twinpage_range_end)(&range);
+	/* The page table's reference, for those that it no longer maps. */
+	for (i = 0; i < mapped; i++)
+		if (moves[i].page && results[i] == TWINPAGE_SHIM_DONE)
+			folio_put(page_folio(moves[i].page));
+}
+
+/* Does addr map a merged copy? */
+static bool maps_copy(struct mm_struct *mm, unsigned long addr)
+{
+	pmd_t *pmd = twinpage_find_pmd(mm, addr);
+	bool copy = false;
+	spinlock_t *ptl;
+	pte_t *pte;
+	pte_t val;
+
+	if (!pmd)
+		return false;
+	pte = twinpage_pte_lock(mm, pmd, addr, &ptl);
+	if (!pte)
+		return false;
+	val = ptep_get(pte);
+	if (pte_present(val) && !pte_special(val) && !is_zero_pfn(pte_pfn(val)))
+		copy = twinpage_is_copy(page_folio(pte_page(val)));
+	twinpage_pte_unlock(pte, ptl);
+	return copy;
+}
+
+/**
+ * twinpage_shim_unshare - give a page its own copy back.
+ * @mm: the struct mm_struct; its mmap lock is held for reading.
+ * @addr: address of the page.
+ *
+ * The caller has made sure that there is memory: the copy is charged to the
+ * VM's memory cgroup, and a charge that fails may call the OOM killer. Sleeps.
+ *
+ * Return: TWINPAGE_SHIM_DONE, also if no merged copy was mapped there,
+ * TWINPAGE_SHIM_NO_MEMORY or TWINPAGE_SHIM_BUSY.
+ */
+int twinpage_shim_unshare(void *mm, unsigned long addr)
+{
+	/* A page table that comes and goes under us ends the loop sooner. */
+	unsigned int tries = 3;
+
+	while (tries-- && maps_copy(mm, addr)) {
+		struct vm_area_struct *vma = find_vma(mm, addr);
+		vm_fault_t fault;
+
+		if (!vma || vma->vm_start > addr)
+			return TWINPAGE_SHIM_DONE;
+		fault = handle_mm_fault(vma, addr,
+					FAULT_FLAG_UNSHARE | FAULT_FLAG_REMOTE,
+					NULL);
+		if (fault & VM_FAULT_OOM)
+			return TWINPAGE_SHIM_NO_MEMORY;
+		if (fault & VM_FAULT_ERROR)
+			return TWINPAGE_SHIM_BUSY;
+	}
+	return maps_copy(mm, addr) ? TWINPAGE_SHIM_BUSY : TWINPAGE_SHIM_DONE;
+}
+
+/* A reference on the large folio mapped at addr, or NULL. */
+static struct page *get_huge(struct mm_struct *mm, unsigned long addr)
+{
+	pmd_t *pmd = twinpage_find_pmd(mm, addr);
+	struct page *page = NULL;
+	spinlock_t *ptl;
+	pmd_t val;
+	pte_t *pte;
+
+	if (!pmd)
+		return NULL;
+	ptl = pmd_lock(mm, pmd);
+	val = pmdp_get(pmd);
+	if (pmd_present(val) && pmd_trans_huge(val)) {
+		page = pmd_page(val);
+		if (folio_test_anon(page_folio(page)))
+			folio_get(page_folio(page));
+		else
+			page = NULL;
+		spin_unlock(ptl);
+		return page;
+	}
+	spin_unlock(ptl);
+	pte = twinpage_pte_lock(mm, pmd, addr, &ptl);
+	if (!pte)
+		return NULL;
+	if (pte_present(ptep_get(pte)) && !pte_special(ptep_get(pte))) {
+		page = pte_page(ptep_get(pte));
+		if (folio_test_large(page_folio(page)) &&
+		    folio_test_anon(page_folio(page)))
+			folio_get(page_folio(page));
+		else
+			page = NULL;
+	}
+	twinpage_pte_unlock(pte, ptl);
+	return page;
+}
+
+/**
+ * twinpage_shim_split - split the large folio mapped at an address.
+ * @mm: the struct mm_struct; its mmap lock is held for reading.
+ * @addr: an address inside it.
+ *
+ * Sleeps.
+ *
+ * Return: 0, -ENOENT if there is none, -EBUSY if it is in use, -EOPNOTSUPP if
+ * the kernel lacks the function.
+ */
+int twinpage_shim_split(void *mm, unsigned long addr)
+{
+	struct page *page;
+	int err = -EBUSY;
+
+	if (!twinpage_has(TWINPAGE_SHIM_HAS_SPLIT))
+		return -EOPNOTSUPP;
+	page = get_huge(mm, addr);
+	if (!page)
+		return -ENOENT;
+	if (folio_trylock(page_folio(page))) {
+		err = static_call(twinpage_split)(page, NULL, 0);
+		/* The folio of the page is another one after a split. */
+		folio_unlock(page_folio(page));
+	}
+	folio_put(page_folio(page));
+	return err ? -EBUSY : 0;
+}

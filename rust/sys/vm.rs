@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KVM VMs and their memslots.
+
+use super::{bindings, mm::Space};
+use core::ptr::{self, NonNull};
+use kernel::{
+    alloc::KVVec,
+    error::to_result,
+    ffi::c_void,
+    mm::Mm,
+    prelude::*,
+    sync::aref::ARef, //
+};
+
+/// A memslot that userspace gave a VM.
+pub(crate) use bindings::twinpage_shim_slot as Slot;
+
+/// A VM, held by a reference.
+///
+/// # Invariants
+///
+/// `vm` is a `struct kvm` of which `self` owns a reference; `owner` is the module whose code
+/// destroys it, or null if that is built in, and `self` owns a reference of it too.
+pub(crate) struct Vm {
+    vm: NonNull<c_void>,
+    owner: *mut c_void,
+}
+
+// SAFETY: References to a `struct kvm` and to a module may be used and given up on any thread.
+unsafe impl Send for Vm {}
+// SAFETY: Every method takes `&self` and only reads fields that KVM changes atomically or under
+// SRCU, which the shim takes.
+unsafe impl Sync for Vm {}
+
+impl Vm {
+    /// Takes hold of the VM behind a file descriptor of the calling process.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF`: not an open file; `EINVAL`: not a KVM VM; `EOPNOTSUPP`: encrypted memory; `ESRCH`:
+    /// on its way out.
+    ///
+    /// # Context
+    ///
+    /// Process context, may sleep.
+    pub(crate) fn from_fd(fd: i32) -> Result<Self> {
+        let mut vm = ptr::null_mut();
+        let mut owner = ptr::null_mut();
+        // SAFETY: Both pointers are valid for one write until the call returns.
+        to_result(unsafe { bindings::twinpage_shim_vm_get(fd, &mut vm, &mut owner) })?;
+        // INVARIANT: The call succeeded and handed over a reference to each.
+        Ok(Self {
+            vm: NonNull::new(vm).ok_or(ESRCH)?,
+            owner,
+        })
+    }
+
+    /// The address space that holds its memory.
+    pub(crate) fn space(&self) -> Space {
+        // SAFETY: `vm` is valid: `self` owns a reference until drop. KVM holds a reference to the
+        // `mm_struct` as long as the VM exists, so taking another is sound.
+        let mm = unsafe {
+            let mm: *mut kernel::bindings::mm_struct =
+                bindings::twinpage_shim_vm_mm(self.vm.as_ptr()).cast();
+            ARef::from(Mm::from_raw(mm))
+        };
+        Space::new(mm)
+    }
+
+    /// Are these the same VM?
+    pub(crate) fn is(&self, other: &Vm) -> bool {
+        self.vm == other.vm
+    }
+
+    /// Process that created it.
+    pub(crate) fn pid(&self) -> i32 {
+        // SAFETY: `vm` is valid: `self` owns a reference until drop.
+        unsafe { bindings::twinpage_shim_vm_pid(self.vm.as_ptr()) }
+    }
+
+    /// Does nobody else hold it, or has it died?
+    pub(crate) fn is_closed(&self) -> bool {
+        // SAFETY: `vm` is valid: `self` owns a reference until drop.
+        unsafe { bindings::twinpage_shim_vm_closed(self.vm.as_ptr()) != 0 }
+    }
+
+    /// Is dirty logging on, as it is while the VM migrates?
+    pub(crate) fn is_dirty_logging(&self) -> bool {
+        // SAFETY: `vm` is valid: `self` owns a reference until drop.
+        unsafe { bindings::twinpage_shim_vm_dirty_logging(self.vm.as_ptr()) != 0 }
+    }
+
+    /// Its memslots, in no order, appended to `slots`, which is emptied first.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    ///
+    /// # Context
+    ///
+    /// May sleep. Holds the VM's SRCU lock for the copy only.
+    pub(crate) fn slots(&self, slots: &mut KVVec<Slot>) -> Result {
+        loop {
+            let room = slots.capacity().max(16);
+            slots.clear();
+            slots.resize(room, Slot::default(), GFP_KERNEL)?;
+            // SAFETY: `vm` is valid: `self` owns a reference until drop. `slots` has `room`
+            // elements until the call returns.
+            let n = unsafe {
+                bindings::twinpage_shim_vm_slots(self.vm.as_ptr(), slots.as_mut_ptr(), room)
+            } as usize;
+            if n <= room {
+                slots.truncate(n);
+                return Ok(());
+            }
+            slots.reserve(n, GFP_KERNEL)?;
+        }
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // SAFETY: `self` owns both references, and is not used again. Callers hold no lock that
+        // KVM takes when the VM is destroyed here.
+        unsafe { bindings::twinpage_shim_vm_put(self.vm.as_ptr(), self.owner) };
+    }
+}
