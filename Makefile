@@ -26,7 +26,7 @@ modules-debug:
 
 .PHONY: tools
 tools:
-	@cd tools && $(SCRIPTS)/root.sh cargo build --release --locked --workspace --bins
+	@$(SCRIPTS)/tools.sh
 
 .PHONY: prepare
 prepare:

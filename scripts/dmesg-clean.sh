@@ -59,7 +59,9 @@ x86/cpu: .*WARNING	The emulated processor lacks features the kernel names.
 END
 )
 
-[ $# -eq 1 ] && [ -r "$1" ] || die "usage: scripts/dmesg-clean.sh LOG"
+if [ $# -ne 1 ] || [ ! -r "$1" ]; then
+	die "usage: scripts/dmesg-clean.sh LOG"
+fi
 found=$(tr -d '\r' <"$1" | grep -nE -A 25 "$(tr '\n' '|' <<<"$PATTERNS" | sed 's/|$//')" |
 	grep -avE "$(cut -f1 <<<"$EXPLAINED" | tr '\n' '|' | sed 's/|$//')" || true)
 if grep -qE '^[0-9]+:' <<<"$found"; then

@@ -74,9 +74,10 @@ publish() {
 	name=$(basename "${path%-*}")
 	mv -T "$tmp" "$path"
 	ln -sfn "$(basename "$path")" "$CACHE/$name"
-	for old in "$CACHE/$name"-????????????; do
-		[ "$old" != "$path" ] && [ -e "$old" ] || continue
-		flock -n "$old" true || continue
+	for old in "$CACHE/$name"-????????????{,.tmp}; do
+		if [ "$old" = "$path" ] || [ ! -e "$old" ] || ! flock -n "$old" true; then
+			continue
+		fi
 		say "removing $(basename "$old"), which is out of date"
 		rm -rf "$old"
 	done
@@ -84,10 +85,12 @@ publish() {
 
 # ticker LABEL LOG PATTERN: say now and then how much of LOG matches PATTERN.
 ticker() {
-	local label=$1 log=$2 pattern=$3 start=$SECONDS shown=-1 count
+	local label=${1%% (*} log=$2 pattern=$3 start=$SECONDS
+	local shown=-1 count pause=10
 	while kill -0 "$$" 2>/dev/null; do
 		# A pause without a process, which would outlive us and keep locks.
-		read -r -t 10 <> <(:) || true
+		read -r -t "$pause" <> <(:) || true
+		[ $((SECONDS - start)) -lt 60 ] || pause=30
 		count=$(grep -cE "$pattern" "$log" || true)
 		[ "$count" != "$shown" ] || continue
 		shown=$count
@@ -96,13 +99,14 @@ ticker() {
 }
 
 # progress LABEL LOG PATTERN COMMAND...: run COMMAND with its output in LOG
-# and show its pace. On failure the log's end and one closing line.
+# and show its pace. LABEL may end in a hint in parentheses. On failure the
+# log's end and one closing line.
 progress() {
-	local label=$1 log=$2 pattern=$3 start=$SECONDS ticker_pid rc=0
+	local label=${1%% (*} log=$2 pattern=$3 start=$SECONDS ticker_pid rc=0
+	say "$1"
 	shift 3
 	mkdir -p "$(dirname "$log")"
 	: >"$log"
-	say "$label"
 	ticker "$label" "$log" "$pattern" &
 	ticker_pid=$!
 	"$@" >"$log" 2>&1 </dev/null || rc=$?

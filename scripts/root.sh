@@ -60,11 +60,13 @@ exec chroot "$root" /bin/sh -c "cd \"\$1\" && shift && exec \"\$@\"" sh "$cwd" "
 
 mapfile -d '' -t VARS < <(passed_on)
 read -r -a BIND <<<"${TWINPAGE_BIND:-}"
-mkdir -p "$CACHE/cargo" "$CACHE/target"
+# Each checkout has its own build products; crates are downloaded once for all.
+TARGET=$CACHE/target/$(hash_of <<<"$TOP")
+mkdir -p "$CACHE/cargo" "$TARGET"
 exec unshare --mount --propagation private env -i "${VARS[@]}" \
 	HOME=/root LANG=C.UTF-8 LC_ALL=C.UTF-8 \
 	PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-	CARGO_HOME="$CACHE/cargo" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$CACHE/target}" \
+	CARGO_HOME="$CACHE/cargo" CARGO_TARGET_DIR="$TARGET" \
 	GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*' \
 	TWINPAGE_IN_ROOT=1 \
 	/bin/sh -c "$inside" root.sh "$ROOT" "$PWD" "$TOP" "$CACHE" /tmp "${BIND[@]}" -- "$@"

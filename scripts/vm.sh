@@ -140,6 +140,8 @@ parse "$@"
 MACHINE=''
 INITRD=$("$TOP/scripts/prepare.sh" initrd)
 IMAGE=$(kernel_image)
+in_use "$INITRD"
+in_use "${IMAGE%/arch/*}"
 mkdir -p "$CACHE/vm"
 WORK=$(mktemp -d "$CACHE/vm/run.XXXXXX")
 trap cleanup EXIT
@@ -147,6 +149,7 @@ trap 'exit 130' INT TERM
 
 stage "$WORK/tree"
 cp "$INITRD/base.cpio.zst" "$WORK/initrd"
+# shellcheck disable=SC2016
 (cd "$WORK/tree" && "$TOP/scripts/root.sh" sh -c \
 	'truncate -s %4 "$1" && find . | cpio -o -H newc --quiet >>"$1"' sh "$WORK/initrd")
 touch "$WORK/job" "$WORK/files" "$WORK/status" "$WORK/console.log"

@@ -59,7 +59,7 @@ prepare_debug() {
 		in_root_do configure_debug "$(source_path)/src" "$path.tmp" "$DEBUG_CONFIG"
 	missing=$(debug_options | unset_options "$path.tmp/.config" | tr '\n' ' ')
 	[ -z "$missing" ] || die "debug kernel: the configuration dropped: $missing"
-	progress "debug kernel: about 3000 objects, 15 to 20 minutes on 2 cores" \
+	progress "debug kernel (15 to 20 minutes on 2 cores, once)" \
 		"$CACHE/log/debug.log" '^  [A-Z]' \
 		in_root_do build_debug "$(source_path)/src" "$path.tmp"
 	settle "$path"

@@ -94,7 +94,7 @@ prepare_initrd() {
 	progress "userland of the test host" "$CACHE/log/initrd.log" '.' \
 		in_root env INITRD_MODULES="$INITRD_MODULES" INITRD_FIRMWARE="$INITRD_FIRMWARE" \
 		INITRD_PROGRAMS="$INITRD_PROGRAMS" INITRD_LIBRARIES="$INITRD_LIBRARIES" \
-		bash -ec "$(declare -f copy_programs copy_modules build_initrd); build_initrd \"\$@\"" \
-		bash "$(source_path)" "$path.tmp"
+		bash -ec "$(declare -f copy_programs copy_modules build_initrd)"'; "$@"' \
+		bash build_initrd "$(source_path)" "$path.tmp"
 	publish "$path.tmp" "$path"
 }

@@ -20,7 +20,7 @@ root_path() {
 }
 
 # root_bootstrap TMP: the unpacking itself. The backports line is derived from
-# the one mmdebstrap wrote, so that it names the same mirror.
+# the one that mmdebstrap wrote, so that it names the same mirror.
 root_bootstrap() {
 	# shellcheck disable=SC2016
 	local hook='set -e
@@ -29,7 +29,7 @@ sed -n "s/ trixie main/ trixie-backports main/p" "$1/etc/apt/sources.list" |
 [ -s "$1/etc/apt/sources.list.d/backports.list" ]
 chroot "$1" apt-get update'
 	TMPDIR=/tmp mmdebstrap --variant=minbase --components=main \
-		--skip=cleanup/apt --include="$(tr -s '\n ' ',' <<<"$ROOT_PACKAGES" | sed 's/,$//')" \
+		--skip=cleanup/apt --include="${ROOT_PACKAGES//[[:space:]]/,}" \
 		--customize-hook="$hook" "$ROOT_SUITE" "$1"
 }
 

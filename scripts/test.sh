@@ -1,0 +1,120 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Runs the tests and adds them up:
+#
+#	scripts/test.sh [STAGE...]
+#
+# with the stages cargo, kunit, e2e-stock and e2e-debug (all of them if none is
+# named). ONLY=PATTERN chooses among the end-to-end tests. Logs go to build/log.
+# The last line is "N passed, N failed", with ", N skipped" where some were.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+LOG=$TOP/build/log
+PASSED=0 FAILED=0 SKIPPED=0
+
+title_of() {
+	case $1 in
+	cargo) echo "cargo tests of the engine and the tools" ;;
+	kunit) echo "KUnit on the debug kernel" ;;
+	e2e-stock) echo "end to end, stock kernel" ;;
+	e2e-debug) echo "end to end, debug kernel" ;;
+	*) die "test.sh knows the stages cargo, kunit, e2e-stock, e2e-debug, not '$1'" ;;
+	esac
+}
+
+stage_cargo() {
+	cd "$TOP/tools"
+	"$TOP/scripts/root.sh" cargo test --workspace --locked --no-fail-fast
+}
+
+# stage_kunit: the suites run when the module is loaded; debugfs has what each
+# said, free of what else the kernel had to say.
+stage_kunit() {
+	"$TOP/scripts/module.sh" debug modules
+	# shellcheck disable=SC2016
+	"$TOP/scripts/vm.sh" --kernel debug --timeout 1200 --check-log --out "$LOG/kunit" \
+		--file "$TOP/build/debug/twinpage_kunit.ko:/twinpage_kunit.ko" \
+		-- sh -c 'insmod /twinpage_kunit.ko || exit 1
+			cat /sys/kernel/debug/kunit/*/results && rmmod twinpage_kunit'
+}
+
+# stage_e2e KERNEL: the end-to-end program judges from inside the host.
+stage_e2e() {
+	local program files=()
+	"$TOP/scripts/module.sh" "$1" modules
+	"$TOP/scripts/tools.sh"
+	for program in "$TOP"/build/bin/*; do
+		files+=(--file "$program:/usr/bin/$(basename "$program")")
+	done
+	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 5400 --mem 3072 --check-log \
+		--out "$LOG/e2e-$1" --file "$TOP/build/$1/twinpage.ko:/twinpage.ko" \
+		"${files[@]}" -- twinpage-e2e ${ONLY:+--only "$ONLY"}
+}
+
+# tally LOG: "passed failed skipped" of the lines of cargo, KUnit (the second
+# level) and our own program.
+tally() {
+	awk '
+	/^test result:/ { passed += $4; failed += $6; skipped += $8; next }
+	/^(    )?ok [0-9]/ && / # SKIP/ { skipped++; next }
+	/^    (not )?ok [0-9]/ { level2 = 1; if ($1 == "ok") passed++; else failed++; next }
+	/^(not )?ok [0-9]/ { if ($1 == "ok") top_ok++; else top_bad++ }
+	END {
+		if (!level2) { passed += top_ok; failed += top_bad }
+		print passed + 0, failed + 0, skipped + 0
+	}' "$1"
+}
+
+# watch: of a stage's output, what is worth showing while it runs.
+watch() {
+	grep --line-buffered -aE '^( {4})?(not ok|ok) [0-9]|^==> |^test result|^test .*FAILED|^error' |
+		sed -u 's/^/    /' || true
+}
+
+# excuse STAGE STATUS LOG: why a stage failed, in short.
+excuse() {
+	say "$1 failed with status $2; from $3:"
+	grep -anE '(^|    )not ok |^test .*FAILED|panicked at|^error|^    \|' "$3" | head -n 40 |
+		sed 's/^/    | /' >&2 || true
+	tail -n 12 "$3" | sed 's/^/    | /' >&2
+}
+
+# run_stage STAGE: run it and add its numbers. A stage that fails otherwise than
+# by a test, or that ran no test, counts as one failed test.
+run_stage() {
+	local stage=$1 start=$SECONDS log=$LOG/$1.log rc=0 passed failed skipped
+	say "$2 $(title_of "$stage")"
+	set +e
+	(
+		set -e
+		"stage_${stage%-*}" "${stage#*-}"
+	) 2>&1 </dev/null | tee "$log" | watch >&2
+	rc=${PIPESTATUS[0]}
+	set -e
+	read -r passed failed skipped < <(tally "$log")
+	if [ "$failed" -eq 0 ] && { [ "$rc" -ne 0 ] || [ "$passed" -eq 0 ]; }; then
+		failed=1
+	fi
+	[ "$failed" -eq 0 ] || excuse "$stage" "$rc" "$log"
+	say "$stage: $passed passed, $failed failed, $skipped skipped in $((SECONDS - start)) s"
+	PASSED=$((PASSED + passed)) FAILED=$((FAILED + failed)) SKIPPED=$((SKIPPED + skipped))
+}
+
+STAGES=("$@")
+[ $# -gt 0 ] || STAGES=(cargo kunit e2e-stock e2e-debug)
+for stage in "${STAGES[@]}"; do
+	title_of "$stage" >/dev/null
+done
+mkdir -p "$LOG"
+"$TOP/scripts/prepare.sh" root >/dev/null
+number=0
+for stage in "${STAGES[@]}"; do
+	number=$((number + 1))
+	run_stage "$stage" "[$number/${#STAGES[@]}]"
+done
+summary="$PASSED passed, $FAILED failed"
+[ "$SKIPPED" -eq 0 ] || summary+=", $SKIPPED skipped"
+echo "$summary"
+[ "$FAILED" -eq 0 ]
