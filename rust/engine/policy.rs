@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Whose turn it is, and how long to rest.
+//!
+//! Pure arithmetic: the scanner thread tells what happened, and does what it is told.
+
+use super::{
+    knobs::{
+        Advisor,
+        Knobs, //
+    },
+    world::GuestId,
+};
+
+/// The longest rest at once, so that settings and new guests are noticed.
+pub const MAX_REST_NS: u64 = 500_000_000;
+
+/// The shortest rest worth its timer; shorter ones add up.
+pub const MIN_REST_NS: u64 = 1_000_000;
+
+const NS_PER_MS: u64 = 1_000_000;
+
+/// What the order of turns depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// The guest.
+    pub guest: GuestId,
+    /// The round in which its last complete pass ended, as [`Rounds::number`] said; 0: it has none.
+    pub round: u64,
+}
+
+/// The rounds over all guests of all domains. In a round each guest is passed over once.
+#[derive(Debug)]
+pub struct Rounds(u64);
+
+impl Rounds {
+    /// Starts the first round.
+    pub const fn new() -> Self {
+        Self(1)
+    }
+
+    /// Returns the number of this round, from 1.
+    pub fn number(&self) -> u64 {
+        self.0
+    }
+
+    /// Returns how many rounds are complete.
+    pub fn full_scans(&self) -> u64 {
+        self.0.saturating_sub(1)
+    }
+
+    /// Returns whose turn it is: guests without a complete pass first, then those that this round
+    /// has not passed, by number. Ends the round when there is none, and starts the next.
+    ///
+    /// `None` if there are no guests.
+    pub fn next(&mut self, turns: impl Iterator<Item = Turn>) -> Option<GuestId> {
+        let first = turns.min_by_key(|turn| (turn.round != 0, turn.round >= self.0, turn.guest))?;
+        if first.round >= self.0 {
+            // OVERFLOW: 2^64 rounds take for ever.
+            self.0 = self.0.wrapping_add(1);
+        }
+        Some(first.guest)
+    }
+}
+
+impl Default for Rounds {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// How urgent the work was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// The first pass over a guest: memory is tight just after a start, so no rest.
+    Boost,
+    /// Anything else.
+    Steady,
+}
+
+/// Keeps the scanner within its share of CPU time.
+#[derive(Debug, Default)]
+pub struct Pacer {
+    owed_ns: u64,
+}
+
+impl Pacer {
+    /// Owes no rest.
+    pub const fn new() -> Self {
+        Self { owed_ns: 0 }
+    }
+
+    /// Returns how long to rest after a batch that took `busy_ns` of CPU time; 0: not at all.
+    ///
+    /// With the CPU advisor, rest that is too short or too long for now is owed to later calls. A
+    /// boosted batch owes none.
+    pub fn rest_ns(&mut self, knobs: &Knobs, pace: Pace, busy_ns: u64) -> u64 {
+        match (knobs.advisor, pace) {
+            (Advisor::None, _) => {
+                self.owed_ns = 0;
+                u64::from(knobs.sleep_ms).saturating_mul(NS_PER_MS)
+            }
+            (Advisor::Cpu, Pace::Boost) => {
+                self.owed_ns = 0;
+                0
+            }
+            (Advisor::Cpu, Pace::Steady) => self.pay(knobs.advisor_max_cpu, busy_ns),
+        }
+    }
+
+    /// Adds the rest due for `busy_ns` at `percent` of a CPU, and pays what can be paid now.
+    fn pay(&mut self, percent: u32, busy_ns: u64) -> u64 {
+        let percent = u64::from(percent.clamp(1, 100));
+        let due = busy_ns
+            .saturating_mul(100_u64.saturating_sub(percent))
+            .checked_div(percent)
+            .unwrap_or(0);
+        self.owed_ns = self.owed_ns.saturating_add(due);
+        if self.owed_ns < MIN_REST_NS {
+            return 0;
+        }
+        let rest = self.owed_ns.min(MAX_REST_NS);
+        self.owed_ns = self.owed_ns.saturating_sub(rest);
+        rest
+    }
+}
+
+#[cfg(any(test, TWINPAGE_KUNIT))]
+#[cfg_attr(not(test), kernel::macros::kunit_tests(twinpage_policy))]
+mod tests {
+    use super::*;
+
+    fn turn(guest: u32, round: u64) -> Turn {
+        Turn {
+            guest: GuestId(guest),
+            round,
+        }
+    }
+
+    #[test]
+    fn nobody_has_no_turn() {
+        let mut rounds = Rounds::new();
+        assert_eq!(rounds.next([].into_iter()), None);
+        assert_eq!(rounds.full_scans(), 0);
+    }
+
+    #[test]
+    fn new_guests_go_first() {
+        let mut rounds = Rounds(5);
+        let turns = [turn(1, 4), turn(2, 5), turn(7, 0), turn(8, 0)];
+        assert_eq!(rounds.next(turns.into_iter()), Some(GuestId(7)));
+        assert_eq!(rounds.number(), 5);
+    }
+
+    #[test]
+    fn a_round_passes_each_guest_once() {
+        let mut rounds = Rounds::new();
+        let mut turns = [turn(3, 0), turn(1, 0), turn(2, 0)];
+        for expected in [1, 2, 3, 1, 2, 3, 1] {
+            let next = rounds.next(turns.iter().copied());
+            assert_eq!(next, Some(GuestId(expected)));
+            for turn in &mut turns {
+                if Some(turn.guest) == next {
+                    turn.round = rounds.number();
+                }
+            }
+        }
+        assert_eq!(rounds.full_scans(), 2);
+    }
+
+    #[test]
+    fn a_turn_lasts_until_the_pass_ends() {
+        let mut rounds = Rounds(2);
+        let turns = [turn(1, 1), turn(2, 1)];
+        for _ in 0..3 {
+            assert_eq!(rounds.next(turns.into_iter()), Some(GuestId(1)));
+        }
+        assert_eq!(rounds.number(), 2);
+    }
+
+    #[test]
+    fn a_guest_alone_makes_a_round_of_each_pass() {
+        let mut rounds = Rounds::new();
+        let mut only = turn(9, 0);
+        for full_scans in 0..4 {
+            assert_eq!(rounds.next([only].into_iter()), Some(GuestId(9)));
+            assert_eq!(rounds.full_scans(), full_scans);
+            only.round = rounds.number();
+        }
+    }
+
+    #[test]
+    fn without_advisor_the_rest_is_the_setting() {
+        let mut pacer = Pacer::new();
+        let mut knobs = Knobs::DEFAULT;
+        knobs.advisor = Advisor::None;
+        for pace in [Pace::Boost, Pace::Steady] {
+            assert_eq!(pacer.rest_ns(&knobs, pace, 5_000_000), 20_000_000);
+        }
+        knobs.sleep_ms = 0;
+        assert_eq!(pacer.rest_ns(&knobs, Pace::Steady, 5_000_000), 0);
+    }
+
+    #[test]
+    fn the_advisor_keeps_the_share_over_time() {
+        for percent in [1, 5, 50, 99] {
+            let mut pacer = Pacer::new();
+            let mut knobs = Knobs::DEFAULT;
+            knobs.advisor_max_cpu = percent;
+            let (mut busy, mut rest) = (0_u64, 0_u64);
+            for batch in 0..10_000_u64 {
+                let ns = batch.wrapping_mul(7919).wrapping_rem(300_000);
+                busy = busy.saturating_add(ns);
+                let now = pacer.rest_ns(&knobs, Pace::Steady, ns);
+                assert!(now == 0 || (MIN_REST_NS..=MAX_REST_NS).contains(&now));
+                rest = rest.saturating_add(now);
+            }
+            let all = busy.saturating_add(rest).saturating_add(pacer.owed_ns);
+            let share = busy.saturating_mul(10_000).checked_div(all).unwrap_or(0);
+            let wanted = u64::from(percent).saturating_mul(100);
+            assert!(share.abs_diff(wanted) <= 1);
+        }
+    }
+
+    #[test]
+    fn long_rests_are_paid_in_parts() {
+        let mut pacer = Pacer::new();
+        let mut knobs = Knobs::DEFAULT;
+        knobs.advisor_max_cpu = 1;
+        let first = pacer.rest_ns(&knobs, Pace::Steady, 10_000_000);
+        assert_eq!(first, MAX_REST_NS);
+        let second = pacer.rest_ns(&knobs, Pace::Steady, 0);
+        assert_eq!(second, 990_000_000 - MAX_REST_NS);
+        assert_eq!(pacer.rest_ns(&knobs, Pace::Steady, 0), 0);
+    }
+
+    #[test]
+    fn a_boost_owes_nothing() {
+        let mut pacer = Pacer::new();
+        assert_eq!(pacer.rest_ns(&Knobs::DEFAULT, Pace::Boost, u64::MAX), 0);
+        assert_eq!(pacer.rest_ns(&Knobs::DEFAULT, Pace::Steady, 0), 0);
+    }
+
+    #[test]
+    fn absurd_times_do_not_overflow() {
+        let mut pacer = Pacer::new();
+        for _ in 0..3 {
+            let rest = pacer.rest_ns(&Knobs::DEFAULT, Pace::Steady, u64::MAX);
+            assert_eq!(rest, MAX_REST_NS);
+        }
+    }
+}
