@@ -5,7 +5,7 @@
 # locks, and long commands with visible progress. To be sourced.
 
 TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-CACHE=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/twinpage
+CACHE=${XDG_CACHE_HOME:-${HOME:?is not set}/.cache}/twinpage
 JOBS=$(nproc)
 export TOP CACHE JOBS
 

@@ -5,7 +5,7 @@
 #
 #	scripts/module.sh stock|debug [MAKE-ARGUMENT...]
 #
-# The result is in build/stock or build/debug of the checkout.
+# The result is in build/stock or build/debug of the checkout, or in OUTPUT.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -22,9 +22,9 @@ esac
 build=$("$TOP/scripts/prepare.sh" "$kernel")
 [ -e "$build" ] || die "prepare.sh gave no build directory for the $kernel kernel"
 in_use "$build"
-output=$TOP/build/$kernel
+output=$TOP/${OUTPUT:-build/$kernel}
 mkdir -p "$output"
-say "modules for $(cat "$build/include/config/kernel.release") in build/$kernel"
+say "modules for $(cat "$build/include/config/kernel.release") in ${output#"$TOP/"}"
 exec "$TOP/scripts/root.sh" make --no-print-directory -C "$build" -j"$JOBS" \
 	CC=x86_64-linux-gnu-gcc-14 M="$TOP" MO="$output" \
 	CONFIG_DEBUG_INFO_BTF_MODULES= "$@"

@@ -62,9 +62,9 @@ mapfile -d '' -t VARS < <(passed_on)
 read -r -a BIND <<<"${TWINPAGE_BIND:-}"
 # Each checkout has its own build products; crates are downloaded once for all.
 TARGET=$CACHE/target/$(hash_of <<<"$TOP")
-mkdir -p "$CACHE/cargo" "$TARGET"
+mkdir -p "$CACHE/home" "$CACHE/cargo" "$TARGET"
 exec unshare --mount --propagation private env -i "${VARS[@]}" \
-	HOME=/root LANG=C.UTF-8 LC_ALL=C.UTF-8 \
+	HOME="$CACHE/home" LANG=C.UTF-8 LC_ALL=C.UTF-8 \
 	PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
 	CARGO_HOME="$CACHE/cargo" CARGO_TARGET_DIR="$TARGET" \
 	GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*' \

@@ -12,6 +12,7 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 LOG=$TOP/build/log
+WATCHED='^( {4})?(not ok|ok) [0-9]|^==> |^test result|^test .*FAILED|^error'
 PASSED=0 FAILED=0 SKIPPED=0
 
 title_of() {
@@ -69,15 +70,15 @@ tally() {
 
 # watch: of a stage's output, what is worth showing while it runs.
 watch() {
-	grep --line-buffered -aE '^( {4})?(not ok|ok) [0-9]|^==> |^test result|^test .*FAILED|^error' |
+	grep --line-buffered -aE "$WATCHED" |
 		sed -u 's/^/    /' || true
 }
 
 # excuse STAGE STATUS LOG: why a stage failed, in short.
 excuse() {
 	say "$1 failed with status $2; from $3:"
-	grep -anE '(^|    )not ok |^test .*FAILED|panicked at|^error|^    \|' "$3" | head -n 40 |
-		sed 's/^/    | /' >&2 || true
+	grep -anE '(^|    )not ok |^test .*FAILED|panicked at|^error|^    \|' "$3" |
+		head -n 40 | sed 's/^/    | /' >&2 || true
 	tail -n 12 "$3" | sed 's/^/    | /' >&2
 }
 

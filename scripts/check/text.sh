@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+#
+# Checks that only read text.
+
+# Directories of one machine, and hosts that packages come from.
+PLACES='(^|[^]})*[:alnum:]_."$-])/(work|root)($|[^[:alnum:]_.-])|[a-z]+\.debian\.org'
+
+# What cannot carry a comment or is written by a tool.
+NO_SPDX='(^|/)Cargo\.lock$|\.json$|\.png$|\.svg$'
+
+check_ascii() {
+	files | grep -vE '\.(png|svg)$' | xargs -r -d '\n' grep -nP '[^\x00-\x7F]' | none
+}
+
+check_spdx() {
+	local file
+	files | grep -vE "$NO_SPDX" | while read -r file; do
+		head -n 2 "$file" | grep -q SPDX-License-Identifier || echo "$file has no SPDX line"
+	done | none
+}
+
+# check_leftovers: what must be finished before it is committed.
+check_leftovers() {
+	local words='(TODO|FIXME|XXX)\b|(todo|unimplemented|dbg)!\('
+	files '*.rs' '*.c' '*.h' '*.sh' '*.rst' '*.md' Makefile Kbuild |
+		grep -v '^scripts/check/' | xargs -r grep -nE "\\b($words)" | none
+}
+
+# check_places: nothing may depend on where this machine keeps things.
+check_places() {
+	files | grep -v '^scripts/check/' |
+		xargs -r -d '\n' grep -nE "$PLACES" | none
+}
+
+# check_unsafe_allowed: the one place that may lift the ban on unsafe code.
+check_unsafe_allowed() {
+	local found
+	found=$(files rust | xargs -r grep -n 'allow(unsafe_code)')
+	if [ "$(wc -l <<<"$found")" -ne 1 ] || [[ $found != rust/sys/mod.rs:* ]]; then
+		printf '%s\n' "allow(unsafe_code) belongs into rust/sys/mod.rs alone:" "$found"
+		return 1
+	fi
+}
+
+BANNED='always safe|this is ok|safe because we know|see above|ffi call|trust'
+
+# check_safety_phrases: comments that claim safety instead of arguing it.
+check_safety_phrases() {
+	# shellcheck disable=SC2016
+	files '*.rs' | xargs -r awk -v banned="$BANNED" '
+		/\/\/.*SAFETY:/ { inside = 1 }
+		!/\/\// { inside = 0 }
+		inside && tolower($0) ~ banned {
+			print FILENAME ":" FNR ": " $0
+		}' | none
+}
+
+# check_safety_comments: clippy asks for them too, but not in code that is
+# configured out.
+check_safety_comments() {
+	# shellcheck disable=SC2016
+	files '*.rs' | xargs -r awk '
+		FNR == 1 { seen = -100 }
+		/SAFETY:|# Safety/ { seen = FNR }
+		{ code = $0; sub(/\/\/.*/, "", code); gsub(/"[^"]*"/, "", code) }
+		code ~ /(^|[^[:alnum:]_])unsafe[ \t]*(\{|impl)/ && FNR - seen > 12 {
+			print FILENAME ":" FNR ": no SAFETY comment: " $0
+		}' | none
+}
+
+# check_sizes: a file or function that has outgrown one idea.
+check_sizes() {
+	local file lines
+	# shellcheck disable=SC2016
+	{
+		files '*.rs' '*.c' '*.h' '*.sh' | while read -r file; do
+			lines=$(wc -l <"$file")
+			[ "$lines" -le 600 ] || echo "$file has $lines lines"
+		done
+		files '*.sh' | xargs -r awk '
+			/^[a-z_0-9]+\(\) \{/ { start = FNR; name = $1 }
+			/^\}/ && start {
+				lines = FNR - start - 1
+				if (lines > 40) print FILENAME ": " name, lines " lines"
+				start = 0
+			}'
+	} | none
+}
+
+# check_commits: "area: Imperative subject" of 60 columns, a body of 75.
+check_commits() {
+	git log --no-merges --format='%h%x09%s' | awk -F '\t' '
+		$2 !~ /^[[:alnum:]_.\/, -]+: [A-Z]/ { print $1 ": no \"area: Subject\": " $2 }
+		length($2) > 60 { print $1 ": subject over 60 columns: " $2 }
+		$2 ~ /\.$|^(fixup|squash|amend)!/ { print $1 ": " $2 }' >build/log/commits
+	git log --no-merges --format='@%h%n%b' | awk '
+		/^@/ { id = substr($0, 2); next }
+		length($0) > 75 && !/^ |https?:/ { print id ": body over 75 columns: " $0 }
+	' >>build/log/commits
+	none <build/log/commits
+}
