@@ -11,6 +11,3 @@ pub(crate) use kernel::alloc::{
     Flags,
     KVVec, //
 };
-
-/// What every allocation of the engine is made with: it may sleep.
-pub(crate) const FLAGS: Flags = GFP_KERNEL;

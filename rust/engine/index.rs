@@ -10,6 +10,7 @@ use core::{
     ops::Range, //
 };
 
+pub use super::guests::Span;
 use super::{
     knobs::Knobs,
     scratch::Scratch,
@@ -27,15 +28,6 @@ use super::{
     },
 };
 use crate::mem::AllocError;
-
-/// A range of host virtual addresses, page aligned, `start < end`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// First byte.
-    pub start: u64,
-    /// First byte after it.
-    pub end: u64,
-}
 
 /// Why a guest or its ranges are refused. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

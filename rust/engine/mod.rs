@@ -25,8 +25,10 @@
     clippy::unwrap_used
 )]
 
+pub mod guests;
 pub mod index;
 pub mod knobs;
+pub mod layout;
 pub mod policy;
 pub mod scratch;
 pub mod stats;

@@ -9,7 +9,7 @@ use super::world::{
 use crate::mem::{
     AllocError,
     KVVec,
-    FLAGS, //
+    GFP_KERNEL, //
 };
 
 /// Room for one step of any index. What it holds between steps means nothing.
@@ -26,7 +26,7 @@ impl Scratch {
     /// [`AllocError`] if there is no memory.
     pub fn new() -> Result<Self, AllocError> {
         Ok(Self {
-            seen: KVVec::from_elem(Seen::Absent, BLOCK_PAGES, FLAGS)?,
+            seen: KVVec::from_elem(Seen::Absent, BLOCK_PAGES, GFP_KERNEL)?,
         })
     }
 }

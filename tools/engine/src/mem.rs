@@ -25,8 +25,8 @@ pub struct AllocError;
 #[derive(Clone, Copy, Debug)]
 pub struct Flags;
 
-/// What every allocation of the engine is made with.
-pub const FLAGS: Flags = Flags;
+/// What every allocation of the engine is made with: it may sleep.
+pub const GFP_KERNEL: Flags = Flags;
 
 thread_local! {
     /// Allocations of this thread that succeed before one fails; `None`: all succeed.
@@ -153,6 +153,17 @@ impl<T: Clone> KVVec<T> {
     pub fn extend_with(&mut self, n: usize, value: T, flags: Flags) -> Result<(), AllocError> {
         self.reserve(n, flags)?;
         self.0.resize(self.0.len() + n, value);
+        Ok(())
+    }
+
+    /// Appends clones of the elements of `other`.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError`] if there is no memory. The vector is unchanged.
+    pub fn extend_from_slice(&mut self, other: &[T], flags: Flags) -> Result<(), AllocError> {
+        self.reserve(other.len(), flags)?;
+        self.0.extend_from_slice(other);
         Ok(())
     }
 
