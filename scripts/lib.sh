@@ -125,3 +125,16 @@ cause_in() {
 		grep -vE '^(make|CC|  CC)' | head -n 1 | cut -c1-160 | grep . ||
 		tail -n 1 "$1" | cut -c1-160
 }
+
+# build_payload KERNEL: build what a host with that kernel gets to test, and
+# set PAYLOAD to the arguments of vm.sh that put it there.
+build_payload() {
+	local program
+	"$TOP/scripts/module.sh" "$1" -s modules
+	progress "userspace programs" "$TOP/build/log/tools.log" '^ +Compiling' \
+		"$TOP/scripts/tools.sh"
+	PAYLOAD=(--file "$TOP/build/$1/twinpage.ko:/twinpage.ko")
+	for program in "$TOP"/build/bin/*; do
+		PAYLOAD+=(--file "$program:/usr/bin/$(basename "$program")")
+	done
+}

@@ -43,15 +43,10 @@ stage_kunit() {
 
 # stage_e2e KERNEL: the end-to-end program judges from inside the host.
 stage_e2e() {
-	local program files=()
-	"$TOP/scripts/module.sh" "$1" modules
-	"$TOP/scripts/tools.sh"
-	for program in "$TOP"/build/bin/*; do
-		files+=(--file "$program:/usr/bin/$(basename "$program")")
-	done
+	build_payload "$1"
 	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 5400 --mem 3072 --check-log \
-		--out "$LOG/e2e-$1" --file "$TOP/build/$1/twinpage.ko:/twinpage.ko" \
-		"${files[@]}" -- twinpage-e2e ${ONLY:+--only "$ONLY"}
+		--out "$LOG/e2e-$1" "${PAYLOAD[@]}" \
+		-- twinpage-e2e ${ONLY:+--only "$ONLY"}
 }
 
 # tally LOG: "passed failed skipped" of the lines of cargo, KUnit (the second

@@ -95,7 +95,7 @@ machine() {
 		-M q35 -accel "tcg,thread=$THREAD" -cpu max,+svm,+npt \
 		-smp "$SMP" -m "$MEM" -display none -no-reboot \
 		-kernel "$image" -initrd "$dir/initrd" \
-		-append "console=ttyS0 loglevel=7 panic=-1 rdinit=/init$APPEND" \
+		-append "console=ttyS0 loglevel=7 printk.time=1 panic=-1 rdinit=/init$APPEND" \
 		-serial "file:$dir/console.log" \
 		-device virtio-serial-pci "${ports[@]}" \
 		</dev/null >"$dir/qemu.log" 2>&1
@@ -114,7 +114,9 @@ verdict() {
 		status=125
 	fi
 	if [ ! -s "$dir/status" ]; then
-		tail -n 30 "$dir/console.log" "$dir/qemu.log" | tr -d '\r' | sed 's/^/    | /' >&2
+		tail -n 30 "$dir/console.log" | tr -d '\r' | sed 's/^/    | /' >&2
+		sed 's/^/    | /' "$dir/qemu.log" >&2
+		"$TOP/scripts/dmesg-clean.sh" "$dir/console.log" >&2 || true
 	elif [ -n "$CHECK_LOG" ] && ! "$TOP/scripts/dmesg-clean.sh" "$dir/console.log" >&2; then
 		[ "$status" -ne 0 ] || status=126
 	fi
