@@ -62,12 +62,6 @@ impl Frame {
         unsafe { bindings::twinpage_shim_frame_mappings(self.as_ptr()) }
     }
 
-    /// Did the hardware report a memory error in it?
-    pub(crate) fn is_poisoned(&self) -> bool {
-        // SAFETY: `page` is valid: `self` owns a reference until drop.
-        unsafe { bindings::twinpage_shim_frame_poisoned(self.as_ptr()) != 0 }
-    }
-
     /// SHA-256 of its bytes.
     pub(crate) fn sha256(&self) -> [u8; DIGEST_BYTES] {
         let mut digest = [0; DIGEST_BYTES];

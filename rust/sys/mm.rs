@@ -33,7 +33,7 @@ pub(crate) struct User(ARef<MmWithUserAsync>);
 
 /// An address space with its mmap lock held for reading.
 pub(crate) struct Locked<'a> {
-    guard: MmapReadGuard<'a>,
+    _guard: MmapReadGuard<'a>,
     mm: *mut c_void,
     _user: PhantomData<&'a User>,
 }
@@ -49,14 +49,14 @@ impl Space {
         self.0.mmget_not_zero().map(MmWithUser::into_mmput_async).map(User)
     }
 
-    /// Pages that its process could still get before something must be killed.
+    /// Pages that the memory cgroups of its process still allow it, all levels considered.
     ///
     /// # Context
     ///
     /// Does not sleep.
-    pub(crate) fn pages_available(&self) -> usize {
+    pub(crate) fn cgroup_pages_left(&self) -> usize {
         // SAFETY: The `mm_struct` is valid: `self` owns a reference until drop.
-        unsafe { bindings::twinpage_shim_pages_available(self.0.as_raw().cast()) }
+        unsafe { bindings::twinpage_shim_cgroup_pages_left(self.0.as_raw().cast()) }
     }
 }
 
@@ -66,12 +66,18 @@ pub(crate) fn host_pages() -> usize {
     unsafe { bindings::twinpage_shim_pages_total() }
 }
 
+/// Pages of memory that the host could hand out without swapping.
+pub(crate) fn host_pages_available() -> usize {
+    // SAFETY: Reads global counters; there is nothing to guarantee.
+    unsafe { bindings::twinpage_shim_pages_available() }
+}
+
 impl User {
     /// Takes the mmap lock for reading, unless that would have to wait.
     pub(crate) fn try_lock(&self) -> Option<Locked<'_>> {
         let user = self.0.deref();
         Some(Locked {
-            guard: user.mmap_read_trylock()?,
+            _guard: user.mmap_read_trylock()?,
             mm: user.as_raw().cast(),
             _user: PhantomData,
         })
@@ -82,11 +88,6 @@ impl Locked<'_> {
     /// The `mm_struct`; valid and locked as long as `self` is borrowed.
     pub(super) fn as_ptr(&self) -> *mut c_void {
         self.mm
-    }
-
-    /// Is anything mapped at `addr`?
-    pub(crate) fn has_mapping(&self, addr: usize) -> bool {
-        self.guard.vma_lookup(addr).is_some()
     }
 
     /// Makes a run of pages from `addr` on map their targets where the bytes are equal.
@@ -139,7 +140,7 @@ impl Locked<'_> {
 
     /// Gives the page at `addr` its own copy, if it maps a merged one.
     ///
-    /// The caller has made sure that there is memory ([`Space::pages_available`]).
+    /// The caller has made sure that there is memory (`glue::headroom`).
     ///
     /// # Context
     ///
@@ -179,6 +180,7 @@ fn decode(result: u32) -> Shared {
         TWINPAGE_SHIM_DIFFERS => Shared::Differs,
         TWINPAGE_SHIM_GONE => Shared::Gone,
         TWINPAGE_SHIM_PINNED => Shared::Skip(Skip::Pinned),
+        TWINPAGE_SHIM_POISONED => Shared::Skip(Skip::Poison),
         TWINPAGE_SHIM_REFUSED => Shared::Skip(Skip::Special),
         _ => Shared::Busy,
     }

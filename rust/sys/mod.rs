@@ -15,9 +15,9 @@
 pub(crate) mod frame;
 pub(crate) mod ksym;
 pub(crate) mod look;
+pub(crate) mod misc;
 pub(crate) mod mm;
 pub(crate) mod random;
-pub(crate) mod sha256;
 pub(crate) mod shrinker;
 pub(crate) mod sysfs;
 pub(crate) mod thread;

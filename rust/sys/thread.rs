@@ -12,8 +12,11 @@ use kernel::{
 
 /// What a thread does.
 pub(crate) trait Run: Send + Sync + 'static {
-    /// Runs in the thread, until [`should_stop`].
+    /// Runs in the thread, until [`stop`](Self::stop) is called.
     fn run(&self);
+
+    /// Makes [`run`](Self::run) return soon.
+    fn stop(&self);
 }
 
 /// A running thread. Dropping it tells the thread to stop and waits until it has.
@@ -65,6 +68,8 @@ impl<T: Run> Thread<T> {
 
 impl<T: Run> Drop for Thread<T> {
     fn drop(&mut self) {
+        // SAFETY: `data` is a `T` until the reference is taken back below.
+        unsafe { &*self.data.cast::<T>() }.stop();
         // SAFETY: By the invariant, `task` is a thread that was not stopped yet.
         unsafe { bindings::twinpage_shim_thread_stop(self.task.as_ptr()) };
         // SAFETY: The thread has ended, so nobody else uses the reference of `into_raw`.
@@ -72,14 +77,24 @@ impl<T: Run> Drop for Thread<T> {
     }
 }
 
-/// Shall the calling thread end?
+/// Freezes the calling thread here while the system suspends.
 ///
 /// # Context
 ///
-/// In a thread of [`Thread`] only. Sleeps: freezes here when the system suspends.
-pub(crate) fn should_stop() -> bool {
+/// In a thread of [`Thread`] only. Sleeps.
+pub(crate) fn freeze_point() {
     // SAFETY: `Run::run`, the only place to call this from, runs in a kernel thread.
-    unsafe { bindings::twinpage_shim_thread_should_stop() != 0 }
+    unsafe { bindings::twinpage_shim_thread_freeze_point() };
+}
+
+/// Lets other threads run if they should.
+///
+/// # Context
+///
+/// Sleeps.
+pub(crate) fn yield_now() {
+    // SAFETY: Callers hold no lock that may not be held over a sleep.
+    unsafe { bindings::twinpage_shim_thread_yield() };
 }
 
 /// CPU time that the calling thread has used, in nanoseconds, at least as of its last switch.
@@ -98,11 +113,11 @@ pub(crate) fn is_admin() -> bool {
 ///
 /// `data` must point at a `T` that lives until this returns.
 unsafe extern "C" fn run<T: Run>(data: *mut c_void) -> c_int {
+    // SAFETY: This runs in a kernel thread of its own.
+    unsafe { bindings::twinpage_shim_thread_set_freezable() };
     // SAFETY: The caller guarantees that `data` is a `T` until this returns.
     unsafe { &*data.cast::<T>() }.run();
-    // Whoever stops a kernel thread needs it to exist: wait for that.
-    while !should_stop() {
-        kernel::time::delay::fsleep(kernel::time::Delta::from_millis(10));
-    }
+    // SAFETY: This runs in the kernel thread that `Thread` stops.
+    unsafe { bindings::twinpage_shim_thread_wait_for_stop() };
     0
 }

@@ -3,6 +3,7 @@
 //! KVM VMs and their memslots.
 
 use super::{bindings, mm::Space};
+use crate::engine::layout::Slot;
 use core::ptr::{self, NonNull};
 use kernel::{
     alloc::KVVec,
@@ -12,9 +13,6 @@ use kernel::{
     prelude::*,
     sync::aref::ARef, //
 };
-
-/// A memslot that userspace gave a VM.
-pub(crate) use bindings::twinpage_shim_slot as Slot;
 
 /// A VM, held by a reference.
 ///
@@ -91,7 +89,7 @@ impl Vm {
         unsafe { bindings::twinpage_shim_vm_dirty_logging(self.vm.as_ptr()) != 0 }
     }
 
-    /// Its memslots, in no order, appended to `slots`, which is emptied first.
+    /// Its memslots, in no order.
     ///
     /// # Errors
     ///
@@ -100,22 +98,43 @@ impl Vm {
     /// # Context
     ///
     /// May sleep. Holds the VM's SRCU lock for the copy only.
-    pub(crate) fn slots(&self, slots: &mut KVVec<Slot>) -> Result {
+    pub(crate) fn slots(&self) -> Result<KVVec<Slot>> {
+        let mut raw: KVVec<bindings::twinpage_shim_slot> = KVVec::new();
+        let mut room = FEW_SLOTS;
         loop {
-            let room = slots.capacity().max(16);
-            slots.clear();
-            slots.resize(room, Slot::default(), GFP_KERNEL)?;
-            // SAFETY: `vm` is valid: `self` owns a reference until drop. `slots` has `room`
+            raw.clear();
+            raw.resize(room, Default::default(), GFP_KERNEL)?;
+            // SAFETY: `vm` is valid: `self` owns a reference until drop. `raw` has `room`
             // elements until the call returns.
             let n = unsafe {
-                bindings::twinpage_shim_vm_slots(self.vm.as_ptr(), slots.as_mut_ptr(), room)
+                bindings::twinpage_shim_vm_slots(self.vm.as_ptr(), raw.as_mut_ptr(), room)
             } as usize;
             if n <= room {
-                slots.truncate(n);
-                return Ok(());
+                raw.truncate(n);
+                break;
             }
-            slots.reserve(n, GFP_KERNEL)?;
+            room = n;
         }
+        let mut slots = KVVec::with_capacity(raw.len(), GFP_KERNEL)?;
+        for slot in raw.iter() {
+            slots.push(decode(slot), GFP_KERNEL)?;
+        }
+        Ok(slots)
+    }
+}
+
+/// Room to start with; a VM with more memslots takes a second try.
+const FEW_SLOTS: usize = 32;
+
+fn decode(slot: &bindings::twinpage_shim_slot) -> Slot {
+    Slot {
+        as_id: slot.as_id,
+        id: slot.id,
+        flags: slot.flags,
+        gmem: slot.gmem != 0,
+        base_gfn: slot.base_gfn,
+        pages: slot.npages,
+        addr: slot.addr,
     }
 }
 

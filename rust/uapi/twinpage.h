@@ -82,7 +82,7 @@ struct twinpage_attach {
  * Errors: -ENOENT: no such attachment; -ENOMEM with TWINPAGE_DETACH_UNMERGE:
  * free memory would have fallen under the floor; the VM is still attached, its
  * rest still merged and @unmerged and @remaining say how far it got; -EINTR: the
- * same, after a signal.
+ * same, after a signal; -EBUSY: the same, as pages stayed busy for too long.
  */
 struct twinpage_detach {
 	__u32 id;

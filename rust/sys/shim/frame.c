@@ -71,15 +71,6 @@ unsigned int twinpage_shim_frame_mappings(void *frame)
 }
 
 /**
- * twinpage_shim_frame_poisoned - did the hardware report an error in a frame?
- * @frame: the frame.
- */
-int twinpage_shim_frame_poisoned(void *frame)
-{
-	return PageHWPoison((struct page *)frame);
-}
-
-/**
  * twinpage_shim_frame_read - copy the bytes of a frame.
  * @frame: the frame.
  * @bytes: out: PAGE_SIZE bytes.
@@ -103,16 +94,4 @@ void twinpage_shim_frame_sha256(void *frame, unsigned char *digest)
 
 	sha256(addr, PAGE_SIZE, digest);
 	kunmap_local(addr);
-}
-
-/**
- * twinpage_shim_sha256 - SHA-256 of kernel memory.
- * @bytes: where.
- * @len: how many bytes.
- * @digest: out: 32 bytes.
- */
-void twinpage_shim_sha256(const void *bytes, unsigned long len,
-			  unsigned char *digest)
-{
-	sha256(bytes, len, digest);
 }

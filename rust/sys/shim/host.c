@@ -15,10 +15,10 @@
 
 /**
  * twinpage_shim_thread_run - start the scanner's thread.
- * @fn: runs in it and returns when twinpage_shim_thread_should_stop() says so.
+ * @fn: runs in it, ends with twinpage_shim_thread_wait_for_stop().
  * @arg: handed to @fn.
  *
- * Low priority (nice 5, as ksmd), freezable. Sleeps.
+ * Low priority (nice 5, as ksmd). Sleeps.
  *
  * Return: the thread, or NULL.
  */
@@ -47,13 +47,46 @@ void twinpage_shim_thread_stop(void *thread)
 }
 
 /**
- * twinpage_shim_thread_should_stop - shall the calling thread end?
- *
- * Freezes the thread here when the system suspends. Sleeps.
+ * twinpage_shim_thread_set_freezable - let the calling thread be frozen when
+ * the system suspends; else it would never be.
  */
-int twinpage_shim_thread_should_stop(void)
+void twinpage_shim_thread_set_freezable(void)
 {
-	return kthread_freezable_should_stop(NULL);
+	set_freezable();
+}
+
+/**
+ * twinpage_shim_thread_freeze_point - freeze the calling thread while the
+ * system suspends. Sleeps.
+ */
+void twinpage_shim_thread_freeze_point(void)
+{
+	try_to_freeze();
+}
+
+/**
+ * twinpage_shim_thread_wait_for_stop - wait until somebody stops the calling
+ * thread, which has to exist for that. Sleeps.
+ */
+void twinpage_shim_thread_wait_for_stop(void)
+{
+	for (;;) {
+		set_current_state(TASK_INTERRUPTIBLE);
+		if (kthread_should_stop())
+			break;
+		schedule();
+		__set_current_state(TASK_RUNNING);
+		try_to_freeze();
+	}
+	__set_current_state(TASK_RUNNING);
+}
+
+/**
+ * twinpage_shim_thread_yield - let other threads run if they should. Sleeps.
+ */
+void twinpage_shim_thread_yield(void)
+{
+	cond_resched();
 }
 
 /**

@@ -14,15 +14,24 @@ unsigned long twinpage_shim_pages_total(void)
 }
 
 /**
- * twinpage_shim_pages_available - pages that a process could still get.
+ * twinpage_shim_pages_available - pages that the host could hand out without
+ * swapping.
+ */
+unsigned long twinpage_shim_pages_available(void)
+{
+	return max(si_mem_available(), 0L);
+}
+
+/**
+ * twinpage_shim_cgroup_pages_left - pages that a process is still allowed.
  * @mm: the struct mm_struct of the process; alive as a structure.
  *
- * The smaller of what the host has available and what every memory cgroup of
- * the process has left. May be out of date at once.
+ * The least of what the process's memory cgroup and those above it have left.
+ * May be out of date at once.
  */
-unsigned long twinpage_shim_pages_available(void *mm)
+unsigned long twinpage_shim_cgroup_pages_left(void *mm)
 {
-	unsigned long room = max(si_mem_available(), 0L);
+	unsigned long left = ULONG_MAX;
 #ifdef CONFIG_MEMCG
 	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(mm);
 	struct mem_cgroup *level;
@@ -31,9 +40,9 @@ unsigned long twinpage_shim_pages_available(void *mm)
 		unsigned long max = READ_ONCE(level->memory.max);
 		unsigned long used = page_counter_read(&level->memory);
 
-		room = min(room, max > used ? max - used : 0);
+		left = min(left, max > used ? max - used : 0);
 	}
 	mem_cgroup_put(memcg);
 #endif
-	return room;
+	return left;
 }

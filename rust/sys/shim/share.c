@@ -77,7 +77,8 @@ static struct vm_area_struct *find_run(struct mm_struct *mm, unsigned long addr,
  * @addr: address of the first page.
  * @n: how many neighbouring pages, 1..TWINPAGE_SHIM_RUN_MAX, in one page table.
  * @targets: for each page a frame, or NULL for zeroes.
- * @results: out: DONE if it looks equal, else why it cannot be replaced.
+ * @results: out: DONE if it looks equal, else why it cannot be replaced. A
+ *	target with a hardware memory error is not read.
  *
  * A hint that costs no flush; twinpage_shim_share() decides. Sleeps.
  */
@@ -110,8 +111,12 @@ void twinpage_shim_compare(void *mm, unsigned long addr, unsigned int n,
 	for (i = 0; i < mapped; i++) {
 		if (!pages[i])
 			continue;
-		results[i] = pages_equal(pages[i], targets[i]) ?
-				     TWINPAGE_SHIM_DONE : TWINPAGE_SHIM_DIFFERS;
+		if (targets[i] && PageHWPoison((struct page *)targets[i]))
+			results[i] = TWINPAGE_SHIM_POISONED;
+		else
+			results[i] = pages_equal(pages[i], targets[i]) ?
+					     TWINPAGE_SHIM_DONE :
+					     TWINPAGE_SHIM_DIFFERS;
 		folio_put(page_folio(pages[i]));
 	}
 }

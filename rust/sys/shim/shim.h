@@ -67,6 +67,7 @@ enum twinpage_shim_result {
 	TWINPAGE_SHIM_DIFFERS,
 	TWINPAGE_SHIM_GONE,
 	TWINPAGE_SHIM_PINNED,
+	TWINPAGE_SHIM_POISONED,	/* the target has a hardware memory error */
 	TWINPAGE_SHIM_REFUSED,	/* the mapping does not allow it */
 	TWINPAGE_SHIM_BUSY,
 	TWINPAGE_SHIM_NO_MEMORY,
@@ -85,11 +86,8 @@ void *twinpage_shim_frame_copy(void *page);
 void twinpage_shim_frame_set_token(void *frame, unsigned int token);
 unsigned long twinpage_shim_frame_pfn(void *frame);
 unsigned int twinpage_shim_frame_mappings(void *frame);
-int twinpage_shim_frame_poisoned(void *frame);
 void twinpage_shim_frame_read(void *frame, void *bytes);
 void twinpage_shim_frame_sha256(void *frame, unsigned char *digest);
-void twinpage_shim_sha256(const void *bytes, unsigned long len,
-			  unsigned char *digest);
 
 /* kvm.c: VMs and their memslots. */
 
@@ -114,14 +112,18 @@ long twinpage_shim_vm_slots(void *vm, struct twinpage_shim_slot *slots,
 
 /* memory.c: how much memory there is. */
 
-unsigned long twinpage_shim_pages_available(void *mm);
 unsigned long twinpage_shim_pages_total(void);
+unsigned long twinpage_shim_pages_available(void);
+unsigned long twinpage_shim_cgroup_pages_left(void *mm);
 
 /* host.c: thread, shrinker, sysfs. */
 
 void *twinpage_shim_thread_run(int (*fn)(void *arg), void *arg);
 void twinpage_shim_thread_stop(void *thread);
-int twinpage_shim_thread_should_stop(void);
+void twinpage_shim_thread_set_freezable(void);
+void twinpage_shim_thread_freeze_point(void);
+void twinpage_shim_thread_wait_for_stop(void);
+void twinpage_shim_thread_yield(void);
 unsigned long long twinpage_shim_thread_cpu_ns(void);
 unsigned long long twinpage_shim_random(void);
 int twinpage_shim_capable(void);

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where a guest's memory is: its memslots, and the host addresses that they cover.
+//!
+//! Slots come from a VMM and may lie in any way: over one another (the SMM address space repeats
+//! the normal one), with holes, in any order. Here they become sorted, disjoint address ranges for
+//! the scanner, and a numbered list of guest pages for the export.
+
+use super::{
+    sort,
+    index::Span,
+    world::PAGE_BYTES, //
+};
+use crate::mem::{
+    AllocError,
+    Flags,
+    KVVec, //
+};
+
+/// A memslot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// Address space: 0, or 1 for system management mode.
+    pub as_id: u32,
+    /// Number of the slot in it.
+    pub id: i32,
+    /// `KVM_MEM_*` flags.
+    pub flags: u32,
+    /// Has memory that only the guest sees.
+    pub gmem: bool,
+    /// First guest frame number.
+    pub base_gfn: u64,
+    /// Length in pages.
+    pub pages: u64,
+    /// Host address of the first page.
+    pub addr: u64,
+}
+
+impl Slot {
+    /// The addresses it covers, empty if it wraps around.
+    fn range(&self) -> Span {
+        let len = self.pages.checked_mul(PAGE_BYTES);
+        let end = len.and_then(|len| self.addr.checked_add(len));
+        Span {
+            start: self.addr,
+            end: end.unwrap_or(self.addr),
+        }
+    }
+}
+
+/// The memslots of a guest and what follows from them.
+#[derive(Default)]
+pub struct Layout {
+    /// Sorted by address space and guest frame number.
+    slots: KVVec<Slot>,
+    /// Sorted, disjoint, not adjacent.
+    ranges: KVVec<Span>,
+    version: u64,
+}
+
+/// A guest page of the numbered list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestPage {
+    /// Guest frame number.
+    pub gfn: u64,
+    /// Host address.
+    pub addr: u64,
+    /// In a slot with memory that only the guest sees.
+    pub gmem: bool,
+}
+
+impl Layout {
+    /// Takes over the slots that a guest has now; says whether they changed.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError`]; then nothing changed.
+    pub fn update(&mut self, mut slots: KVVec<Slot>, flags: Flags) -> Result<bool, AllocError> {
+        sort::by_key(&mut slots, |slot| (slot.as_id, slot.base_gfn, slot.id));
+        if self.version > 0 && *slots == *self.slots {
+            return Ok(false);
+        }
+        self.ranges = union(&slots, flags)?;
+        self.slots = slots;
+        // OVERFLOW: One step for each change of memslots never gets there.
+        self.version = self.version.wrapping_add(1);
+        Ok(true)
+    }
+
+    /// The slots, sorted by address space and guest frame number.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// Host addresses of the guest's memory: sorted and disjoint.
+    pub fn ranges(&self) -> &[Span] {
+        &self.ranges
+    }
+
+    /// Grows with every change.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Pages in the numbered list: those of address space 0.
+    pub fn pages(&self) -> u64 {
+        self.normal()
+            .fold(0, |sum: u64, slot| sum.saturating_add(slot.pages))
+    }
+
+    /// Page `number` of the list, which is in order of guest frame numbers.
+    pub fn page(&self, number: u64) -> Option<GuestPage> {
+        let mut left = number;
+        for slot in self.normal() {
+            match left.checked_sub(slot.pages) {
+                Some(beyond) => left = beyond,
+                None => {
+                    return Some(GuestPage {
+                        gfn: slot.base_gfn.checked_add(left)?,
+                        addr: slot.addr.checked_add(left.checked_mul(PAGE_BYTES)?)?,
+                        gmem: slot.gmem,
+                    })
+                }
+            }
+        }
+        None
+    }
+
+    /// How many pages from page `number` on lie next to one another in the host's memory.
+    pub fn run(&self, number: u64) -> u64 {
+        let mut left = number;
+        for slot in self.normal() {
+            match left.checked_sub(slot.pages) {
+                Some(beyond) => left = beyond,
+                None => return slot.pages.saturating_sub(left),
+            }
+        }
+        0
+    }
+
+    /// Is the page at `addr` in a slot with memory that only the guest sees?
+    pub fn is_gmem(&self, addr: u64) -> bool {
+        self.slots
+            .iter()
+            .any(|slot| slot.gmem && (slot.range().start..slot.range().end).contains(&addr))
+    }
+
+    /// Does any slot have memory that only the guest sees?
+    pub fn has_gmem(&self) -> bool {
+        self.slots.iter().any(|slot| slot.gmem)
+    }
+
+    fn normal(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().filter(|slot| slot.as_id == 0)
+    }
+}
+
+/// The addresses covered by any of `slots`, as sorted ranges with gaps between them.
+fn union(slots: &[Slot], flags: Flags) -> Result<KVVec<Span>, AllocError> {
+    let mut all = KVVec::with_capacity(slots.len(), flags)?;
+    for range in slots.iter().map(Slot::range) {
+        if range.start < range.end {
+            all.push(range, flags)?;
+        }
+    }
+    sort::by_key(&mut all, |range| range.start);
+    let mut union: KVVec<Span> = KVVec::with_capacity(all.len(), flags)?;
+    for range in all.iter() {
+        match union.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => union.push(*range, flags)?,
+        }
+    }
+    Ok(union)
+}
+
+#[cfg(any(test, TWINPAGE_KUNIT))]
+#[cfg_attr(not(test), kernel::macros::kunit_tests(twinpage_layout))]
+mod tests {
+    use super::*;
+    use crate::mem::GFP_KERNEL;
+
+    fn slot(as_id: u32, base_gfn: u64, pages: u64, addr: u64) -> Slot {
+        Slot {
+            as_id,
+            base_gfn,
+            pages,
+            addr,
+            ..Slot::default()
+        }
+    }
+
+    fn layout(slots: &[Slot]) -> Result<Layout, AllocError> {
+        let mut list = KVVec::new();
+        list.extend_from_slice(slots, GFP_KERNEL)?;
+        let mut layout = Layout::default();
+        layout.update(list, GFP_KERNEL)?;
+        Ok(layout)
+    }
+
+    #[test]
+    fn slots_over_one_address_are_one_range() -> Result<(), AllocError> {
+        let layout = layout(&[
+            slot(1, 0, 16, 0x10000),
+            slot(0, 0, 16, 0x10000),
+            slot(0, 64, 4, 0x20000),
+            slot(0, 32, 2, 0x80000),
+        ])?;
+        assert_eq!(layout.ranges().len(), 2);
+        assert_eq!(layout.ranges().first().map(|r| (r.start, r.end)), Some((0x10000, 0x24000)));
+        assert_eq!(layout.ranges().last().map(|r| (r.start, r.end)), Some((0x80000, 0x82000)));
+        Ok(())
+    }
+
+    #[test]
+    fn pages_are_numbered_by_guest_frame() -> Result<(), AllocError> {
+        let layout = layout(&[slot(0, 64, 4, 0x20000), slot(0, 32, 2, 0x80000), slot(1, 0, 9, 0)])?;
+        assert_eq!(layout.pages(), 6);
+        let places = [(32, 0x80000), (33, 0x81000), (64, 0x20000), (65, 0x21000)];
+        for (number, place) in places.iter().enumerate() {
+            let page = layout.page(number as u64);
+            assert_eq!(page.map(|page| (page.gfn, page.addr)), Some(*place));
+        }
+        assert_eq!(layout.page(6), None);
+        Ok(())
+    }
+
+    #[test]
+    fn absurd_slots_do_no_harm() -> Result<(), AllocError> {
+        let layout = layout(&[slot(0, u64::MAX, u64::MAX, u64::MAX), slot(0, 1, u64::MAX, 4096)])?;
+        assert!(layout.ranges().is_empty());
+        assert_eq!(layout.pages(), u64::MAX);
+        assert_eq!(layout.page(u64::MAX), None);
+        Ok(())
+    }
+
+    #[test]
+    fn only_a_change_makes_a_new_version() -> Result<(), AllocError> {
+        let mut layout = layout(&[slot(0, 0, 1, 4096)])?;
+        let version = layout.version();
+        let mut same = KVVec::new();
+        same.push(slot(0, 0, 1, 4096), GFP_KERNEL)?;
+        assert!(!layout.update(same, GFP_KERNEL)?);
+        assert_eq!(layout.version(), version);
+        assert!(layout.update(KVVec::new(), GFP_KERNEL)?);
+        assert!(layout.version() > version);
+        Ok(())
+    }
+}

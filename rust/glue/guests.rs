@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! An attached VM.
+
+use crate::{
+    engine::{
+        layout::Layout,
+        policy::Turn,
+        world::GuestId, //
+    },
+    sys::{
+        mm::Space,
+        vm::Vm, //
+    },
+};
+use kernel::prelude::*;
+
+/// Which index a guest's pages are in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Domain {
+    /// Its own.
+    Private(GuestId),
+    /// The one of all guests attached with that number.
+    Group(u64),
+}
+
+impl Domain {
+    /// The domain that userspace means by `number` when it attaches `guest`.
+    pub(crate) fn new(number: u64, guest: GuestId) -> Self {
+        match number {
+            0 => Self::Private(guest),
+            _ => Self::Group(number),
+        }
+    }
+
+    /// The number that userspace knows it by.
+    pub(crate) fn number(self) -> u64 {
+        match self {
+            Self::Private(_) => 0,
+            Self::Group(number) => number,
+        }
+    }
+}
+
+/// An attached VM.
+///
+/// Dropping it may destroy the VM: never under a lock.
+pub(crate) struct Guest {
+    id: GuestId,
+    domain: Domain,
+    layout: Layout,
+    space: Space,
+    vm: Vm,
+    /// Round in which the last complete pass ended; 0: none yet.
+    round: u64,
+    /// A pass has begun and not ended.
+    in_pass: bool,
+    /// Its merged pages are being given back: nothing may merge.
+    held: bool,
+    /// Being detached: its index forgets it, in steps.
+    leaving: bool,
+}
+
+impl Guest {
+    /// Wraps a VM that is to be attached.
+    pub(crate) fn new(id: GuestId, domain: Domain, vm: Vm) -> Self {
+        Self {
+            id,
+            domain,
+            layout: Layout::default(),
+            space: vm.space(),
+            vm,
+            round: 0,
+            in_pass: false,
+            held: false,
+            leaving: false,
+        }
+    }
+
+    /// Number of the attachment.
+    pub(crate) fn id(&self) -> GuestId {
+        self.id
+    }
+
+    /// Where its pages are.
+    pub(crate) fn domain(&self) -> Domain {
+        self.domain
+    }
+
+    /// Its VM.
+    pub(crate) fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// The address space that holds its memory.
+    pub(crate) fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// Its memslots as of the last [`refresh`](Self::refresh).
+    pub(crate) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Asks KVM for the memslots; says whether they changed.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`; nothing changed.
+    pub(crate) fn refresh(&mut self) -> Result<bool> {
+        let slots = self.vm.slots()?;
+        Ok(self.layout.update(slots, GFP_KERNEL)?)
+    }
+
+    /// Its place in the order of turns.
+    pub(crate) fn turn(&self) -> Turn {
+        Turn {
+            guest: self.id,
+            round: self.round,
+        }
+    }
+
+    /// Has no pass been completed yet?
+    pub(crate) fn is_new(&self) -> bool {
+        self.round == 0
+    }
+
+    /// Has a pass begun and not ended?
+    pub(crate) fn is_in_pass(&self) -> bool {
+        self.in_pass
+    }
+
+    /// A pass begins.
+    pub(crate) fn begin_pass(&mut self) {
+        self.in_pass = true;
+    }
+
+    /// The pass has ended, in round `round`.
+    pub(crate) fn end_pass(&mut self, round: u64) {
+        self.in_pass = false;
+        self.round = round;
+    }
+
+    /// May its pages merge now?
+    pub(crate) fn is_at_work(&self) -> bool {
+        !self.held && !self.leaving
+    }
+
+    /// Are its merged pages being given back?
+    pub(crate) fn is_held(&self) -> bool {
+        self.held
+    }
+
+    /// Nothing may merge from now on, or it may again.
+    pub(crate) fn set_held(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// Is it being detached?
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// Starts to detach it.
+    pub(crate) fn leave(&mut self) {
+        self.leaving = true;
+    }
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The thread that does the work.
+//!
+//! It takes the mutex for one block of pages at a time, and rests as
+//! [`policy`](crate::engine::policy) says.
+
+use super::shared::Shared;
+use crate::{
+    engine::{
+        knobs::Run,
+        policy::{
+            Pace,
+            Pacer, //
+        }, //
+    },
+    sys::thread, //
+};
+
+/// Rest with nothing to do, milliseconds: how soon a VM that ends is let go of.
+const IDLE_MS: u32 = 1000;
+
+const NS_PER_MS: u64 = 1_000_000;
+
+impl thread::Run for Shared {
+    fn run(&self) {
+        let mut clock = Clock::start();
+        let mut pacer = Pacer::new();
+        let mut full_scans = None;
+        while !self.is_stopped() {
+            thread::freeze_point();
+            self.let_go();
+            let rest_ms = match self.batch(&mut clock) {
+                Some((pace, busy_ns)) => {
+                    let knobs = self.state.lock().knobs;
+                    (pacer.rest_ns(&knobs, pace, busy_ns) / NS_PER_MS) as u32
+                }
+                None => IDLE_MS,
+            };
+            // Fresh pages sit in per-CPU batches that hold references, so each round starts by
+            // draining them; not more often, as it bothers every CPU.
+            let now = self.state.lock().full_scans();
+            if full_scans.replace(now) != Some(now) {
+                self.symbols.lru_drain();
+            }
+            if rest_ms > 0 {
+                self.rest(rest_ms);
+            }
+        }
+    }
+
+    fn stop(&self) {
+        Shared::stop(self);
+    }
+}
+
+impl Shared {
+    /// Scans up to `pages_to_scan` pages; `None` if there is nothing to scan, else how urgent it
+    /// was and how much CPU time it took.
+    fn batch(&self, clock: &mut Clock) -> Option<(Pace, u64)> {
+        let began = clock.now;
+        let (run, mut left) = {
+            let state = self.state.lock();
+            (state.knobs.run, state.knobs.pages_to_scan)
+        };
+        if run != Run::Merge {
+            self.state.lock().sweep(usize::MAX);
+            return None;
+        }
+        let mut pace = Pace::Steady;
+        let mut blocks = 0;
+        while left > 0 && !self.is_stopped() {
+            let mut state = self.state.lock();
+            // A writer to `run` waits for the mutex, and nothing may merge behind its back.
+            if state.knobs.run != Run::Merge {
+                break;
+            }
+            let worked = state.scan()?;
+            state.charge(worked.guest, clock.lap());
+            drop(state);
+            thread::yield_now();
+            pace = worked.pace;
+            // An empty block is some work too.
+            blocks += 1;
+            left = left.saturating_sub(worked.present.max(8));
+        }
+        (blocks > 0).then(|| (pace, clock.now.saturating_sub(began)))
+    }
+
+    /// Detaches guests whose VM has ended.
+    fn let_go(&self) {
+        loop {
+            let leaving = {
+                let mut state = self.state.lock();
+                state.notice_closed();
+                state.leaving()
+            };
+            match leaving {
+                Some(id) => self.depart(id),
+                None => return,
+            }
+        }
+    }
+}
+
+/// CPU time of the thread, as far as it was read.
+struct Clock {
+    now: u64,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            now: thread::cpu_ns(),
+        }
+    }
+
+    /// CPU time since the last call.
+    fn lap(&mut self) -> u64 {
+        let before = self.now;
+        self.now = thread::cpu_ns();
+        self.now.saturating_sub(before)
+    }
+}

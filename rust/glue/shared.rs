@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What thread, device, sysfs and debugfs have in common.
+
+use super::{
+    export::Export,
+    state::{
+        Departed,
+        State, //
+    },
+};
+use crate::{
+    engine::{
+        index::UnmergeState,
+        world::{
+            Away,
+            GuestId, //
+        }, //
+    },
+    sys::{
+        ksym::Symbols,
+        vm::Vm, //
+    },
+};
+use kernel::{
+    alloc::KVec,
+    current,
+    debugfs::Dir,
+    new_condvar, new_mutex,
+    prelude::*,
+    sync::{
+        Arc,
+        CondVar,
+        Mutex, //
+    },
+    time::{
+        delay::fsleep,
+        msecs_to_jiffies,
+        Delta, //
+    }, //
+};
+
+/// What thread, device, sysfs and debugfs have in common.
+///
+/// Lock order: `exports`, then `state`; `alarm` alone. Nothing that can sleep on a guest or on
+/// userspace is done under `state`, except trylocks of a guest's mmap lock.
+#[pin_data]
+pub(crate) struct Shared {
+    pub(crate) symbols: Symbols,
+    #[pin]
+    pub(crate) state: Mutex<State>,
+    #[pin]
+    exports: Mutex<KVec<Export>>,
+    debugfs: Dir,
+    #[pin]
+    alarm: Mutex<Alarm>,
+    #[pin]
+    rung: CondVar,
+}
+
+/// Why the scanner should not rest.
+#[derive(Default)]
+struct Alarm {
+    rung: bool,
+    stop: bool,
+}
+
+/// How often an unmerge goes over pages that are busy, a millisecond apart.
+const BUSY_ROUNDS: u32 = 200;
+
+/// How far giving pages back got.
+#[derive(Default)]
+pub(crate) struct Returned {
+    /// Pages that got their own copy.
+    pub(crate) unmerged: u64,
+    /// Pages that still map a merged one.
+    pub(crate) remaining: u64,
+}
+
+impl Shared {
+    /// Nothing attached, nothing running.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new(symbols: Symbols) -> Result<Arc<Self>> {
+        let state = State::new()?;
+        Arc::pin_init(
+            pin_init!(Self {
+                symbols,
+                state <- new_mutex!(state, "twinpage_state"),
+                debugfs: Dir::new(c"twinpage"),
+                exports <- new_mutex!(KVec::new(), "twinpage_exports"),
+                alarm <- new_mutex!(Alarm::default(), "twinpage_alarm"),
+                rung <- new_condvar!("twinpage_rung"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Rests for up to `ms` milliseconds, or until [`ring`](Self::ring).
+    pub(crate) fn rest(&self, ms: u32) {
+        let mut alarm = self.alarm.lock();
+        if !alarm.rung && !alarm.stop {
+            // A rest that ends early does no harm, so why it ended does not matter.
+            let _ = self.rung.wait_interruptible_timeout(&mut alarm, msecs_to_jiffies(ms));
+        }
+        alarm.rung = false;
+    }
+
+    /// Ends the scanner's rest.
+    pub(crate) fn ring(&self) {
+        self.alarm.lock().rung = true;
+        self.rung.notify_all();
+    }
+
+    /// Makes the scanner end.
+    pub(crate) fn stop(&self) {
+        self.alarm.lock().stop = true;
+        self.rung.notify_all();
+    }
+
+    /// Shall the scanner end?
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.alarm.lock().stop
+    }
+
+    /// Attaches a VM to the domain of that number and shows it in debugfs.
+    ///
+    /// # Errors
+    ///
+    /// `EEXIST`, `ENOMEM`, `ENOSPC`.
+    pub(crate) fn attach(self: &Arc<Self>, vm: Vm, domain: u64) -> Result<GuestId> {
+        let attached = self.state.lock().attach(vm, domain);
+        // The VM is dropped here, without the lock, if it was refused.
+        let id = attached.map_err(|(_vm, error)| error)?;
+        let mut exports = self.exports.lock();
+        let export = match Export::new(&self.debugfs, self.clone(), id) {
+            Ok(export) => export,
+            Err(error) => {
+                drop(exports);
+                self.detach(id)?;
+                return Err(error);
+            }
+        };
+        exports.push(export, GFP_KERNEL)?;
+        drop(exports);
+        self.ring();
+        Ok(id)
+    }
+
+    /// Detaches a guest; its merged pages stay as they are.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT`.
+    pub(crate) fn detach(&self, id: GuestId) -> Result {
+        self.state.lock().begin_leave(id)?;
+        while self.state.lock().guest(id).is_some() {
+            self.depart(id);
+        }
+        Ok(())
+    }
+
+    /// One step of detaching.
+    pub(crate) fn depart(&self, id: GuestId) {
+        let departed = self.state.lock().leave(id);
+        if let Some(departed) = departed {
+            self.unexport(&departed);
+        }
+    }
+
+    /// How many pages of a guest are merged.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT`.
+    pub(crate) fn merged(&self, id: GuestId) -> Result<Returned> {
+        let mut state = self.state.lock();
+        state.guest(id).ok_or(ENOENT)?;
+        Ok(Returned {
+            unmerged: 0,
+            remaining: state.merged(id),
+        })
+    }
+
+    /// Removes a departed guest's files. Waits for those who read them, so not under `state`.
+    fn unexport(&self, departed: &Departed) {
+        self.exports.lock().retain(|export| export.id() != departed.id());
+    }
+
+    /// Lets go of everything, before the module goes: gives pages their own copies back if that is
+    /// asked for, else leaves them merged.
+    pub(crate) fn close(&self) {
+        if self.state.lock().knobs.unmerge_on_exit {
+            if let Err(error) = self.unmerge_all() {
+                pr_warn!("Pages stay merged at unload: {error:?}\n");
+            }
+        }
+        // Each holds a reference to `self`.
+        let exports = core::mem::take(&mut *self.exports.lock());
+        drop(exports);
+        self.ring();
+    }
+
+    /// Gives every merged page of a guest its own copy back.
+    ///
+    /// # Errors
+    ///
+    /// With how far it got: `ENOMEM`, free memory would fall under the floor; `EINTR`, a signal;
+    /// `EBUSY`, pages stayed busy for too long.
+    pub(crate) fn unmerge(&self, id: GuestId) -> (Returned, Result) {
+        let mut returned = Returned::default();
+        let mut cursor = 0;
+        let mut busy = 0_u64;
+        let mut rounds = 0;
+        let result = loop {
+            if current!().signal_pending() {
+                break Err(EINTR);
+            }
+            if rounds == BUSY_ROUNDS {
+                break Err(EBUSY);
+            }
+            let unmerged = self.state.lock().unmerge(id, &mut cursor);
+            match unmerged {
+                Ok(step) => {
+                    returned.unmerged += u64::from(step.unmerged);
+                    busy += u64::from(step.busy);
+                    match step.state {
+                        UnmergeState::More => {}
+                        UnmergeState::NoMemory => break Err(ENOMEM),
+                        UnmergeState::Done if busy > 0 => {
+                            (cursor, busy) = (0, 0);
+                            rounds += 1;
+                            fsleep(Delta::from_millis(1));
+                        }
+                        UnmergeState::Done => break Ok(()),
+                    }
+                }
+                Err(Away::Busy) => {
+                    rounds += 1;
+                    fsleep(Delta::from_millis(1));
+                }
+                Err(Away::Gone) => break Ok(()),
+            }
+        };
+        returned.remaining = self.state.lock().merged(id);
+        (returned, result)
+    }
+
+    /// As [`unmerge`](Self::unmerge), and keeps the guest from merging again if that succeeds, as
+    /// it is to be detached next.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT`; `EBUSY`, somebody else does the same.
+    pub(crate) fn unmerge_to_leave(&self, id: GuestId) -> Result<(Returned, Result)> {
+        self.state.lock().hold(id)?;
+        let (returned, result) = self.unmerge(id);
+        if result.is_err() {
+            self.state.lock().release(id);
+        }
+        Ok((returned, result))
+    }
+
+    /// Gives every merged page of every guest its own copy back.
+    ///
+    /// # Errors
+    ///
+    /// As [`unmerge`](Self::unmerge); the rest stays merged.
+    pub(crate) fn unmerge_all(&self) -> Result {
+        let mut id = GuestId(0);
+        loop {
+            // The guard must not live on in the loop's body.
+            let next = self.state.lock().guest_after(id);
+            let Some(next) = next else {
+                return Ok(());
+            };
+            id = next;
+            self.unmerge(id).1?;
+        }
+    }
+}
