@@ -40,7 +40,7 @@ pub(crate) struct Locked<'a> {
 
 impl Space {
     /// Wraps a reference to a structure.
-    pub(super) fn new(mm: ARef<Mm>) -> Self {
+    pub(crate) fn new(mm: ARef<Mm>) -> Self {
         Self(mm)
     }
 
