@@ -12,6 +12,7 @@ set -euo pipefail
 HERE=$(dirname "$0")
 # shellcheck source=scripts/lib.sh
 . "$HERE/lib.sh"
+need_root_user
 # shellcheck source=scripts/check/text.sh
 . "$HERE/check/text.sh"
 # shellcheck source=scripts/check/lints.sh

@@ -6,6 +6,7 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
+need_root_user
 
 REPORT=$TOP/build/report
 rm -rf "$REPORT"

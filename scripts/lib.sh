@@ -50,11 +50,14 @@ host_tool() {
 	rm -f "$log"
 }
 
+HELD=()
+
 # lock NAME: hold the lock NAME of the cache until this shell ends.
 lock() {
 	local fd
 	mkdir -p "$CACHE/locks"
 	exec {fd}>"$CACHE/locks/$1"
+	HELD+=("$fd")
 	flock -n "$fd" && return 0
 	say "waiting for another run that prepares '$1'"
 	flock "$fd"
@@ -79,16 +82,20 @@ publish() {
 			continue
 		fi
 		say "removing $(basename "$old"), which is out of date"
-		rm -rf "$old"
+		rm -rf --one-file-system "$old"
 	done
 }
 
 # ticker LABEL LOG PATTERN: say now and then how much of LOG matches PATTERN.
 ticker() {
 	local label=${1%% (*} log=$2 pattern=$3 start=$SECONDS
-	local shown=-1 count pause=10
+	local shown=-1 count pause=10 fd
+	# It may outlive an interrupted script for a moment; its locks must not.
+	for fd in "${HELD[@]}"; do
+		exec {fd}>&-
+	done
 	while kill -0 "$$" 2>/dev/null; do
-		# A pause without a process, which would outlive us and keep locks.
+		# A pause without a process, which would be left behind.
 		read -r -t "$pause" <> <(:) || true
 		[ $((SECONDS - start)) -lt 60 ] || pause=30
 		count=$(grep -cE "$pattern" "$log" || true)
@@ -113,7 +120,7 @@ progress() {
 	kill "$ticker_pid" 2>/dev/null || true
 	wait "$ticker_pid" 2>/dev/null || true
 	if [ "$rc" -ne 0 ]; then
-		tail -n 15 "$log" | sed 's/^/    | /' >&2
+		tail -n 15 "$log" | cut -c1-200 | sed 's/^/    | /' >&2
 		die "$label: failed with status $rc: $(cause_in "$log") (log: $log)"
 	fi
 	say "$label: done in $((SECONDS - start)) s"

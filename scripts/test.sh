@@ -11,6 +11,7 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
+need_root_user
 LOG=$TOP/build/log
 WATCHED='^( {4})?(not ok|ok) [0-9]|^==> |^test result|^test .*FAILED|^error'
 PASSED=0 FAILED=0 SKIPPED=0

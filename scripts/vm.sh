@@ -20,6 +20,7 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
+need_root_user
 
 KERNEL='' MEM=2048 SMP=2 THREAD=multi TIMEOUT=900 APPEND='' OUT='' CHECK_LOG=''
 FILES=()

@@ -89,7 +89,7 @@ prepare_initrd() {
 	[ ! -d "$path" ] || return 0
 	lock initrd
 	[ ! -d "$path" ] || return 0
-	rm -rf "$path.tmp"
+	rm -rf --one-file-system "$path.tmp"
 	mkdir -p "$path.tmp"
 	progress "userland of the test host" "$CACHE/log/initrd.log" '.' \
 		in_root env INITRD_MODULES="$INITRD_MODULES" INITRD_FIRMWARE="$INITRD_FIRMWARE" \

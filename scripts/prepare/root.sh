@@ -28,7 +28,7 @@ sed -n "s/ trixie main/ trixie-backports main/p" "$1/etc/apt/sources.list" |
 	head -n 1 >"$1/etc/apt/sources.list.d/backports.list"
 [ -s "$1/etc/apt/sources.list.d/backports.list" ]
 chroot "$1" apt-get update'
-	TMPDIR=/tmp mmdebstrap --variant=minbase --components=main \
+	TMPDIR=/tmp mmdebstrap --verbose --variant=minbase --components=main \
 		--skip=cleanup/apt --include="${ROOT_PACKAGES//[[:space:]]/,}" \
 		--customize-hook="$hook" "$ROOT_SUITE" "$1"
 }
@@ -41,7 +41,7 @@ prepare_root() {
 	host_tool mmdebstrap mmdebstrap debian-archive-keyring gpg
 	lock root
 	[ ! -d "$path" ] || return 0
-	rm -rf "$path.tmp"
+	rm -rf --one-file-system "$path.tmp"
 	progress "build root (Debian $ROOT_SUITE, about 2 GB)" "$CACHE/log/root.log" \
 		'^(Unpacking|Setting up|Get:)' root_bootstrap "$path.tmp"
 	publish "$path.tmp" "$path"

@@ -74,9 +74,10 @@ prepare_source() {
 	[ ! -d "$path" ] || return 0
 	lock source
 	[ ! -d "$path" ] || return 0
-	progress "list of packages" "$CACHE/log/apt.log" '^(Get|Hit):' in_root apt-get update
+	progress "list of packages" "$CACHE/log/apt.log" '^(Get|Hit):' \
+		in_root apt-get update --error-on=any
 	release=$(choose_release)
-	rm -rf "$path.tmp"
+	rm -rf --one-file-system "$path.tmp"
 	mkdir -p "$path.tmp"
 	(cd "$path.tmp" && progress "kernel $release: packages and source (230 MB)" \
 		"$CACHE/log/source.log" '^(Get:|Unpacking)' \

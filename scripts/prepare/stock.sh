@@ -43,7 +43,7 @@ prepare_stock() {
 	[ ! -d "$path" ] || return 0
 	lock stock
 	[ ! -d "$path" ] || return 0
-	rm -rf "$path.tmp"
+	rm -rf --one-file-system "$path.tmp"
 	mkdir -p "$path.tmp"
 	progress "module build directory for $(source_release) (about 3 minutes)" \
 		"$CACHE/log/stock.log" '^  [A-Z]' \
