@@ -37,6 +37,9 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// `KVM_MEM_LOG_DIRTY_PAGES` of `linux/kvm.h`: writes to the slot are being noted.
+    pub const LOG_DIRTY: u32 = 1 << 0;
+
     /// The addresses it covers, empty if it wraps around.
     fn range(&self) -> Span {
         let len = self.pages.checked_mul(PAGE_BYTES);
@@ -150,6 +153,14 @@ impl Layout {
         self.slots.iter().any(|slot| slot.gmem)
     }
 
+    /// Is the guest being migrated? Then writes to most of its memory are noted; a display alone has
+    /// them noted in its frame buffer.
+    pub fn is_migrating(&self) -> bool {
+        let noted = self.normal().filter(|slot| slot.flags & Slot::LOG_DIRTY != 0);
+        let noted = noted.fold(0, |sum: u64, slot| sum.saturating_add(slot.pages));
+        noted > self.pages() / 2
+    }
+
     fn normal(&self) -> impl Iterator<Item = &Slot> {
         self.slots.iter().filter(|slot| slot.as_id == 0)
     }
@@ -232,6 +243,20 @@ mod tests {
         assert_eq!(layout.pages(), u64::MAX);
         // Its address would wrap around.
         assert_eq!(layout.page(u64::MAX - 1), None);
+        Ok(())
+    }
+
+    #[test]
+    fn noted_writes_mean_migration_but_for_a_display() -> Result<(), AllocError> {
+        let noted = |slot: Slot| Slot {
+            flags: Slot::LOG_DIRTY,
+            ..slot
+        };
+        let (ram, display) = (slot(0, 0, 4096, 0x100000), slot(0, 8192, 1024, 0x8000000));
+        assert!(!layout(&[ram, display])?.is_migrating());
+        assert!(!layout(&[ram, noted(display)])?.is_migrating());
+        assert!(layout(&[noted(ram), noted(display)])?.is_migrating());
+        assert!(!layout(&[])?.is_migrating());
         Ok(())
     }
 

@@ -134,19 +134,26 @@ impl Shared {
         let attached = self.state.lock().attach(vm, domain);
         // The VM is dropped here, without the lock, if it was refused.
         let id = attached.map_err(|(_vm, error)| error)?;
-        let mut exports = self.exports.lock();
-        let export = match Export::new(&self.debugfs, self.clone(), id) {
-            Ok(export) => export,
-            Err(error) => {
-                drop(exports);
-                self.detach(id)?;
-                return Err(error);
-            }
-        };
-        exports.push(export, GFP_KERNEL)?;
-        drop(exports);
+        if let Err(error) = self.export(id) {
+            // It may have ended by itself meanwhile.
+            let _ = self.detach(id);
+            return Err(error);
+        }
         self.ring();
         Ok(id)
+    }
+
+    /// Shows a guest in debugfs.
+    fn export(self: &Arc<Self>, id: GuestId) -> Result {
+        let mut exports = self.exports.lock();
+        exports.reserve(1, GFP_KERNEL)?;
+        let export = Export::new(&self.debugfs, self.clone(), id)?;
+        // A guest that departed before this was not shown yet, and is not to be; one that departs
+        // later waits for `exports` to be taken back.
+        if self.state.lock().guest(id).is_some() {
+            exports.push(export, GFP_KERNEL)?;
+        }
+        Ok(())
     }
 
     /// Detaches a guest; its merged pages stay as they are.

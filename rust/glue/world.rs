@@ -71,7 +71,7 @@ impl<'a> HostWorld<'a> {
 
 /// Private pages of a guest that migrates, or that only the guest sees, are not for merging.
 fn refuse(guest: &Guest, block: u64, pages: Range<usize>, seen: &mut [Seen]) -> bool {
-    let paused = guest.vm().is_dirty_logging();
+    let paused = guest.layout().is_migrating();
     let gmem = guest.layout().has_gmem();
     if !paused && !gmem {
         return false;

@@ -71,7 +71,7 @@ impl Vm {
         self.vm == other.vm
     }
 
-    /// Process that created it.
+    /// The process that its memory belongs to.
     pub(crate) fn pid(&self) -> i32 {
         // SAFETY: `vm` is valid: `self` owns a reference until drop.
         unsafe { bindings::twinpage_shim_vm_pid(self.vm.as_ptr()) }
@@ -81,12 +81,6 @@ impl Vm {
     pub(crate) fn is_closed(&self) -> bool {
         // SAFETY: `vm` is valid: `self` owns a reference until drop.
         unsafe { bindings::twinpage_shim_vm_closed(self.vm.as_ptr()) != 0 }
-    }
-
-    /// Is dirty logging on, as it is while the VM migrates?
-    pub(crate) fn is_dirty_logging(&self) -> bool {
-        // SAFETY: `vm` is valid: `self` owns a reference until drop.
-        unsafe { bindings::twinpage_shim_vm_dirty_logging(self.vm.as_ptr()) != 0 }
     }
 
     /// Its memslots, in no order.

@@ -95,12 +95,28 @@ void *twinpage_shim_vm_mm(void *vm)
 }
 
 /**
- * twinpage_shim_vm_pid - process that created the VM.
+ * twinpage_shim_vm_pid - process that a VM's memory belongs to.
  * @vm: the VM.
+ *
+ * Its thread group, or the thread that created the VM if the kernel keeps no
+ * owner of an address space (CONFIG_MEMCG).
  */
 int twinpage_shim_vm_pid(void *vm)
 {
-	return ((struct kvm *)vm)->userspace_pid;
+	struct kvm *kvm = vm;
+#ifdef CONFIG_MEMCG
+	struct task_struct *owner;
+	int pid = 0;
+
+	rcu_read_lock();
+	owner = rcu_dereference(kvm->mm->owner);
+	if (owner)
+		pid = task_tgid_nr(owner);
+	rcu_read_unlock();
+	if (pid)
+		return pid;
+#endif
+	return kvm->userspace_pid;
 }
 
 /**
@@ -112,15 +128,6 @@ int twinpage_shim_vm_closed(void *vm)
 	struct kvm *kvm = vm;
 
 	return kvm->vm_dead || refcount_read(&kvm->users_count) == 1;
-}
-
-/**
- * twinpage_shim_vm_dirty_logging - is dirty logging on, as for a migration?
- * @vm: the VM.
- */
-int twinpage_shim_vm_dirty_logging(void *vm)
-{
-	return atomic_read(&((struct kvm *)vm)->nr_memslots_dirty_logging) > 0;
 }
 
 /**

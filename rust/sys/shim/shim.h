@@ -106,7 +106,6 @@ void twinpage_shim_vm_put(void *vm, void *owner);
 void *twinpage_shim_vm_mm(void *vm);
 int twinpage_shim_vm_pid(void *vm);
 int twinpage_shim_vm_closed(void *vm);
-int twinpage_shim_vm_dirty_logging(void *vm);
 long twinpage_shim_vm_slots(void *vm, struct twinpage_shim_slot *slots,
 			    unsigned long max);
 
