@@ -48,7 +48,10 @@ impl Bench {
         Symbols::bind()?.lru_drain();
         if matches!(bench.see(0)?, Seen::Huge { .. }) {
             let locked = bench.user.try_lock().ok_or(EAGAIN)?;
-            locked.split(bench.memory.addr(0)).then_some(()).ok_or(EBUSY)?;
+            locked
+                .split(bench.memory.addr(0))
+                .then_some(())
+                .ok_or(EBUSY)?;
         }
         for (page, (byte, last)) in pages.iter().enumerate() {
             bench.memory.fill(page, *byte, *last)?;
@@ -60,7 +63,8 @@ impl Bench {
     fn look(&mut self, wanted: &[u64; BLOCK_PAGES / 64]) -> Result {
         let locked = self.user.try_lock().ok_or(EAGAIN)?;
         let block = self.memory.addr(0) as u64;
-        self.look.at(&locked, block, 0..BLOCK_PAGES, wanted, &mut self.seen);
+        self.look
+            .at(&locked, block, 0..BLOCK_PAGES, wanted, &mut self.seen);
         Ok(())
     }
 
@@ -91,7 +95,11 @@ impl Bench {
     }
 
     fn unshare(&self, page: usize) -> Result<Unshared> {
-        Ok(self.user.try_lock().ok_or(EAGAIN)?.unshare(self.memory.addr(page)))
+        Ok(self
+            .user
+            .try_lock()
+            .ok_or(EAGAIN)?
+            .unshare(self.memory.addr(page)))
     }
 
     fn is_merged(&mut self, page: usize, frame: &Frame) -> Result<bool> {
@@ -109,7 +117,11 @@ mod tests {
         let frame = bench.copy(0)?;
         assert_eq!(frame.mappings(), 0);
         let mut results = [Shared::Busy; 2];
-        bench.share(0, &[Target::Copy(&frame), Target::Copy(&frame)], &mut results)?;
+        bench.share(
+            0,
+            &[Target::Copy(&frame), Target::Copy(&frame)],
+            &mut results,
+        )?;
         assert_eq!(results, [Shared::Done; 2]);
         assert_eq!(frame.mappings(), 2);
         assert!(bench.is_merged(0, &frame)?);
@@ -124,7 +136,11 @@ mod tests {
         let mut bench = Bench::filled(&[(7, 9), (7, 9)])?;
         let frame = bench.copy(0)?;
         let mut results = [Shared::Busy; 2];
-        bench.share(0, &[Target::Copy(&frame), Target::Copy(&frame)], &mut results)?;
+        bench.share(
+            0,
+            &[Target::Copy(&frame), Target::Copy(&frame)],
+            &mut results,
+        )?;
         bench.memory.fill(0, 7, 10)?;
         assert!(matches!(bench.see(0)?, Seen::Anon { .. }));
         assert!(bench.is_merged(1, &frame)?);
@@ -166,7 +182,11 @@ mod tests {
         let frame = bench.copy(0)?;
         let copy = || Target::Copy(&frame);
         let mut results = [Shared::Busy; 5];
-        bench.share(0, &[copy(), copy(), copy(), copy(), Target::Zero], &mut results)?;
+        bench.share(
+            0,
+            &[copy(), copy(), copy(), copy(), Target::Zero],
+            &mut results,
+        )?;
         let mut expected = [Shared::Done; 5];
         expected[2] = Shared::Differs;
         assert_eq!(results, expected);
@@ -194,7 +214,11 @@ mod tests {
         let mut bench = Bench::filled(&[(3, 4), (3, 4)])?;
         let frame = bench.copy(0)?;
         let mut results = [Shared::Busy; 2];
-        bench.share(0, &[Target::Copy(&frame), Target::Copy(&frame)], &mut results)?;
+        bench.share(
+            0,
+            &[Target::Copy(&frame), Target::Copy(&frame)],
+            &mut results,
+        )?;
         assert_eq!(bench.unshare(0)?, Unshared::Done);
         assert!(matches!(bench.see(0)?, Seen::Anon { .. }));
         assert!(bench.memory.is(0, 3, 4)?);
@@ -211,7 +235,10 @@ mod tests {
         let mut bench = Bench::filled(&[(3, 4)])?;
         let frame = bench.copy(0)?;
         bench.look(&ALL)?;
-        assert_eq!(bench.share_one(0, Target::Copy(&frame))?, Shared::Skip(Skip::Pinned));
+        assert_eq!(
+            bench.share_one(0, Target::Copy(&frame))?,
+            Shared::Skip(Skip::Pinned)
+        );
         bench.look.release();
         assert_eq!(bench.share_one(0, Target::Copy(&frame))?, Shared::Done);
         Ok(())
@@ -262,7 +289,9 @@ mod tests {
         let mut bench = Bench::filled(&[(1, 1)])?;
         let locked = bench.user.try_lock().ok_or(EAGAIN)?;
         // The first block of any address space is kept free (mmap_min_addr).
-        bench.look.at(&locked, 0, 0..BLOCK_PAGES, &ALL, &mut bench.seen);
+        bench
+            .look
+            .at(&locked, 0, 0..BLOCK_PAGES, &ALL, &mut bench.seen);
         assert_eq!(bench.seen[0], Seen::Skip(Skip::NoVma));
         assert_eq!(bench.seen[BLOCK_PAGES - 1], Seen::Skip(Skip::NoVma));
         Ok(())

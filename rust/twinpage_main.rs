@@ -67,7 +67,10 @@ impl kernel::Module for Twinpage {
         let thread = Thread::start(shared.clone())?;
         let shrinker = Shrinker::add(shared.clone())?;
         let files = Files::add(&control::FILES, shared.clone())?;
-        let device = KBox::pin_init(Device::register(c"twinpage", Arc::new(Control(shared), GFP_KERNEL)?), GFP_KERNEL)?;
+        let device = KBox::pin_init(
+            Device::register(c"twinpage", Arc::new(Control(shared), GFP_KERNEL)?),
+            GFP_KERNEL,
+        )?;
         Ok(Self {
             _device: device,
             _files: files,

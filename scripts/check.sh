@@ -40,6 +40,11 @@ in_each() {
 	[ "${#list[@]}" -eq 0 ] || "$TOP/scripts/root.sh" "$@" "${list[@]}"
 }
 
+# findings LOG N: the first N lines of what a check had to say.
+findings() {
+	awk -v n="$2" '!/^==> / && NF && n-- > 0' "$1"
+}
+
 # run_check NAME: without pipefail, since a search that finds nothing "fails";
 # what a check means to judge is the last command of its pipeline.
 run_check() {
@@ -56,8 +61,8 @@ run_check() {
 		PASSED=$((PASSED + 1))
 		return 0
 	fi
-	printf 'FAILED %s: %s\n' "$name" "$(grep -v '^==> ' "$log" | head -n 1)"
-	grep -v '^==> ' "$log" | head -n 30 | sed 's/^/    | /'
+	printf 'FAILED %s: %s\n' "$name" "$(findings "$log" 1)"
+	findings "$log" 30 | sed 's/^/    | /'
 	FAILED=$((FAILED + 1))
 }
 

@@ -7,8 +7,8 @@
 //! the scanner, and a numbered list of guest pages for the export.
 
 use super::{
-    sort,
     index::Span,
+    sort,
     world::PAGE_BYTES, //
 };
 use crate::mem::{
@@ -156,7 +156,9 @@ impl Layout {
     /// Is the guest being migrated? Then writes to most of its memory are noted; a display alone has
     /// them noted in its frame buffer.
     pub fn is_migrating(&self) -> bool {
-        let noted = self.normal().filter(|slot| slot.flags & Slot::LOG_DIRTY != 0);
+        let noted = self
+            .normal()
+            .filter(|slot| slot.flags & Slot::LOG_DIRTY != 0);
         let noted = noted.fold(0, |sum: u64, slot| sum.saturating_add(slot.pages));
         noted > self.pages() / 2
     }
@@ -218,14 +220,24 @@ mod tests {
             slot(0, 32, 2, 0x80000),
         ])?;
         assert_eq!(layout.ranges().len(), 2);
-        assert_eq!(layout.ranges().first().map(|r| (r.start, r.end)), Some((0x10000, 0x24000)));
-        assert_eq!(layout.ranges().last().map(|r| (r.start, r.end)), Some((0x80000, 0x82000)));
+        assert_eq!(
+            layout.ranges().first().map(|r| (r.start, r.end)),
+            Some((0x10000, 0x24000))
+        );
+        assert_eq!(
+            layout.ranges().last().map(|r| (r.start, r.end)),
+            Some((0x80000, 0x82000))
+        );
         Ok(())
     }
 
     #[test]
     fn pages_are_numbered_by_guest_frame() -> Result<(), AllocError> {
-        let layout = layout(&[slot(0, 64, 4, 0x20000), slot(0, 32, 2, 0x80000), slot(1, 0, 9, 0)])?;
+        let layout = layout(&[
+            slot(0, 64, 4, 0x20000),
+            slot(0, 32, 2, 0x80000),
+            slot(1, 0, 9, 0),
+        ])?;
         assert_eq!(layout.pages(), 6);
         let places = [(32, 0x80000), (33, 0x81000), (64, 0x20000), (65, 0x21000)];
         for (number, place) in places.iter().enumerate() {
@@ -238,7 +250,10 @@ mod tests {
 
     #[test]
     fn absurd_slots_do_no_harm() -> Result<(), AllocError> {
-        let layout = layout(&[slot(0, u64::MAX, u64::MAX, u64::MAX), slot(0, 1, u64::MAX, 4096)])?;
+        let layout = layout(&[
+            slot(0, u64::MAX, u64::MAX, u64::MAX),
+            slot(0, 1, u64::MAX, 4096),
+        ])?;
         assert!(layout.ranges().is_empty());
         assert_eq!(layout.pages(), u64::MAX);
         // Its address would wrap around.

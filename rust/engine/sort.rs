@@ -30,7 +30,11 @@ fn sift_down<T: Copy, K: Ord>(heap: &[Cell<T>], mut at: usize, key: &impl Fn(&T)
         // OVERFLOW: A slice of anything with a size is far shorter than half of all numbers.
         let left = at.wrapping_mul(2).wrapping_add(1);
         let right = left.wrapping_add(1);
-        let child = if key_at(right) > key_at(left) { right } else { left };
+        let child = if key_at(right) > key_at(left) {
+            right
+        } else {
+            left
+        };
         match (heap.get(at), heap.get(child)) {
             (Some(parent), Some(larger)) if key_at(child) > key_at(at) => exchange(parent, larger),
             _ => return,

@@ -94,7 +94,11 @@ impl Control {
         must_be_zero(read.domain != 0 && read.reserved == [0; 2])?;
         let mut bytes = KBox::new([0_u8; PAGE_SIZE], GFP_KERNEL)?;
         loop {
-            let found = self.0.state.lock().read_digest(read.domain, &read.digest, &mut bytes)?;
+            let found = self
+                .0
+                .state
+                .lock()
+                .read_digest(read.domain, &read.digest, &mut bytes)?;
             match found {
                 Bytes::Read => return uapi::write_bytes(read.buffer as usize, &bytes[..]),
                 Bytes::None => return Err(ENOENT),

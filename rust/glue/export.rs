@@ -6,20 +6,18 @@
 //! the mutex and copied to the reader without it: a reader's page fault must not hold up the rest.
 
 use super::shared::Shared;
-use crate::{
-    engine::{
-        stats::Gauge,
-        wire::{
-            Header,
-            Record,
-            HEADER_BYTES,
-            RECORD_BYTES, //
-        },
-        world::{
-            GuestId,
-            BLOCK_BYTES,
-            PAGE_BYTES, //
-        },
+use crate::engine::{
+    stats::Gauge,
+    wire::{
+        Header,
+        Record,
+        HEADER_BYTES,
+        RECORD_BYTES, //
+    },
+    world::{
+        GuestId,
+        BLOCK_BYTES,
+        PAGE_BYTES, //
     },
 };
 use kernel::{
@@ -79,8 +77,10 @@ impl Export {
         };
         let stats = KBox::pin_init(dir.read_only_file(c"stats", Stats(view())), GFP_KERNEL)?;
         let slots = KBox::pin_init(dir.read_only_file(c"slots", Slots(view())), GFP_KERNEL)?;
-        let digests =
-            KBox::pin_init(dir.read_binary_file(c"digests", Digests(view())), GFP_KERNEL)?;
+        let digests = KBox::pin_init(
+            dir.read_binary_file(c"digests", Digests(view())),
+            GFP_KERNEL,
+        )?;
         Ok(Self {
             id,
             _stats: stats,

@@ -26,7 +26,8 @@ use kernel::{
     alloc::KVec,
     current,
     debugfs::Dir,
-    new_condvar, new_mutex,
+    new_condvar,
+    new_mutex,
     prelude::*,
     sync::{
         Arc,
@@ -103,7 +104,9 @@ impl Shared {
         let mut alarm = self.alarm.lock();
         if !alarm.rung && !alarm.stop {
             // A rest that ends early does no harm, so why it ended does not matter.
-            let _ = self.rung.wait_interruptible_timeout(&mut alarm, msecs_to_jiffies(ms));
+            let _ = self
+                .rung
+                .wait_interruptible_timeout(&mut alarm, msecs_to_jiffies(ms));
         }
         alarm.rung = false;
     }
@@ -193,7 +196,9 @@ impl Shared {
 
     /// Removes a departed guest's files. Waits for those who read them, so not under `state`.
     fn unexport(&self, departed: &Departed) {
-        self.exports.lock().retain(|export| export.id() != departed.id());
+        self.exports
+            .lock()
+            .retain(|export| export.id() != departed.id());
     }
 
     /// Lets go of everything, before the module goes: gives pages their own copies back if that is

@@ -200,7 +200,11 @@ impl State {
             return Err((vm, error));
         }
         self.last_guest = next;
-        if self.guests.push_within_capacity(Guest::new(id, domain, vm)).is_err() {
+        if self
+            .guests
+            .push_within_capacity(Guest::new(id, domain, vm))
+            .is_err()
+        {
             // PANIC: Not reached: room was reserved above.
             return Ok(id);
         }
@@ -285,7 +289,10 @@ impl State {
 
     /// A guest that is being detached.
     pub(crate) fn leaving(&self) -> Option<GuestId> {
-        self.guests.iter().find(|guest| guest.is_leaving()).map(Guest::id)
+        self.guests
+            .iter()
+            .find(|guest| guest.is_leaving())
+            .map(Guest::id)
     }
 
     /// One step of detaching: the departed guest when it was the last.
@@ -315,10 +322,18 @@ impl State {
 
     /// One step of the scanner; `None` if there is nobody to scan.
     pub(crate) fn scan(&mut self) -> Option<Worked> {
-        let turns = self.guests.iter().filter(|guest| guest.is_at_work()).map(Guest::turn);
+        let turns = self
+            .guests
+            .iter()
+            .filter(|guest| guest.is_at_work())
+            .map(Guest::turn);
         let id = self.rounds.next(turns)?;
         let guest = self.guest_mut(id)?;
-        let pace = if guest.is_new() { Pace::Boost } else { Pace::Steady };
+        let pace = if guest.is_new() {
+            Pace::Boost
+        } else {
+            Pace::Steady
+        };
         if guest.vm().is_closed() {
             guest.leave();
         } else if !guest.is_in_pass() {

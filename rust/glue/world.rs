@@ -76,7 +76,12 @@ fn refuse(guest: &Guest, block: u64, pages: Range<usize>, seen: &mut [Seen]) -> 
     if !paused && !gmem {
         return false;
     }
-    for (index, seen) in seen.iter_mut().enumerate().take(pages.end).skip(pages.start) {
+    for (index, seen) in seen
+        .iter_mut()
+        .enumerate()
+        .take(pages.end)
+        .skip(pages.start)
+    {
         if gmem && guest.layout().is_gmem(block + index as u64 * PAGE_BYTES) {
             *seen = Seen::Skip(Skip::Gmem);
         } else if paused && matches!(*seen, Seen::Anon { .. } | Seen::Huge { .. }) {

@@ -46,7 +46,10 @@ impl Space {
 
     /// Takes hold of its memory; `None` if it is exiting or gone.
     pub(crate) fn user(&self) -> Option<User> {
-        self.0.mmget_not_zero().map(MmWithUser::into_mmput_async).map(User)
+        self.0
+            .mmget_not_zero()
+            .map(MmWithUser::into_mmput_async)
+            .map(User)
     }
 
     /// Pages that the memory cgroups of its process still allow it, all levels considered.

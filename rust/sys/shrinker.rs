@@ -55,11 +55,7 @@ impl<T: Shrink> Shrinker<T> {
         // SAFETY: The callbacks take `data` as a `T`, which it is, and which lives until `drop`
         // takes the reference back, after the shrinker is gone.
         let added = to_result(unsafe {
-            bindings::twinpage_shim_shrinker_add(
-                data.cast_mut(),
-                Some(count::<T>),
-                Some(scan::<T>),
-            )
+            bindings::twinpage_shim_shrinker_add(data.cast_mut(), Some(count::<T>), Some(scan::<T>))
         });
         match added {
             Ok(()) => Ok(Self {

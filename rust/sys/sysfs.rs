@@ -59,7 +59,10 @@ impl<T: Serve> Files<T> {
         let mut names: KVec<*const c_char> = KVec::with_capacity(files.len(), GFP_KERNEL)?;
         let mut modes: KVec<u16> = KVec::with_capacity(files.len(), GFP_KERNEL)?;
         for file in files {
-            names.push(kernel::str::as_char_ptr_in_const_context(file.name), GFP_KERNEL)?;
+            names.push(
+                kernel::str::as_char_ptr_in_const_context(file.name),
+                GFP_KERNEL,
+            )?;
             modes.push(file.mode, GFP_KERNEL)?;
         }
         let data = Arc::into_raw(data).cast::<c_void>();
@@ -102,11 +105,7 @@ impl<T: Serve> Drop for Files<T> {
 /// # Safety
 ///
 /// `data` must be a `T`, and `page` a writable page, until this returns.
-unsafe extern "C" fn show<T: Serve>(
-    data: *mut c_void,
-    file: c_uint,
-    page: *mut c_char,
-) -> c_long {
+unsafe extern "C" fn show<T: Serve>(data: *mut c_void, file: c_uint, page: *mut c_char) -> c_long {
     // SAFETY: sysfs hands over a page of which nobody else has a reference, and `data` lives until
     // the files are gone; both by the caller's promise.
     let (data, page) = unsafe {
