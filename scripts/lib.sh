@@ -59,7 +59,7 @@ lock() {
 	exec {fd}>"$CACHE/locks/$1"
 	HELD+=("$fd")
 	flock -n "$fd" && return 0
-	say "waiting for another run that prepares '$1'"
+	say "waiting for another run ($1)"
 	flock "$fd"
 }
 

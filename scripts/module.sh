@@ -5,7 +5,8 @@
 #
 #	scripts/module.sh stock|debug [MAKE-ARGUMENT...]
 #
-# The result is in build/stock or build/debug of the checkout, or in OUTPUT.
+# The result is in build/stock or build/debug of the checkout, or in OUTPUT,
+# which is emptied first if FRESH is set.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -23,6 +24,9 @@ build=$("$TOP/scripts/prepare.sh" "$kernel")
 [ -e "$build" ] || die "prepare.sh gave no build directory for the $kernel kernel"
 in_use "$build"
 output=$TOP/${OUTPUT:-build/$kernel}
+# Two builds in one directory break each other.
+lock "build-$(hash_of <<<"$output")"
+[ -z "${FRESH:-}" ] || rm -rf "$output"
 mkdir -p "$output"
 say "modules for $(cat "$build/include/config/kernel.release") in ${output#"$TOP/"}"
 exec "$TOP/scripts/root.sh" make --no-print-directory -C "$build" -j"$JOBS" \

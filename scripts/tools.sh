@@ -6,6 +6,7 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
+lock "build-$(hash_of <<<"$TOP/build/bin")"
 cd "$TOP/tools"
 say "userspace programs in build/bin"
 "$TOP/scripts/root.sh" cargo build --release --locked --workspace --bins

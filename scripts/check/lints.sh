@@ -37,8 +37,7 @@ check_rustdoc() {
 # kernel_lint KERNEL: both compilers with warnings as errors. Only what is
 # compiled is looked at, so it compiles in a directory of its own.
 kernel_lint() {
-	rm -rf "build/lint-$1"
-	OUTPUT="build/lint-$1" "$TOP/scripts/module.sh" "$1" -s modules \
+	OUTPUT="build/lint-$1" FRESH=1 "$TOP/scripts/module.sh" "$1" -s modules \
 		CLIPPY=1 KRUSTFLAGS=-Dwarnings KCFLAGS=-Werror W=1
 }
 
