@@ -9,15 +9,13 @@
 #include <linux/static_call.h>
 #include <asm/tlbflush.h>
 
-void twinpage_flush_bind(unsigned long addr);
-void twinpage_flush(struct mm_struct *mm, unsigned long start, unsigned long end);
+#include "flush.h"
 
 DEFINE_STATIC_CALL_NULL(twinpage_flush_tlb, flush_tlb_mm_range);
 
 void twinpage_flush_bind(unsigned long addr)
 {
-	static_call_update(twinpage_flush_tlb,
-			   (typeof(&STATIC_CALL_TRAMP(twinpage_flush_tlb)))addr);
+	static_call_update(twinpage_flush_tlb, (void *)addr);
 }
 
 void twinpage_flush(struct mm_struct *mm, unsigned long start, unsigned long end)

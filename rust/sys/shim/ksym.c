@@ -65,13 +65,13 @@ static unsigned long twinpage_lookup_one(const char *name, bool hard)
 	return addr;
 }
 
-/* Static calls want a typed pointer: the cast takes the type of the call's key. */
+/* Each static call has a type of its own, so this cannot be a function. */
 #define TWINPAGE_BIND(call, name, hard)					\
 ({									\
 	unsigned long __addr = twinpage_lookup_one(name, hard);		\
 									\
 	if (__addr)							\
-		static_call_update(call, (typeof(&STATIC_CALL_TRAMP(call)))__addr); \
+		static_call_update(call, (void *)__addr);		\
 	__addr != 0;							\
 })
 
@@ -93,8 +93,7 @@ int twinpage_shim_bind(unsigned int *features)
 
 	if (!lookup)
 		return -ENOENT;
-	static_call_update(twinpage_lookup,
-			   (typeof(&STATIC_CALL_TRAMP(twinpage_lookup)))lookup);
+	static_call_update(twinpage_lookup, (void *)lookup);
 
 	flush = twinpage_lookup_one("flush_tlb_mm_range", true);
 	all &= flush != 0;

@@ -11,6 +11,7 @@
 #include <linux/swap.h>
 #include <linux/userfaultfd_k.h>
 
+#include "flush.h"
 #include "shim.h"
 
 /*
@@ -39,10 +40,6 @@ DECLARE_STATIC_CALL(twinpage_add_rmap, folio_add_file_rmap_ptes);
 #endif
 
 bool twinpage_has(unsigned int feature);
-
-/* flush.c: the one function whose prototype modules do not get to see. */
-void twinpage_flush_bind(unsigned long addr);
-void twinpage_flush(struct mm_struct *mm, unsigned long start, unsigned long end);
 
 /* Why pages of this mapping cannot be merged; -1 if they can. */
 int twinpage_vma_refusal(struct vm_area_struct *vma);
