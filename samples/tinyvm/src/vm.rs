@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A KVM VM and its memslots.
+
+use std::os::fd::{
+    AsRawFd,
+    RawFd, //
+};
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{
+    Kvm,
+    VcpuFd,
+    VmFd, //
+};
+
+use crate::{
+    Error,
+    PAGE_BYTES, //
+};
+
+/// A memslot: guest physical addresses that show a range of the process's memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Slot {
+    /// Number of the slot in its address space.
+    pub number: u16,
+    /// Address space: 0, or 1 for system management mode.
+    pub address_space: u16,
+    /// First guest physical address.
+    pub guest: u64,
+    /// First address in this process.
+    pub host: u64,
+    /// How many pages; 0 takes the slot away.
+    pub pages: usize,
+    /// `KVM_MEM_*`.
+    pub flags: u32,
+}
+
+/// A VM without devices.
+pub struct Vm {
+    // Dropped in this order: the VM goes before the KVM handle.
+    vm: VmFd,
+    _kvm: Kvm,
+}
+
+impl Vm {
+    /// Creates a VM.
+    ///
+    /// # Errors
+    ///
+    /// No `/dev/kvm`, or KVM refuses.
+    pub fn new() -> Result<Vm, Error> {
+        let kvm = Kvm::new().map_err(Error::kvm("open /dev/kvm"))?;
+        let vm = kvm.create_vm().map_err(Error::kvm("create a VM"))?;
+        Ok(Vm { vm, _kvm: kvm })
+    }
+
+    /// Adds, moves, changes or takes away a memslot, as KVM_SET_USER_MEMORY_REGION does.
+    ///
+    /// # Errors
+    ///
+    /// KVM's.
+    pub fn set_slot(&self, slot: Slot) -> Result<(), Error> {
+        let region = kvm_userspace_memory_region {
+            slot: (u32::from(slot.address_space) << 16) | u32::from(slot.number),
+            flags: slot.flags,
+            guest_phys_addr: slot.guest,
+            memory_size: (slot.pages * PAGE_BYTES) as u64,
+            userspace_addr: slot.host,
+        };
+        // SAFETY: KVM checks every access to the range as it would a read() or write() of this
+        // process, so a range that is not or no longer mapped cannot make this program unsound; the
+        // guest's writes go to `Memory`, which is accessed in volatile words only.
+        unsafe { self.vm.set_user_memory_region(region) }.map_err(Error::kvm("set a memslot"))
+    }
+
+    /// The pages the guest has written since the last call, one bit each; clears the log.
+    ///
+    /// # Errors
+    ///
+    /// KVM's, for example when the slot has no KVM_MEM_LOG_DIRTY_PAGES.
+    pub fn dirty_pages(&self, slot: u16, pages: usize) -> Result<Vec<bool>, Error> {
+        let words = self
+            .vm
+            .get_dirty_log(u32::from(slot), pages * PAGE_BYTES)
+            .map_err(Error::kvm("read the dirty log"))?;
+        Ok((0..pages)
+            .map(|page| (words[page / 64] >> (page % 64)) & 1 == 1)
+            .collect())
+    }
+
+    pub(crate) fn processor(&self) -> Result<VcpuFd, Error> {
+        self.vm
+            .create_vcpu(0)
+            .map_err(Error::kvm("create a processor"))
+    }
+}
+
+impl AsRawFd for Vm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.vm.as_raw_fd()
+    }
+}
