@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The device refuses what it must.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+
+use tinyvm::Backing;
+use twinpage_lab::ensure;
+use twinpage_lab::module::{
+    uapi,
+    Merged, //
+};
+use twinpage_lab::tap::{
+    Outcome,
+    Test, //
+};
+
+use crate::host::{
+    fails_with,
+    Guest,
+    Host,
+    DOMAIN,
+    PRIVATE, //
+};
+
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "the_version_names_features_of_this_kernel",
+        seconds: 60,
+        run: the_version_names_features_of_this_kernel,
+    },
+    Test {
+        name: "attaching_refuses_what_is_no_vm",
+        seconds: 60,
+        run: attaching_refuses_what_is_no_vm,
+    },
+    Test {
+        name: "fields_that_must_be_zero_must_be_zero",
+        seconds: 60,
+        run: fields_that_must_be_zero_must_be_zero,
+    },
+    Test {
+        name: "a_vm_is_attached_once_and_ids_are_never_reused",
+        seconds: 60,
+        run: a_vm_is_attached_once_and_ids_are_never_reused,
+    },
+];
+
+fn the_version_names_features_of_this_kernel() -> Outcome {
+    let host = Host::new()?;
+    let version = host.device().version()?;
+    ensure!(version.uapi == uapi::TWINPAGE_UAPI_VERSION, "{version:?}");
+    let features = twinpage_lab::module::knob("features")?;
+    for line in features.lines() {
+        let state = line.split(' ').nth(1);
+        let known = matches!(state, Some("available" | "missing"));
+        ensure!(known, "features has the line '{line}'");
+    }
+    let available = features.lines().filter(|line| line.ends_with(" available"));
+    println!("{} features available", available.count());
+    Ok(())
+}
+
+fn attaching_refuses_what_is_no_vm() -> Outcome {
+    let host = Host::new()?;
+    let device = host.device();
+    fails_with("no file", device.attach(-1, PRIVATE), libc::EBADF)?;
+    fails_with("a closed file", device.attach(999, PRIVATE), libc::EBADF)?;
+    let others = [
+        "/dev/null",
+        "/dev/kvm",
+        "/proc/self/mem",
+        "/dev/twinpage",
+        "/tmp",
+    ];
+    for path in others {
+        let file = File::open(path)?;
+        let result = device.attach(file.as_raw_fd(), PRIVATE);
+        fails_with(path, result, libc::EINVAL)?;
+    }
+    // A memfd and a pipe have no path and other file operations again.
+    let memory = tinyvm::Memory::new(1, Backing::Shared)?;
+    let memfd = memory.file().unwrap_or(-1);
+    fails_with("a memfd", device.attach(memfd, PRIVATE), libc::EINVAL)?;
+    let (reader, _writer) = crate::host::pipe()?;
+    fails_with(
+        "a pipe",
+        device.attach(reader.as_raw_fd(), PRIVATE),
+        libc::EINVAL,
+    )?;
+    let mut unknown = uapi::twinpage_version::default();
+    let number = uapi::IOC_VERSION & !0xff | 0x7f;
+    fails_with(
+        "an unknown ioctl",
+        device.ioctl(number, &mut unknown),
+        libc::ENOTTY,
+    )
+}
+
+fn fields_that_must_be_zero_must_be_zero() -> Outcome {
+    let host = Host::new()?;
+    let mut guest = Guest::detached(16, Backing::Small)?;
+    let vm_fd = guest.vm()?.as_raw_fd();
+    let fresh = || uapi::twinpage_attach {
+        vm_fd,
+        domain: PRIVATE,
+        ..Default::default()
+    };
+    let mut wrong = [fresh(), fresh(), fresh(), fresh()];
+    wrong[0].flags = 1;
+    wrong[1].pad = 1;
+    wrong[2].reserved[0] = 1;
+    wrong[3].reserved[3] = 1 << 63;
+    for argument in &mut wrong {
+        let result = host.device().ioctl(uapi::IOC_ATTACH, argument);
+        fails_with(&format!("{argument:?}"), result, libc::EINVAL)?;
+    }
+    guest.attach(&host, DOMAIN)?;
+    let fresh = || uapi::twinpage_detach {
+        id: guest.id(),
+        ..Default::default()
+    };
+    let mut wrong = [fresh(), fresh(), fresh()];
+    wrong[0].flags = 2;
+    wrong[1].flags = 1 << 31;
+    wrong[2].reserved[2] = 1;
+    for argument in &mut wrong {
+        let result = host.device().ioctl(uapi::IOC_DETACH, argument);
+        fails_with(&format!("{argument:?}"), result, libc::EINVAL)?;
+    }
+    let mut page = [0_u8; 4096];
+    let mut read = uapi::twinpage_read {
+        domain: DOMAIN,
+        buffer: page.as_mut_ptr() as u64,
+        ..Default::default()
+    };
+    read.reserved[1] = 1;
+    let result = host.device().ioctl(uapi::IOC_READ, &mut read);
+    fails_with("a read with a reserved field", result, libc::EINVAL)?;
+    ensure!(guest.stats()?.get("domain")? == DOMAIN, "{}", guest.told());
+    Ok(())
+}
+
+fn a_vm_is_attached_once_and_ids_are_never_reused() -> Outcome {
+    let host = Host::new()?;
+    let mut guest = host.guest(16, Backing::Small, DOMAIN)?;
+    let first = guest.id();
+    let again = host.device().attach(guest.vm()?.as_raw_fd(), DOMAIN);
+    fails_with("a second attach", again, libc::EEXIST)?;
+    let other = host.device().attach(guest.vm()?.as_raw_fd(), PRIVATE);
+    fails_with("an attach to another domain", other, libc::EEXIST)?;
+    guest.detach(&host, Merged::Keep)?;
+    let twice = host.device().detach(first, Merged::Keep);
+    fails_with(
+        "a second detach",
+        twice.map_err(|(error, _)| error),
+        libc::ENOENT,
+    )?;
+    let unknown = host.device().detach(first + 1000, Merged::Unmerge);
+    fails_with(
+        "an unknown id",
+        unknown.map_err(|(error, _)| error),
+        libc::ENOENT,
+    )?;
+    guest.attach(&host, DOMAIN)?;
+    ensure!(
+        guest.id() > first,
+        "the id {first} came again: {}",
+        guest.id()
+    );
+    Ok(())
+}

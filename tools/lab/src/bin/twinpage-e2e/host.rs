@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What nearly every test needs: the module loaded and in a hurry, VMs with known content.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use tinyvm::{
+    Backing,
+    Memory,
+    Slot,
+    Vm, //
+};
+use twinpage_guest::pattern::{
+    Mismatch,
+    Stream, //
+};
+use twinpage_lab::module::{
+    self,
+    Device,
+    Merged,
+    Stats, //
+};
+use twinpage_lab::pagemap::{
+    Entry,
+    Frame,
+    Frames,
+    Pagemap, //
+};
+use twinpage_lab::tap::{
+    Failure,
+    Outcome, //
+};
+use twinpage_lab::{
+    ensure,
+    wait, //
+};
+
+/// The longest that merging a few thousand pages may take on an emulated processor.
+pub const CONVERGE: Duration = Duration::from_secs(60);
+
+/// The domain most tests use.
+pub const DOMAIN: u64 = 77;
+
+/// The domain of VMs that share with no other.
+pub const PRIVATE: u64 = 0;
+
+/// The loaded module.
+pub struct Host {
+    device: Device,
+}
+
+impl Host {
+    /// Loads the module and lets it scan without rest.
+    pub fn new() -> Result<Host, Failure> {
+        module::load()?;
+        hurry()?;
+        Ok(Host {
+            device: Device::open()?,
+        })
+    }
+
+    /// The module that is already loaded.
+    pub fn reopened() -> Result<Host, Failure> {
+        Ok(Host {
+            device: Device::open()?,
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Makes a VM whose only slot shows new memory, and attaches it.
+    pub fn guest(&self, pages: usize, backing: Backing, domain: u64) -> Result<Guest, Failure> {
+        let mut guest = Guest::detached(pages, backing)?;
+        guest.attach(self, domain)?;
+        Ok(guest)
+    }
+
+    /// Two VMs of one domain whose pages of the same number are equal, and merged.
+    pub fn twins(&self, pages: usize) -> Result<[Guest; 2], Failure> {
+        let twins = [
+            self.guest(pages, Backing::Small, DOMAIN)?,
+            self.guest(pages, Backing::Small, DOMAIN)?,
+        ];
+        for twin in &twins {
+            twin.fill_with(|page| page as u64 + 1);
+        }
+        self.until_saved(&[&twins[0], &twins[1]], pages)?;
+        Ok(twins)
+    }
+
+    /// Waits until at least so many pages of the VMs are saved.
+    pub fn until_saved(&self, guests: &[&Guest], pages: usize) -> Outcome {
+        let mut saved = 0;
+        let limit = CONVERGE + Duration::from_millis(pages as u64 * 4);
+        let result: Result<_, Failure> = wait::until("merging", limit, || {
+            saved = saved_pages(guests)?;
+            Ok(saved >= pages)
+        });
+        result.map(|_| ()).map_err(|failure| {
+            let mut text = format!("{failure}: {saved} of {pages} pages saved");
+            for guest in guests {
+                text += &format!("\n{}", guest.told());
+            }
+            Failure::Failed(text)
+        })
+    }
+
+    /// Waits for so many further complete passes over all VMs.
+    ///
+    /// The pass that runs when this is called does not count, so that everything written before is
+    /// seen in each of them.
+    pub fn passes(&self, passes: i64) -> Outcome {
+        let goal = module::counter("full_scans")? + passes + 1;
+        wait::until("a pass", CONVERGE, || {
+            Ok(module::counter("full_scans")? >= goal)
+        })
+        .map(|_| ())
+    }
+}
+
+/// Lets the module scan without rest.
+pub fn hurry() -> Outcome {
+    module::set("advisor_mode", "none")?;
+    module::set("sleep_millisecs", 1)?;
+    module::set("pages_to_scan", 65536)?;
+    Ok(())
+}
+
+/// A VM that the test itself is the monitor of.
+pub struct Guest {
+    vm: Option<Vm>,
+    memory: Memory,
+    id: u32,
+}
+
+impl Guest {
+    /// A VM that is not attached yet.
+    pub fn detached(pages: usize, backing: Backing) -> Result<Guest, Failure> {
+        let memory = Memory::new(pages, backing)?;
+        let vm = Vm::new()?;
+        vm.set_slot(Slot {
+            host: memory.address(),
+            pages,
+            ..Slot::default()
+        })?;
+        Ok(Guest {
+            vm: Some(vm),
+            memory,
+            id: 0,
+        })
+    }
+
+    /// Attaches it.
+    pub fn attach(&mut self, host: &Host, domain: u64) -> Outcome {
+        self.id = host.device.attach(self.vm()?.as_raw_fd(), domain)?;
+        Ok(())
+    }
+
+    /// Detaches it.
+    pub fn detach(&self, host: &Host, merged: Merged) -> Result<module::Detached, Failure> {
+        host.device
+            .detach(self.id, merged)
+            .map_err(|(error, detached)| Failure::Failed(format!("{error} after {detached:?}")))
+    }
+
+    /// The VM, unless it was closed.
+    pub fn vm(&self) -> Result<&Vm, Failure> {
+        self.vm
+            .as_ref()
+            .ok_or_else(|| Failure::Failed("the VM is closed".into()))
+    }
+
+    /// Closes the VM; its memory stays.
+    pub fn close_vm(&mut self) {
+        self.vm = None;
+    }
+
+    /// Number of the attachment.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// What the module counts about it.
+    pub fn stats(&self) -> Result<Stats, Failure> {
+        Ok(Stats::of(self.id)?)
+    }
+
+    /// What the module counts about it, for a message.
+    pub fn told(&self) -> String {
+        Stats::of(self.id).map_or_else(|error| error.to_string(), |stats| format!("{stats:?}"))
+    }
+
+    /// Writes the content of a key to every page.
+    pub fn fill_with(&self, key: impl Fn(usize) -> u64) {
+        for page in 0..self.memory.pages() {
+            fill(&self.memory, page, key(page));
+        }
+    }
+
+    /// Compares every page with the content of its key.
+    pub fn check_with(&self, key: impl Fn(usize) -> u64) -> Outcome {
+        for page in 0..self.memory.pages() {
+            check(&self.memory, page, key(page))?;
+        }
+        Ok(())
+    }
+
+    /// Its page table entries.
+    pub fn entries(&self) -> Result<Vec<Entry>, Failure> {
+        Ok(Pagemap::own()?.read(self.memory.address(), self.memory.pages())?)
+    }
+
+    /// The frame of each page.
+    pub fn frames(&self) -> Result<Vec<Option<Frame>>, Failure> {
+        let entries = self.entries()?;
+        Ok(entries.into_iter().map(Entry::frame).collect())
+    }
+}
+
+/// Writes the content of a key to one page.
+pub fn fill(memory: &Memory, page: usize, key: u64) {
+    let mut stream = Stream::new(key);
+    for word in 0..tinyvm::WORDS {
+        memory.set_word(page, word, stream.next());
+    }
+}
+
+/// The first word of a page that is not of the key's content.
+pub fn mismatch(memory: &Memory, page: usize, key: u64) -> Option<Mismatch> {
+    let mut stream = Stream::new(key);
+    (0..tinyvm::WORDS).find_map(|word| {
+        let (expected, seen) = (stream.next(), memory.word(page, word));
+        (expected != seen).then_some(Mismatch {
+            offset: word * 8,
+            expected,
+            seen,
+        })
+    })
+}
+
+/// Compares one page with the content of a key.
+pub fn check(memory: &Memory, page: usize, key: u64) -> Outcome {
+    match mismatch(memory, page, key) {
+        None => Ok(()),
+        Some(mismatch) => Err(Failure::Failed(format!("page {page} {mismatch}"))),
+    }
+}
+
+/// Pages that are saved: those beyond the first of each frame, and those of the page of zeroes.
+pub fn saved_pages(guests: &[&Guest]) -> Result<usize, Failure> {
+    let frames = Frames::open()?;
+    let mut seen = std::collections::HashSet::new();
+    let mut saved = 0;
+    for guest in guests {
+        for frame in guest.frames()?.into_iter().flatten() {
+            if !seen.insert(frame) || frames.flags(frame)?.zero() {
+                saved += 1;
+            }
+        }
+    }
+    Ok(saved)
+}
+
+/// Frames that both VMs map, other than the page of zeroes.
+pub fn common_frames(a: &Guest, b: &Guest) -> Result<usize, Failure> {
+    let frames = Frames::open()?;
+    let own: std::collections::HashSet<_> = a.frames()?.into_iter().flatten().collect();
+    let mut common = 0;
+    for frame in b.frames()?.into_iter().flatten() {
+        common += usize::from(own.contains(&frame) && !frames.flags(frame)?.zero());
+    }
+    Ok(common)
+}
+
+/// How many pages of a VM the module skips for a reason.
+pub fn skipped(guest: &Guest, reason: &str) -> Result<u64, Failure> {
+    Ok(guest.stats()?.get(&format!("skip_{reason}"))?)
+}
+
+/// Fails unless an operation failed with this error.
+pub fn fails_with<T>(what: &str, result: std::io::Result<T>, errno: i32) -> Outcome {
+    let seen = result.err().and_then(|error| error.raw_os_error());
+    ensure!(
+        seen == Some(errno),
+        "{what}: expected error {errno}, got {seen:?}"
+    );
+    Ok(())
+}
+
+/// The two ends of a pipe: for reading, for writing.
+pub fn pipe() -> Result<(File, File), Failure> {
+    let (reader, writer) = nix::unistd::pipe()?;
+    Ok((File::from(reader), File::from(writer)))
+}
+
+/// Runs `work` in a forked child; what it returns is whether it went well.
+pub fn in_child(work: impl FnOnce() -> bool) -> Result<Child, Failure> {
+    // SAFETY: the tests fork while they have one thread, so the child may do anything; it never
+    // returns into the code above.
+    match unsafe { libc::fork() } {
+        -1 => Err(std::io::Error::last_os_error().into()),
+        0 => {
+            let status = i32::from(!work());
+            // SAFETY: the call ends the process; nothing of the parent's is to be cleaned up here.
+            unsafe { libc::_exit(status) }
+        }
+        pid => Ok(Child(pid)),
+    }
+}
+
+/// A forked child.
+pub struct Child(libc::pid_t);
+
+impl Child {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.0.unsigned_abs()
+    }
+
+    /// Waits until it says that all went well.
+    pub fn join(self) -> Outcome {
+        use nix::sys::wait::{
+            waitpid,
+            WaitStatus, //
+        };
+        let status = waitpid(nix::unistd::Pid::from_raw(self.0), None)?;
+        ensure!(
+            matches!(status, WaitStatus::Exited(_, 0)),
+            "the child ended with {status:?}"
+        );
+        Ok(())
+    }
+
+    /// Kills it without warning and waits for its end.
+    pub fn kill(self) -> Outcome {
+        let pid = nix::unistd::Pid::from_raw(self.0);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
+        nix::sys::wait::waitpid(pid, None)?;
+        Ok(())
+    }
+}

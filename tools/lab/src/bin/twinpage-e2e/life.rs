@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! VMs die, the module comes and goes, at any moment.
+
+use std::ffi::CStr;
+use std::fs;
+use std::os::fd::{
+    AsRawFd,
+    FromRawFd,
+    OwnedFd, //
+};
+use std::time::{
+    Duration,
+    Instant, //
+};
+
+use nix::kmod::{
+    delete_module,
+    DeleteModuleFlags, //
+};
+use tinyvm::Backing;
+use twinpage_lab::module::{
+    self,
+    Merged,
+    DEBUGFS, //
+};
+use twinpage_lab::pagemap::Frames;
+use twinpage_lab::tap::{
+    Failure,
+    Outcome,
+    Test, //
+};
+use twinpage_lab::{
+    ensure,
+    wait, //
+};
+
+use crate::host::{
+    common_frames,
+    hurry,
+    in_child,
+    saved_pages,
+    skipped,
+    Child,
+    Guest,
+    Host,
+    CONVERGE,
+    DOMAIN,
+    PRIVATE, //
+};
+
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "vms_that_are_killed_while_they_merge_go_away",
+        seconds: 300,
+        run: vms_that_are_killed_while_they_merge_go_away,
+    },
+    Test {
+        name: "a_vm_whose_file_is_closed_first_goes_away",
+        seconds: 120,
+        run: a_vm_whose_file_is_closed_first_goes_away,
+    },
+    Test {
+        name: "the_vendor_module_stays_while_a_vm_is_attached",
+        seconds: 120,
+        run: the_vendor_module_stays_while_a_vm_is_attached,
+    },
+    Test {
+        name: "merged_pages_outlive_the_module",
+        seconds: 180,
+        run: merged_pages_outlive_the_module,
+    },
+    Test {
+        name: "unmerge_on_exit_unmerges_when_unloading",
+        seconds: 180,
+        run: unmerge_on_exit_unmerges_when_unloading,
+    },
+    Test {
+        name: "the_module_unloads_under_load",
+        seconds: 300,
+        run: the_module_unloads_under_load,
+    },
+    Test {
+        name: "attaching_and_detaching_under_load",
+        seconds: 180,
+        run: attaching_and_detaching_under_load,
+    },
+];
+
+const PAGES: usize = 1024;
+
+/// A VM in a process of its own that writes for ever, attached through a copy of its file.
+struct Victim {
+    child: Child,
+    id: u32,
+}
+
+impl Victim {
+    fn new(host: &Host) -> Result<Victim, Failure> {
+        let (reader, writer) = crate::host::pipe()?;
+        let child = in_child(|| {
+            let Ok(guest) = Guest::detached(PAGES, Backing::Small) else {
+                return false;
+            };
+            let Ok(vm) = guest.vm() else { return false };
+            let number = vm.as_raw_fd();
+            if std::io::Write::write_all(&mut &writer, &number.to_le_bytes()).is_err() {
+                return false;
+            }
+            for round in 0.. {
+                guest.fill_with(|page| page as u64 % 50 + round / 4);
+                if guest
+                    .check_with(|page| page as u64 % 50 + round / 4)
+                    .is_err()
+                {
+                    return false;
+                }
+            }
+            true
+        })?;
+        let mut number = [0; 4];
+        std::io::Read::read_exact(&mut &reader, &mut number)?;
+        let vm = borrow(child.pid(), i32::from_le_bytes(number))?;
+        let id = host.device().attach(vm.as_raw_fd(), DOMAIN)?;
+        Ok(Victim { child, id })
+    }
+}
+
+/// A copy of a file that another process has open.
+fn borrow(pid: u32, file: i32) -> Result<OwnedFd, Failure> {
+    let take = |number: libc::c_long| match number {
+        -1 => Err(std::io::Error::last_os_error()),
+        // SAFETY: the call just returned this file, and nobody else knows it.
+        number => Ok(unsafe { OwnedFd::from_raw_fd(number as i32) }),
+    };
+    // SAFETY: both calls take integers only.
+    unsafe {
+        let process = take(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        Ok(take(libc::syscall(
+            libc::SYS_pidfd_getfd,
+            process.as_raw_fd(),
+            file,
+            0,
+        ))?)
+    }
+}
+
+fn until_gone(id: u32) -> Outcome {
+    wait::until("forgetting the VM", CONVERGE, || {
+        Ok::<_, Failure>(fs::metadata(format!("{DEBUGFS}/{id}")).is_err())
+    })
+    .map(|_| ())
+}
+
+fn vms_that_are_killed_while_they_merge_go_away() -> Outcome {
+    let host = Host::new()?;
+    let survivor = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    survivor.fill_with(|page| page as u64 % 50);
+    for round in 0..25 {
+        let victim = Victim::new(&host)?;
+        std::thread::sleep(Duration::from_millis(37 * (round % 10)));
+        victim.child.kill()?;
+        until_gone(victim.id)?;
+        survivor.check_with(|page| page as u64 % 50)?;
+    }
+    host.passes(2)?;
+    let shared = module::counter("pages_shared")?;
+    ensure!(shared <= 60, "{shared} copies are still there");
+    Ok(())
+}
+
+fn a_vm_whose_file_is_closed_first_goes_away() -> Outcome {
+    let host = Host::new()?;
+    let [mut a, b] = host.twins(PAGES)?;
+    a.close_vm();
+    until_gone(a.id())?;
+    a.check_with(|page| page as u64 + 1)?;
+    ensure!(common_frames(&a, &b)? == PAGES, "closing the VM unmerged");
+    a.fill_with(|page| page as u64 + 2);
+    b.check_with(|page| page as u64 + 1)?;
+    host.passes(2)?;
+    a.check_with(|page| page as u64 + 2)
+}
+
+fn the_vendor_module_stays_while_a_vm_is_attached() -> Outcome {
+    let vendors: [(&str, &CStr); 2] = [("kvm_amd", c"kvm_amd"), ("kvm_intel", c"kvm_intel")];
+    let vendor = vendors
+        .into_iter()
+        .find(|(name, _)| module::users(name).is_some());
+    let Some((name, c_name)) = vendor else {
+        return Err(Failure::Skipped("KVM is built into this kernel".into()));
+    };
+    let users = || module::users(name).unwrap_or_default();
+    let host = Host::new()?;
+    let mut guest = Guest::detached(PAGES, Backing::Small)?;
+    let before = users();
+    guest.attach(&host, PRIVATE)?;
+    let attached = users();
+    ensure!(
+        attached > before,
+        "{name} has {before} users before and {attached} after"
+    );
+    let removed = delete_module(c_name, DeleteModuleFlags::O_NONBLOCK);
+    ensure!(removed.is_err(), "{name} was removed under an attached VM");
+    guest.detach(&host, Merged::Keep)?;
+    ensure!(
+        users() == before,
+        "{name} has {} users after detaching",
+        users()
+    );
+    guest.attach(&host, PRIVATE)?;
+    guest.close_vm();
+    wait::until("giving the vendor module up", CONVERGE, || {
+        Ok::<_, Failure>(users() < before)
+    })
+    .map(|_| ())
+}
+
+fn merged_pages_outlive_the_module() -> Outcome {
+    let key = |page: usize| page as u64 + 1;
+    let host = Host::new()?;
+    let [mut a, mut b] = host.twins(PAGES)?;
+    let before = a.frames()?;
+    drop(host);
+    module::unload()?;
+    // Reading, forking, copying on write, discarding and leaving: all without the module.
+    ensure!(a.frames()? == before, "unloading changed frames");
+    a.check_with(key)?;
+    in_child(|| {
+        a.fill_with(|page| page as u64 + 5000);
+        a.check_with(|page| page as u64 + 5000).is_ok() && b.check_with(key).is_ok()
+    })?
+    .join()?;
+    for page in 0..100 {
+        a.memory().set_word(page, 9, 1);
+    }
+    a.memory().advise(100, 100, libc::MADV_DONTNEED)?;
+    b.check_with(key)?;
+    let frames = Frames::open()?;
+    for (page, frame) in b.frames()?.into_iter().enumerate() {
+        let Some(frame) = frame else { continue };
+        let mappings = frames.mappings(frame)?;
+        let expected = if page < 200 { 1 } else { 2 };
+        ensure!(
+            mappings == expected,
+            "page {page} is mapped {mappings} times"
+        );
+    }
+    // A module that is loaded again neither loses nor harms what the last one left.
+    let host = Host::new()?;
+    a.attach(&host, DOMAIN)?;
+    b.attach(&host, DOMAIN)?;
+    host.passes(3)?;
+    println!("{} orphans", skipped(&a, "orphan")?);
+    a.fill_with(key);
+    b.fill_with(key);
+    host.until_saved(&[&a, &b], PAGES)?;
+    a.check_with(key)?;
+    b.check_with(key)
+}
+
+fn unmerge_on_exit_unmerges_when_unloading() -> Outcome {
+    let host = Host::new()?;
+    let [a, b] = host.twins(PAGES)?;
+    module::set("unmerge_on_exit", 1)?;
+    drop(host);
+    module::unload()?;
+    ensure!(saved_pages(&[&a, &b])? == 0, "pages are still merged");
+    a.check_with(|page| page as u64 + 1)?;
+    b.check_with(|page| page as u64 + 1)
+}
+
+/// Unloads, however often that takes; the device may be open for a moment.
+fn unload_now() -> Outcome {
+    let start = Instant::now();
+    wait::until("unloading", CONVERGE, || {
+        Ok::<_, Failure>(module::unload().is_ok())
+    })?;
+    let took = start.elapsed();
+    ensure!(took < Duration::from_secs(10), "unloading took {took:?}");
+    Ok(())
+}
+
+fn the_module_unloads_under_load() -> Outcome {
+    let mut victims: Vec<Child> = Vec::new();
+    for round in 0..8 {
+        module::load()?;
+        hurry()?;
+        let host = Host::reopened()?;
+        for _ in 0..2 {
+            victims.push(Victim::new(&host)?.child);
+        }
+        drop(host);
+        std::thread::sleep(Duration::from_millis(100 + 150 * round));
+        unload_now()?;
+        // The victims of earlier rounds go on writing with what was merged; one of them goes.
+        if let Some(victim) = victims.pop() {
+            victim.kill()?;
+        }
+    }
+    for victim in victims {
+        let running = fs::read_to_string(format!("/proc/{}/stat", victim.pid()))?;
+        ensure!(
+            !running.contains(") Z "),
+            "a VM found a wrong page and stopped"
+        );
+        victim.kill()?;
+    }
+    Ok(())
+}
+
+fn attaching_and_detaching_under_load() -> Outcome {
+    let host = Host::new()?;
+    let mut a = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    let b = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    let key = |round: u64| move |page: usize| page as u64 + round / 8;
+    for round in 0..60_u64 {
+        if round % 8 == 0 {
+            a.fill_with(key(round));
+            b.fill_with(key(round));
+        }
+        std::thread::sleep(Duration::from_millis(20 * (round % 8)));
+        let merged = match round % 2 {
+            0 => Merged::Keep,
+            _ => Merged::Unmerge,
+        };
+        let detached = a.detach(&host, merged)?;
+        if merged == Merged::Unmerge {
+            ensure!(detached.remaining == 0, "{detached:?}");
+            ensure!(common_frames(&a, &b)? == 0, "still shared in round {round}");
+        }
+        a.check_with(key(round))?;
+        b.check_with(key(round))?;
+        // Only what is attached to the same domain may ever share.
+        a.attach(&host, DOMAIN + round % 3)?;
+        if round % 3 != 0 && merged == Merged::Unmerge {
+            let common = common_frames(&a, &b)?;
+            ensure!(
+                common == 0,
+                "{common} frames across domains in round {round}"
+            );
+        }
+    }
+    Ok(())
+}

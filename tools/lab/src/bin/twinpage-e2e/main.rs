@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! End-to-end tests of the module, from inside a KVM host that may crash.
+//!
+//! Prints TAP. `--list` names the tests, `--only PATTERN` chooses those whose name contains the
+//! pattern, `--transitions N` sets how many merge and unmerge transitions the long race makes and
+//! `--million` makes a million.
+
+mod device;
+mod devices;
+mod export;
+mod host;
+mod knobs;
+mod life;
+mod machine;
+mod nested;
+mod pages;
+mod pins;
+mod pressure;
+mod races;
+mod reasons;
+mod sharing;
+mod slots;
+mod swap;
+mod watch;
+
+use std::process::ExitCode;
+use std::sync::OnceLock;
+
+use twinpage_lab::tap::{
+    self,
+    Test, //
+};
+
+/// How the program is called.
+const USAGE: &str = "usage: twinpage-e2e [--list] [--only PATTERN] [--transitions N | --million]";
+
+/// Transitions of the long race, unless the caller wants another number.
+const TRANSITIONS: usize = 50_000;
+
+/// What the caller wants.
+#[derive(Default)]
+struct Options {
+    list: bool,
+    only: Option<String>,
+    run: Option<String>,
+    transitions: Option<usize>,
+}
+
+/// Set once at the start; tests are plain functions and look here.
+static TRANSITIONS_WANTED: OnceLock<usize> = OnceLock::new();
+
+/// How many merge and unmerge transitions the long race shall make.
+pub fn transitions() -> usize {
+    *TRANSITIONS_WANTED.get_or_init(|| TRANSITIONS)
+}
+
+impl Options {
+    fn parse(mut words: impl Iterator<Item = String>) -> Option<Options> {
+        let mut options = Options::default();
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--list" => options.list = true,
+                "--only" => options.only = Some(words.next()?),
+                "--run" => options.run = Some(words.next()?),
+                "--transitions" => options.transitions = Some(words.next()?.parse().ok()?),
+                "--million" => options.transitions = Some(1_000_000),
+                _ => return None,
+            }
+        }
+        Some(options)
+    }
+}
+
+fn main() -> ExitCode {
+    let Some(options) = Options::parse(std::env::args().skip(1)) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    let count = *TRANSITIONS_WANTED.get_or_init(|| options.transitions.unwrap_or(TRANSITIONS));
+    let tests: Vec<&Test> = TESTS
+        .iter()
+        .copied()
+        .flatten()
+        .filter(|test| {
+            options
+                .only
+                .as_ref()
+                .is_none_or(|only| test.name.contains(only))
+        })
+        .collect();
+    if options.list {
+        tests.iter().for_each(|test| println!("{}", test.name));
+        return ExitCode::SUCCESS;
+    }
+    if let Some(name) = &options.run {
+        let test = tests.iter().find(|test| test.name == name);
+        let status = test.map_or(2, |test| tap::run_here(test));
+        std::process::exit(status);
+    }
+    run(&tests, count)
+}
+
+/// The tests, in order of what they build upon.
+const TESTS: &[&[Test]] = &[
+    device::TESTS,
+    knobs::TESTS,
+    sharing::TESTS,
+    reasons::TESTS,
+    slots::TESTS,
+    export::TESTS,
+    nested::TESTS,
+    pins::TESTS,
+    pages::TESTS,
+    watch::TESTS,
+    devices::TESTS,
+    races::TESTS,
+    life::TESTS,
+    pressure::TESTS,
+    machine::TESTS,
+];
+
+fn run(tests: &[&Test], transitions: usize) -> ExitCode {
+    // KVM flips a static key with the first and the last VM, which emulated processors may survive
+    // badly while others run that code: one VM always exists.
+    let _idle = tinyvm::Vm::new();
+    let arguments = ["--transitions".to_owned(), transitions.to_string()];
+    match tap::run_all(tests, &arguments) {
+        Ok(tally) if tally.failed == 0 && tally.passed + tally.skipped > 0 => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("Bail out! {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

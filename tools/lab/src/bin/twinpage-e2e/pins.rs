@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages that somebody else holds stay where they are.
+
+use std::fs::{
+    File,
+    OpenOptions, //
+};
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+
+use io_uring::{
+    opcode,
+    types,
+    IoUring, //
+};
+use tinyvm::{
+    Backing,
+    WORDS, //
+};
+use twinpage_lab::tap::{
+    Failure,
+    Outcome,
+    Test, //
+};
+use twinpage_lab::{
+    ensure,
+    module,
+    wait, //
+};
+
+use crate::host::{
+    check,
+    fill,
+    mismatch,
+    skipped,
+    Guest,
+    Host,
+    CONVERGE,
+    DOMAIN,
+    PRIVATE, //
+};
+
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "registered_io_uring_buffers_stay_where_they_are",
+        seconds: 120,
+        run: registered_io_uring_buffers_stay_where_they_are,
+    },
+    Test {
+        name: "pages_in_a_pipe_stay_where_they_are",
+        seconds: 120,
+        run: pages_in_a_pipe_stay_where_they_are,
+    },
+    Test {
+        name: "direct_io_into_merging_pages_loses_nothing",
+        seconds: 180,
+        run: direct_io_into_merging_pages_loses_nothing,
+    },
+    Test {
+        name: "a_merged_page_can_be_read_and_written_by_others",
+        seconds: 120,
+        run: a_merged_page_can_be_read_and_written_by_others,
+    },
+];
+
+const PAGES: usize = 64;
+
+fn registered_io_uring_buffers_stay_where_they_are() -> Outcome {
+    let host = Host::new()?;
+    module::set("run", 0)?;
+    let a = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    let b = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    a.fill_with(|page| page as u64);
+    b.fill_with(|page| page as u64);
+    let mut ring = match IoUring::new(8) {
+        Ok(ring) => ring,
+        Err(error) => return Err(Failure::Skipped(format!("no io_uring: {error}"))),
+    };
+    let buffer = libc::iovec {
+        iov_base: a.memory().page(0).cast(),
+        iov_len: PAGES / 2 * 4096,
+    };
+    // SAFETY: the buffer is the first half of the VM's memory, which outlives the ring's use of it.
+    unsafe { ring.submitter().register_buffers(&[buffer])? };
+    let before = a.frames()?;
+    module::set("run", 1)?;
+    host.until_saved(&[&a, &b], PAGES / 2)?;
+    host.passes(3)?;
+    ensure!(
+        a.frames()?[..PAGES / 2] == before[..PAGES / 2],
+        "a registered page was replaced"
+    );
+    let pinned = skipped(&a, "pinned")?;
+    ensure!(
+        pinned == PAGES as u64 / 2,
+        "{pinned} are counted pinned: {}",
+        a.told()
+    );
+    // What the kernel writes into the buffer must be what the process sees.
+    let zeroes = File::open("/dev/zero")?;
+    let read = opcode::ReadFixed::new(
+        types::Fd(zeroes.as_raw_fd()),
+        a.memory().page(0),
+        (PAGES / 2 * 4096) as u32,
+        0,
+    );
+    // SAFETY: the buffer of this entry is registered and alive until the completion below.
+    unsafe { ring.submission().push(&read.build())? };
+    ring.submit_and_wait(1)?;
+    let result = ring.completion().next().map(|entry| entry.result());
+    ensure!(
+        result == Some((PAGES / 2 * 4096) as i32),
+        "the read returned {result:?}"
+    );
+    for page in 0..PAGES / 2 {
+        ensure!(
+            a.memory().read_page(page) == [0; WORDS],
+            "page {page} lost the read"
+        );
+    }
+    (0..PAGES).try_for_each(|page| check(b.memory(), page, page as u64))?;
+    ring.submitter().unregister_buffers()?;
+    drop(ring);
+    host.until_saved(&[&a], PAGES / 2)
+}
+
+fn pages_in_a_pipe_stay_where_they_are() -> Outcome {
+    const SPLICED: usize = 8;
+    let host = Host::new()?;
+    module::set("run", 0)?;
+    let a = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    let b = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    a.fill_with(|page| page as u64);
+    b.fill_with(|page| page as u64);
+    let (mut reader, writer) = crate::host::pipe()?;
+    let vector = libc::iovec {
+        iov_base: a.memory().page(0).cast(),
+        iov_len: SPLICED * 4096,
+    };
+    // SAFETY: the vector points into the VM's memory, which outlives the pipe.
+    let spliced = unsafe { libc::vmsplice(writer.as_raw_fd(), &vector, 1, 0) };
+    ensure!(
+        spliced == (SPLICED * 4096) as isize,
+        "vmsplice returned {spliced}"
+    );
+    let before = a.frames()?;
+    module::set("run", 1)?;
+    host.until_saved(&[&a, &b], PAGES - SPLICED)?;
+    host.passes(3)?;
+    ensure!(
+        a.frames()?[..SPLICED] == before[..SPLICED],
+        "a page in a pipe was replaced"
+    );
+    // The pipe holds the page, not a copy: it shows what is written now.
+    for page in 0..SPLICED {
+        fill(a.memory(), page, 1000 + page as u64);
+    }
+    let mut content = vec![0; SPLICED * 4096];
+    reader.read_exact(&mut content)?;
+    let other = tinyvm::Memory::new(SPLICED, Backing::Small)?;
+    for (index, word) in content.chunks_exact(8).enumerate() {
+        let word = u64::from_le_bytes(word.try_into().unwrap_or_default());
+        other.set_word(index / WORDS, index % WORDS, word);
+    }
+    (0..SPLICED).try_for_each(|page| check(&other, page, 1000 + page as u64))
+}
+
+/// A block device in memory whose pages are read without the page cache.
+fn disk() -> Result<File, Failure> {
+    crate::swap::prepare(16)?;
+    Ok(OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_DIRECT)
+        .open("/dev/zram0")?)
+}
+
+/// One direct transfer between a page and the disk.
+fn transfer(disk: &File, guest: &Guest, page: usize, at: usize, write: bool) -> Outcome {
+    let (file, offset) = (disk.as_raw_fd(), (at * 4096) as libc::off_t);
+    let buffer = guest.memory().page(page);
+    // SAFETY: the buffer is one page of the VM's memory.
+    let moved = unsafe {
+        match write {
+            true => libc::pwrite(file, buffer.cast(), 4096, offset),
+            false => libc::pread(file, buffer.cast(), 4096, offset),
+        }
+    };
+    ensure!(
+        moved == 4096,
+        "a transfer of page {page}: {}",
+        std::io::Error::last_os_error()
+    );
+    Ok(())
+}
+
+fn direct_io_into_merging_pages_loses_nothing() -> Outcome {
+    const KINDS: usize = 4;
+    let disk = disk()?;
+    let host = Host::new()?;
+    let guest = host.guest(PAGES, Backing::Small, PRIVATE)?;
+    // The disk holds few contents, so that what is read merges at once, while the next read of the
+    // same page may be under way.
+    for kind in 0..KINDS {
+        fill(guest.memory(), 0, kind as u64);
+        transfer(&disk, &guest, 0, kind, true)?;
+    }
+    let mut saved = 0;
+    for round in 0..400 {
+        for page in 0..PAGES {
+            transfer(&disk, &guest, page, (page + round) % KINDS, false)?;
+        }
+        for page in 0..PAGES {
+            let key = ((page + round) % KINDS) as u64;
+            if let Some(mismatch) = mismatch(guest.memory(), page, key) {
+                let text = format!("round {round}, page {page} {mismatch}");
+                return Err(Failure::Failed(text));
+            }
+        }
+        saved += crate::host::saved_pages(&[&guest])?;
+    }
+    println!("{saved} merges seen");
+    ensure!(saved > PAGES, "only {saved} merges were seen");
+    Ok(())
+}
+
+fn a_merged_page_can_be_read_and_written_by_others() -> Outcome {
+    use std::os::unix::fs::FileExt;
+    let host = Host::new()?;
+    let [a, b] = host.twins(PAGES)?;
+    // SAFETY: `getpid` takes nothing and cannot fail.
+    let pid = unsafe { libc::getpid() };
+    let mut copy = [0_u8; 4096];
+    let local = libc::iovec {
+        iov_base: copy.as_mut_ptr().cast(),
+        iov_len: 4096,
+    };
+    let remote = libc::iovec {
+        iov_base: a.memory().page(5).cast(),
+        iov_len: 4096,
+    };
+    // SAFETY: both vectors point to 4096 bytes of this process.
+    let read = unsafe { libc::process_vm_readv(pid, &local, 1, &remote, 1, 0) };
+    ensure!(read == 4096, "process_vm_readv returned {read}");
+    let words: Vec<_> = copy.chunks_exact(8).collect();
+    for (word, bytes) in words.into_iter().enumerate() {
+        let seen = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
+        ensure!(
+            seen == a.memory().word(5, word),
+            "word {word} reads {seen:#x}"
+        );
+    }
+    // A debugger's write goes to a copy of its own.
+    module::set("run", 0)?;
+    let memory = OpenOptions::new().write(true).open("/proc/self/mem")?;
+    memory.write_all_at(&4711_u64.to_le_bytes(), a.memory().page_address(6))?;
+    ensure!(a.memory().word(6, 0) == 4711, "the write was lost");
+    check(b.memory(), 6, 7)?;
+    module::set("run", 1)?;
+    fill(a.memory(), 6, 7);
+    wait::until("merging again", CONVERGE, || {
+        Ok::<_, Failure>(a.frames()?[6] == b.frames()?[6])
+    })
+    .map(|_| ())
+}

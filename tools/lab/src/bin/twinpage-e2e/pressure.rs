@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory runs short, is swapped out, or breaks.
+
+use std::fs;
+use std::path::Path;
+
+use tinyvm::{
+    Backing,
+    Memory, //
+};
+use twinpage_lab::module::{
+    self,
+    Merged, //
+};
+use twinpage_lab::pagemap::Frames;
+use twinpage_lab::process::{
+    available_kib,
+    field, //
+};
+use twinpage_lab::tap::{
+    Failure,
+    Outcome,
+    Test, //
+};
+use twinpage_lab::{
+    ensure,
+    wait, //
+};
+
+use crate::host::{
+    common_frames,
+    fill,
+    in_child,
+    saved_pages,
+    Guest,
+    Host,
+    CONVERGE,
+    DOMAIN,
+    PRIVATE, //
+};
+use crate::swap::Swap;
+
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "unmerging_stops_before_the_host_runs_out_of_memory",
+        seconds: 400,
+        run: unmerging_stops_before_the_host_runs_out_of_memory,
+    },
+    Test {
+        name: "unmerging_stops_at_the_limit_of_a_control_group",
+        seconds: 300,
+        run: unmerging_stops_at_the_limit_of_a_control_group,
+    },
+    Test {
+        name: "swapped_pages_merge_when_they_come_back",
+        seconds: 240,
+        run: swapped_pages_merge_when_they_come_back,
+    },
+    Test {
+        name: "a_poisoned_copy_is_retired",
+        seconds: 180,
+        run: a_poisoned_copy_is_retired,
+    },
+    Test {
+        name: "merging_gives_memory_back_to_the_host",
+        seconds: 240,
+        run: merging_gives_memory_back_to_the_host,
+    },
+];
+
+fn merging_gives_memory_back_to_the_host() -> Outcome {
+    const PAGES: usize = 16_384;
+    let host = Host::new()?;
+    module::set("run", 0)?;
+    let guest = host.guest(PAGES, Backing::Small, PRIVATE)?;
+    guest.fill_with(|page| page as u64 % 16);
+    let before = available_kib()?;
+    module::set("run", 1)?;
+    host.until_saved(&[&guest], PAGES - 16 - PAGES / 256)?;
+    let gain = available_kib()?.saturating_sub(before) / 1024;
+    println!("{gain} MiB more available for {} MiB merged", PAGES / 256);
+    ensure!(gain >= 56, "only {gain} of 64 MiB came back");
+    Ok(())
+}
+
+fn unmerging_stops_before_the_host_runs_out_of_memory() -> Outcome {
+    /// MiB that merge to nearly nothing.
+    const MERGED: usize = 512;
+    let host = Host::new()?;
+    let guest = host.guest(MERGED * 256, Backing::Small, PRIVATE)?;
+    guest.fill_with(|page| page as u64 % 7 + 1);
+    host.until_saved(&[&guest], MERGED * 256 * 99 / 100)?;
+    // Another program takes what merging gave back, but for a part of what unmerging needs.
+    let leave = MERGED as u64 / 4;
+    let take = (available_kib()? / 1024).saturating_sub(leave) as usize;
+    let hog = Memory::new(take * 256, Backing::Huge)?;
+    for page in 0..hog.pages() {
+        hog.set_word(page, 0, 1 + page as u64);
+    }
+    println!("{} MiB available for {MERGED} MiB", available_kib()? / 1024);
+    let result = host.device().detach(guest.id(), Merged::Unmerge);
+    println!("{result:?}, {} MiB available", available_kib()? / 1024);
+    let Err((error, detached)) = result else {
+        return Err(Failure::Failed(
+            "everything was unmerged without memory".into(),
+        ));
+    };
+    ensure!(error.raw_os_error() == Some(libc::ENOMEM), "{error}");
+    ensure!(detached.remaining > 0, "{detached:?}");
+    ensure!(guest.stats().is_ok(), "the VM is no longer attached");
+    drop(hog);
+    let rest = guest.detach(&host, Merged::Unmerge)?;
+    ensure!(rest.remaining == 0, "{rest:?}");
+    ensure!(saved_pages(&[&guest])? == 0, "some are still merged");
+    for page in (0..MERGED * 256).step_by(97) {
+        crate::host::check(guest.memory(), page, page as u64 % 7 + 1)?;
+    }
+    Ok(())
+}
+
+/// A control group for the length of a test.
+struct Group(String);
+
+impl Group {
+    fn new(name: &str) -> Result<Group, Failure> {
+        let root = "/sys/fs/cgroup";
+        let enabled = fs::write(format!("{root}/cgroup.subtree_control"), "+memory");
+        if let Err(error) = enabled {
+            return Err(Failure::Skipped(format!("no memory controller: {error}")));
+        }
+        let path = format!("{root}/{name}");
+        if !Path::new(&path).exists() {
+            fs::create_dir(&path)?;
+        }
+        Ok(Group(path))
+    }
+
+    fn set(&self, name: &str, value: impl ToString) -> std::io::Result<()> {
+        fs::write(format!("{}/{name}", self.0), value.to_string())
+    }
+
+    fn number(&self, name: &str) -> Result<u64, Failure> {
+        let text = fs::read_to_string(format!("{}/{name}", self.0))?;
+        text.trim()
+            .parse()
+            .map_err(|_| Failure::Failed(format!("{name} is '{text}'")))
+    }
+
+    fn event(&self, name: &str) -> Result<u64, Failure> {
+        Ok(field(&format!("{}/memory.events", self.0), name)?)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // The processes in it may take a moment to be gone; an empty group costs nothing.
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+fn unmerging_stops_at_the_limit_of_a_control_group() -> Outcome {
+    const PAGES: usize = 16_384;
+    let group = Group::new("twinpage-e2e")?;
+    let host = Host::new()?;
+    // The parent keeps the control; the VM and its charges are the child's.
+    let (to_parent, from_child) = crate::host::pipe()?;
+    let (to_child, from_parent) = crate::host::pipe()?;
+    group.set("memory.max", "max")?;
+    let child = in_child(|| {
+        let work = || -> Outcome {
+            group.set("cgroup.procs", "0")?;
+            let guest = host.guest(PAGES, Backing::Small, PRIVATE)?;
+            guest.fill_with(|page| page as u64 % 16);
+            std::io::Write::write_all(&mut &from_child, &guest.id().to_le_bytes())?;
+            let mut go = [0; 1];
+            std::io::Read::read_exact(&mut &to_child, &mut go)?;
+            guest.check_with(|page| page as u64 % 16)
+        };
+        match work() {
+            Ok(()) => true,
+            Err(failure) => {
+                println!("in the VM's process: {failure}");
+                false
+            }
+        }
+    })?;
+    let mut id = [0; 4];
+    std::io::Read::read_exact(&mut &to_parent, &mut id)?;
+    let id = u32::from_le_bytes(id);
+    wait::until("merging", CONVERGE, || {
+        Ok::<_, Failure>(module::counter("pages_sharing")? > PAGES as i64 * 95 / 100)
+    })?;
+    host.passes(1)?;
+    let charged = group.number("memory.current")?;
+    group.set("memory.max", charged + (8 << 20))?;
+    // Without swap the group has nowhere to go; not every kernel counts swap.
+    let _ = group.set("memory.swap.max", 0);
+    println!("{} MiB charged after merging", charged >> 20);
+    let result = host.device().detach(id, Merged::Unmerge);
+    println!(
+        "{result:?}, {} MiB charged",
+        group.number("memory.current")? >> 20
+    );
+    let kills = group.event("oom_kill")?;
+    ensure!(
+        kills == 0,
+        "unmerging made the control group kill {kills} processes"
+    );
+    let Err((error, detached)) = result else {
+        return Err(Failure::Failed(
+            "everything was unmerged beyond the limit".into(),
+        ));
+    };
+    ensure!(error.raw_os_error() == Some(libc::ENOMEM), "{error}");
+    ensure!(detached.remaining > 0, "{detached:?}");
+    group.set("memory.max", "max")?;
+    std::io::Write::write_all(&mut &from_parent, b"!")?;
+    child.join()
+}
+
+fn swapped_pages_merge_when_they_come_back() -> Outcome {
+    const PAGES: usize = 8192;
+    let swap = Swap::on(256)?;
+    let host = Host::new()?;
+    module::set("run", 0)?;
+    let a = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    let b = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    for guest in [&a, &b] {
+        guest.fill_with(|page| page as u64 + 1);
+        guest.memory().advise(0, PAGES, libc::MADV_PAGEOUT)?;
+    }
+    let swapped = |guest: &Guest| -> Result<usize, Failure> {
+        let entries = guest.entries()?;
+        Ok(entries.iter().filter(|entry| entry.swapped()).count())
+    };
+    let out = swapped(&a)? + swapped(&b)?;
+    ensure!(out > PAGES, "only {out} pages were swapped out");
+    module::set("run", 1)?;
+    host.passes(2)?;
+    let still = swapped(&a)? + swapped(&b)?;
+    ensure!(still == out, "scanning brought {} pages back", out - still);
+    // Reading brings them back as copies of what is in the swap, which keeps its slots for them.
+    a.check_with(|page| page as u64 + 1)?;
+    b.check_with(|page| page as u64 + 1)?;
+    let slots = || field("/proc/swaps", "").or_else(|_| swap_used());
+    let (free, used) = (field("/proc/meminfo", "MemFree")?, slots()?);
+    host.until_saved(&[&a, &b], PAGES)?;
+    let (free_now, used_now) = (field("/proc/meminfo", "MemFree")?, slots()?);
+    println!("MemFree {free} -> {free_now} KiB, swap used {used} -> {used_now} KiB");
+    ensure!(
+        free_now > free + 16 * 1024,
+        "merging freed {} KiB",
+        free_now.abs_diff(free)
+    );
+    a.check_with(|page| page as u64 + 1)?;
+    b.check_with(|page| page as u64 + 1)?;
+    drop((a, b, host));
+    swap.off()
+}
+
+/// KiB of swap in use.
+fn swap_used() -> std::io::Result<u64> {
+    let total = field("/proc/meminfo", "SwapTotal")?;
+    Ok(total - field("/proc/meminfo", "SwapFree")?)
+}
+
+fn a_poisoned_copy_is_retired() -> Outcome {
+    const PAGES: usize = 64;
+    let host = Host::new()?;
+    let [a, b] = host.twins(PAGES)?;
+    let Some(frame) = a.frames()?[5] else {
+        return Err(Failure::Failed("page 5 is not mapped".into()));
+    };
+    module::set("run", 0)?;
+    // A page outside the LRU is not "handled", which is an error, but the frame is marked.
+    let poisoned = a.memory().advise(5, 1, libc::MADV_HWPOISON);
+    println!("poisoning: {poisoned:?}");
+    let frames = Frames::open()?;
+    if !frames.flags(frame)?.poisoned() {
+        let text = format!("the kernel cannot poison pages: {poisoned:?}");
+        return Err(Failure::Skipped(text));
+    }
+    module::set("run", 1)?;
+    host.passes(2)?;
+    // A third VM with the same content must not come near the poisoned frame.
+    let c = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    c.fill_with(|page| page as u64 + 1);
+    host.until_saved(&[&b, &c], PAGES - 1)?;
+    host.passes(3)?;
+    ensure!(
+        c.frames()?[5] != Some(frame),
+        "a page was merged with a poisoned frame"
+    );
+    c.check_with(|page| page as u64 + 1)?;
+    // Fresh pages of that content have a healthy copy of their own.
+    fill(b.memory(), 5, 6);
+    wait::until("merging with a healthy copy", CONVERGE, || {
+        Ok::<_, Failure>(b.frames()?[5] == c.frames()?[5])
+    })?;
+    ensure!(common_frames(&b, &c)? == PAGES, "{}", c.told());
+    Ok(())
+}

@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Everybody at once: writers, unmappers, collapsers and forkers against the scanner.
+
+use std::sync::atomic::{
+    AtomicBool,
+    AtomicUsize,
+    Ordering, //
+};
+use std::time::{
+    Duration,
+    Instant, //
+};
+
+use tinyvm::{
+    Backing,
+    Memory, //
+};
+use twinpage_guest::pattern::mix;
+use twinpage_lab::ensure;
+use twinpage_lab::module;
+use twinpage_lab::pagemap::Pagemap;
+use twinpage_lab::tap::{
+    Failure,
+    Outcome,
+    Test, //
+};
+
+use crate::host::{
+    fill,
+    mismatch,
+    saved_pages,
+    Host,
+    DOMAIN,
+    PRIVATE, //
+};
+use crate::swap::Swap;
+
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "writers_lose_no_write_to_the_merger",
+        seconds: 1500,
+        run: writers_lose_no_write_to_the_merger,
+    },
+    Test {
+        name: "page_tables_may_vanish_under_the_scanner",
+        seconds: 180,
+        run: page_tables_may_vanish_under_the_scanner,
+    },
+    Test {
+        name: "collapsing_huge_pages_races_with_merging",
+        seconds: 180,
+        run: collapsing_huge_pages_races_with_merging,
+    },
+    Test {
+        name: "moving_memory_between_nodes_races_with_merging",
+        seconds: 180,
+        run: moving_memory_between_nodes_races_with_merging,
+    },
+];
+
+/// Pages each writer owns.
+const OWNED: usize = 512;
+
+/// Contents that occur.
+const KINDS: u64 = 8;
+
+/// Threads that write.
+const WRITERS: usize = 2;
+
+/// What writers did, all together.
+#[derive(Default)]
+struct Progress {
+    transitions: AtomicUsize,
+    writes: AtomicUsize,
+    stop: AtomicBool,
+}
+
+/// The pages of one writer, from `first` on, with what each should hold.
+struct Writer<'a> {
+    memory: &'a Memory,
+    first: usize,
+    keys: Vec<u64>,
+    pagemap: Pagemap,
+    seed: u64,
+}
+
+impl<'a> Writer<'a> {
+    fn new(memory: &'a Memory, first: usize) -> Result<Writer<'a>, Failure> {
+        let keys = vec![0; OWNED];
+        (0..OWNED).for_each(|page| fill(memory, first + page, 0));
+        Ok(Writer {
+            memory,
+            first,
+            keys,
+            pagemap: Pagemap::own()?,
+            seed: first as u64,
+        })
+    }
+
+    fn frame(&self, page: usize) -> Result<u64, Failure> {
+        let entries = self
+            .pagemap
+            .read(self.memory.page_address(self.first + page), 1)?;
+        Ok(entries[0].frame().map_or(0, |frame| frame.0))
+    }
+
+    fn check(&self, page: usize) -> Outcome {
+        match mismatch(self.memory, self.first + page, self.keys[page]) {
+            None => Ok(()),
+            Some(mismatch) => Err(Failure::Failed(format!(
+                "page {} {mismatch}",
+                self.first + page
+            ))),
+        }
+    }
+
+    /// Rewrites pages in no order until somebody says stop; each is checked first.
+    ///
+    /// A page whose frame is another one than after the last write was merged meanwhile; if writing
+    /// changes the frame again, it was unmerged.
+    fn run(mut self, progress: &Progress, goal: usize) -> Outcome {
+        let mut frames = vec![0; OWNED];
+        while !progress.stop.load(Ordering::Relaxed) {
+            self.seed = self.seed.wrapping_add(1);
+            let choice = mix(self.seed);
+            let page = choice as usize % OWNED;
+            let before = self.frame(page)?;
+            if let Err(failure) = self.check(page) {
+                progress.stop.store(true, Ordering::Relaxed);
+                return Err(failure);
+            }
+            let key = (choice >> 32) & (KINDS - 1);
+            self.keys[page] = key;
+            fill(self.memory, self.first + page, key);
+            let after = self.frame(page)?;
+            let merged = frames[page] != 0 && before != frames[page];
+            let made = usize::from(merged) + usize::from(merged && after != before);
+            frames[page] = after;
+            progress.writes.fetch_add(1, Ordering::Relaxed);
+            if progress.transitions.fetch_add(made, Ordering::Relaxed) + made >= goal {
+                break;
+            }
+        }
+        (0..OWNED).try_for_each(|page| self.check(page))
+    }
+}
+
+fn writers_lose_no_write_to_the_merger() -> Outcome {
+    let goal = crate::transitions();
+    let host = Host::new()?;
+    module::set("smart_scan", 0)?;
+    module::set("sleep_millisecs", 0)?;
+    let guest = host.guest(WRITERS * OWNED, Backing::Small, PRIVATE)?;
+    let progress = Progress::default();
+    let start = Instant::now();
+    std::thread::scope(|scope| -> Outcome {
+        let mut threads = Vec::new();
+        for index in 0..WRITERS {
+            let writer = Writer::new(guest.memory(), index * OWNED)?;
+            let progress = &progress;
+            threads.push(scope.spawn(move || writer.run(progress, goal)));
+        }
+        for thread in threads {
+            thread
+                .join()
+                .map_err(|_| Failure::Failed("a writer panicked".into()))??;
+        }
+        Ok(())
+    })?;
+    let (transitions, writes) = (
+        progress.transitions.into_inner(),
+        progress.writes.into_inner(),
+    );
+    println!(
+        "{transitions} transitions (goal {goal}), {writes} writes in {:.0} s, no differing byte",
+        start.elapsed().as_secs_f32()
+    );
+    ensure!(transitions >= goal, "only {transitions} transitions");
+    Ok(())
+}
+
+fn page_tables_may_vanish_under_the_scanner() -> Outcome {
+    const TIME: Duration = Duration::from_secs(20);
+    let swap = Swap::on(128);
+    if let Err(failure) = &swap {
+        println!("without swap: {failure}");
+    }
+    let host = Host::new()?;
+    // A whole page table each.
+    let guests = [
+        host.guest(512, Backing::Small, DOMAIN)?,
+        host.guest(512, Backing::Small, DOMAIN)?,
+    ];
+    for guest in &guests {
+        guest.fill_with(|page| page as u64 % 100);
+    }
+    let (mut saved, mut round) = (0, 0_u64);
+    let end = Instant::now() + TIME;
+    while Instant::now() < end {
+        for guest in &guests {
+            match round % 4 {
+                0 => guest.memory().advise(0, 512, libc::MADV_DONTNEED)?,
+                1 => guest.memory().advise(0, 512, libc::MADV_PAGEOUT)?,
+                2 => drop(crate::host::in_child(|| true)?.join()),
+                _ => guest.memory().advise(256, 256, libc::MADV_COLD)?,
+            }
+            let gone = round % 4 == 0;
+            for page in 0..512 {
+                let wrong = match gone {
+                    true => guest.memory().word(page, 7) != 0,
+                    false => mismatch(guest.memory(), page, page as u64 % 100).is_some(),
+                };
+                ensure!(!wrong, "page {page} is wrong in round {round}");
+            }
+            if gone {
+                guest.fill_with(|page| page as u64 % 100);
+            }
+        }
+        saved += saved_pages(&[&guests[0], &guests[1]])?;
+        round += 1;
+    }
+    println!("{round} rounds, {saved} merges seen");
+    ensure!(saved > 512, "only {saved} merges were seen");
+    drop(guests);
+    drop(host);
+    swap.map_or(Ok(()), Swap::off)
+}
+
+fn collapsing_huge_pages_races_with_merging() -> Outcome {
+    const MADV_COLLAPSE: libc::c_int = 25;
+    const TIME: Duration = Duration::from_secs(20);
+    let host = Host::new()?;
+    module::set("thp_split_threshold", 1)?;
+    let guest = host.guest(1024, Backing::Huge, PRIVATE)?;
+    let key = |page: usize, round: u64| (page as u64 % 64) + round / 16;
+    let (mut collapsed, mut saved, mut round) = (0, 0, 0);
+    let end = Instant::now() + TIME;
+    while Instant::now() < end {
+        if round % 16 == 0 {
+            guest.fill_with(|page| key(page, round));
+        }
+        for half in [0, 512] {
+            collapsed += usize::from(guest.memory().advise(half, 512, MADV_COLLAPSE).is_ok());
+        }
+        guest.check_with(|page| key(page, round))?;
+        saved += saved_pages(&[&guest])?;
+        round += 1;
+    }
+    println!("{round} rounds, {collapsed} collapses, {saved} merges seen");
+    ensure!(saved > 1024, "only {saved} merges were seen");
+    Ok(())
+}
+
+fn moving_memory_between_nodes_races_with_merging() -> Outcome {
+    const TIME: Duration = Duration::from_secs(15);
+    let nodes = (0..64)
+        .filter(|node| std::fs::metadata(format!("/sys/devices/system/node/node{node}")).is_ok())
+        .count()
+        .max(1);
+    let host = Host::new()?;
+    let guest = host.guest(1024, Backing::Small, PRIVATE)?;
+    guest.fill_with(|page| page as u64 % 64);
+    let (mut saved, mut round) = (0, 0_u64);
+    let end = Instant::now() + TIME;
+    while Instant::now() < end {
+        for page in (0..1024).filter(|page| page % 3 == round as usize % 3) {
+            fill(guest.memory(), page, page as u64 % 64);
+        }
+        // Compaction moves pages wherever it likes; with more nodes, so does this.
+        match nodes > 1 {
+            true => move_pages(guest.memory(), (round as usize % nodes) as i32)?,
+            false => drop(std::fs::write("/proc/sys/vm/compact_memory", "1")),
+        }
+        guest.check_with(|page| page as u64 % 64)?;
+        saved += saved_pages(&[&guest])?;
+        round += 1;
+    }
+    println!("{nodes} nodes, {round} rounds, {saved} merges seen");
+    ensure!(saved > 1024, "only {saved} merges were seen");
+    Ok(())
+}
+
+/// Moves only pages that no other process maps (`include/uapi/linux/mempolicy.h`).
+const MPOL_MF_MOVE: libc::c_int = 1 << 1;
+
+/// Asks for all pages to be on one node; pages that cannot move may stay.
+fn move_pages(memory: &Memory, node: i32) -> Outcome {
+    let pages: Vec<_> = (0..memory.pages()).map(|page| memory.page(page)).collect();
+    let nodes = vec![node; pages.len()];
+    let mut status = vec![0_i32; pages.len()];
+    // SAFETY: the three lists have as many elements as the count says; the pages keep their content.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            0,
+            pages.len(),
+            pages.as_ptr(),
+            nodes.as_ptr(),
+            status.as_mut_ptr(),
+            MPOL_MF_MOVE,
+        )
+    };
+    ensure!(
+        result >= 0,
+        "move_pages: {}",
+        std::io::Error::last_os_error()
+    );
+    Ok(())
+}

@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which pages merge, and with which others.
+
+use tinyvm::Backing;
+use twinpage_lab::module::{
+    self,
+    Merged, //
+};
+use twinpage_lab::pagemap::Frames;
+use twinpage_lab::tap::{
+    Outcome,
+    Test, //
+};
+use twinpage_lab::{
+    ensure,
+    wait, //
+};
+
+use crate::host::{
+    common_frames,
+    saved_pages,
+    skipped,
+    Host,
+    CONVERGE,
+    DOMAIN,
+    PRIVATE, //
+};
+
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "equal_pages_of_two_vms_share_a_frame",
+        seconds: 120,
+        run: equal_pages_of_two_vms_share_a_frame,
+    },
+    Test {
+        name: "the_shared_frame_was_no_guests_before",
+        seconds: 120,
+        run: the_shared_frame_was_no_guests_before,
+    },
+    Test {
+        name: "a_write_to_a_merged_page_changes_no_other",
+        seconds: 120,
+        run: a_write_to_a_merged_page_changes_no_other,
+    },
+    Test {
+        name: "a_private_vm_merges_inside_itself_only",
+        seconds: 120,
+        run: a_private_vm_merges_inside_itself_only,
+    },
+    Test {
+        name: "domains_share_no_frame",
+        seconds: 120,
+        run: domains_share_no_frame,
+    },
+    Test {
+        name: "a_vm_that_changes_its_domain_shares_with_the_new_one_only",
+        seconds: 180,
+        run: a_vm_that_changes_its_domain_shares_with_the_new_one_only,
+    },
+    Test {
+        name: "zero_pages_map_the_page_of_zeroes",
+        seconds: 120,
+        run: zero_pages_map_the_page_of_zeroes,
+    },
+    Test {
+        name: "ksm_counts_none_of_our_zero_pages",
+        seconds: 120,
+        run: ksm_counts_none_of_our_zero_pages,
+    },
+    Test {
+        name: "without_use_zero_pages_zeroes_share_an_ordinary_frame",
+        seconds: 120,
+        run: without_use_zero_pages_zeroes_share_an_ordinary_frame,
+    },
+    Test {
+        name: "a_frame_has_at_most_max_page_sharing_mappings",
+        seconds: 120,
+        run: a_frame_has_at_most_max_page_sharing_mappings,
+    },
+    Test {
+        name: "a_huge_page_with_few_twins_stays_whole",
+        seconds: 120,
+        run: a_huge_page_with_few_twins_stays_whole,
+    },
+    Test {
+        name: "a_huge_page_with_many_twins_is_split",
+        seconds: 120,
+        run: a_huge_page_with_many_twins_is_split,
+    },
+    Test {
+        name: "every_batch_size_merges",
+        seconds: 180,
+        run: every_batch_size_merges,
+    },
+    Test {
+        name: "a_copy_that_nobody_maps_is_freed_within_a_pass",
+        seconds: 180,
+        run: a_copy_that_nobody_maps_is_freed_within_a_pass,
+    },
+    Test {
+        name: "the_shrinker_frees_copies_that_nobody_maps",
+        seconds: 180,
+        run: the_shrinker_frees_copies_that_nobody_maps,
+    },
+];
+
+const PAGES: usize = 512;
+
+fn equal_pages_of_two_vms_share_a_frame() -> Outcome {
+    let host = Host::new()?;
+    let [a, b] = host.twins(PAGES)?;
+    let frames = Frames::open()?;
+    for (page, (one, other)) in a.frames()?.into_iter().zip(b.frames()?).enumerate() {
+        ensure!(one == other, "page {page}: {one:?} and {other:?}");
+        let Some(frame) = one else { continue };
+        let mappings = frames.mappings(frame)?;
+        ensure!(mappings == 2, "page {page} is mapped {mappings} times");
+    }
+    a.check_with(|page| page as u64 + 1)?;
+    b.check_with(|page| page as u64 + 1)
+}
+
+fn the_shared_frame_was_no_guests_before() -> Outcome {
+    let host = Host::new()?;
+    module::set("run", 0)?;
+    let a = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    let b = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    a.fill_with(|page| page as u64 + 1);
+    b.fill_with(|page| page as u64 + 1);
+    let mut before: Vec<_> = a.frames()?;
+    before.extend(b.frames()?);
+    module::set("run", 1)?;
+    host.until_saved(&[&a, &b], PAGES)?;
+    // A frame that one page gave up may be the copy of a later one, but never of its own content:
+    // the copy is made while both old frames are in use.
+    for (page, frame) in a.frames()?.into_iter().enumerate() {
+        let adopted = frame == before[page] || frame == before[PAGES + page];
+        ensure!(!adopted, "page {page} now shares a guest's old frame");
+    }
+    Ok(())
+}
+
+fn a_write_to_a_merged_page_changes_no_other() -> Outcome {
+    let host = Host::new()?;
+    let [a, b] = host.twins(PAGES)?;
+    module::set("run", 0)?;
+    for page in (0..PAGES).step_by(2) {
+        a.memory().set_word(page, 3, 4711);
+    }
+    let common = common_frames(&a, &b)?;
+    ensure!(common == PAGES / 2, "{common} frames are still shared");
+    b.check_with(|page| page as u64 + 1)?;
+    for page in 0..PAGES {
+        let seen = a.memory().word(page, 3);
+        let expected = match page % 2 {
+            0 => 4711,
+            _ => b.memory().word(page, 3),
+        };
+        ensure!(seen == expected, "page {page} holds {seen:#x}");
+    }
+    Ok(())
+}
+
+fn a_private_vm_merges_inside_itself_only() -> Outcome {
+    let host = Host::new()?;
+    let a = host.guest(PAGES, Backing::Small, PRIVATE)?;
+    let b = host.guest(PAGES, Backing::Small, PRIVATE)?;
+    // Each content twice in each VM.
+    a.fill_with(|page| page as u64 / 2 + 1);
+    b.fill_with(|page| page as u64 / 2 + 1);
+    host.until_saved(&[&a], PAGES / 2)?;
+    host.until_saved(&[&b], PAGES / 2)?;
+    host.passes(3)?;
+    let common = common_frames(&a, &b)?;
+    ensure!(common == 0, "private VMs share {common} frames");
+    a.check_with(|page| page as u64 / 2 + 1)
+}
+
+fn domains_share_no_frame() -> Outcome {
+    let host = Host::new()?;
+    let guests = [
+        host.guest(PAGES, Backing::Small, 1)?,
+        host.guest(PAGES, Backing::Small, 1)?,
+        host.guest(PAGES, Backing::Small, 2)?,
+        host.guest(PAGES, Backing::Small, 2)?,
+        host.guest(PAGES, Backing::Small, PRIVATE)?,
+    ];
+    for guest in &guests {
+        guest.fill_with(|page| page as u64 + 1);
+    }
+    host.until_saved(&[&guests[0], &guests[1]], PAGES)?;
+    host.until_saved(&[&guests[2], &guests[3]], PAGES)?;
+    host.passes(3)?;
+    for (index, other) in [(0, 2), (0, 4), (1, 3), (2, 4)] {
+        let common = common_frames(&guests[index], &guests[other])?;
+        ensure!(common == 0, "VMs {index} and {other} share {common} frames");
+    }
+    Ok(())
+}
+
+fn a_vm_that_changes_its_domain_shares_with_the_new_one_only() -> Outcome {
+    let host = Host::new()?;
+    let [old, mut moved] = host.twins(PAGES)?;
+    let new = host.guest(PAGES, Backing::Small, DOMAIN + 1)?;
+    new.fill_with(|page| page as u64 + 1);
+    let detached = moved.detach(&host, Merged::Unmerge)?;
+    ensure!(detached.remaining == 0, "{detached:?}");
+    ensure!(
+        common_frames(&old, &moved)? == 0,
+        "detached, and still shared"
+    );
+    moved.attach(&host, DOMAIN + 1)?;
+    host.until_saved(&[&new, &moved], PAGES)?;
+    host.passes(2)?;
+    let common = common_frames(&old, &moved)?;
+    ensure!(common == 0, "shares {common} frames with its old domain");
+    moved.check_with(|page| page as u64 + 1)
+}
+
+fn zero_pages_map_the_page_of_zeroes() -> Outcome {
+    let host = Host::new()?;
+    let guest = host.guest(PAGES, Backing::Small, PRIVATE)?;
+    guest.fill_with(|page| page as u64 + 1);
+    for page in 0..PAGES {
+        guest.memory().write_page(page, &[0; tinyvm::WORDS]);
+    }
+    host.until_saved(&[&guest], PAGES)?;
+    let frames = Frames::open()?;
+    for frame in guest.frames()?.into_iter().flatten() {
+        ensure!(frames.flags(frame)?.zero(), "{frame:?} is another frame");
+    }
+    wait::until("counting zero pages", CONVERGE, || {
+        Ok(guest.stats()?.get("zero_pages")? == PAGES as u64)
+    })
+    .map_err(|failure: twinpage_lab::tap::Failure| failure)?;
+    // Written again, each has a page of its own.
+    guest.fill_with(|page| page as u64 + 1);
+    guest.check_with(|page| page as u64 + 1)
+}
+
+fn ksm_counts_none_of_our_zero_pages() -> Outcome {
+    let ksm = || std::fs::read_to_string("/sys/kernel/mm/ksm/ksm_zero_pages");
+    let before = ksm()?;
+    let host = Host::new()?;
+    let guest = host.guest(PAGES, Backing::Small, PRIVATE)?;
+    for page in 0..PAGES {
+        guest.memory().write_page(page, &[0; tinyvm::WORDS]);
+    }
+    host.until_saved(&[&guest], PAGES)?;
+    ensure!(ksm()? == before, "ksm counts {} while mapped", ksm()?);
+    guest.memory().advise(0, PAGES / 2, libc::MADV_DONTNEED)?;
+    guest.memory().set_word(PAGES - 1, 0, 1);
+    ensure!(ksm()? == before, "ksm counts {} after unmapping", ksm()?);
+    drop(guest);
+    ensure!(ksm()? == before, "ksm counts {} at the end", ksm()?);
+    Ok(())
+}
+
+fn without_use_zero_pages_zeroes_share_an_ordinary_frame() -> Outcome {
+    let host = Host::new()?;
+    module::set("use_zero_pages", 0)?;
+    let guest = host.guest(64, Backing::Small, PRIVATE)?;
+    for page in 0..64 {
+        guest.memory().write_page(page, &[0; tinyvm::WORDS]);
+    }
+    host.until_saved(&[&guest], 63)?;
+    let frames = Frames::open()?;
+    for frame in guest.frames()?.into_iter().flatten() {
+        ensure!(!frames.flags(frame)?.zero(), "the page of zeroes is used");
+    }
+    Ok(())
+}
+
+fn a_frame_has_at_most_max_page_sharing_mappings() -> Outcome {
+    const LIMIT: usize = 16;
+    let host = Host::new()?;
+    module::set("max_page_sharing", LIMIT)?;
+    let guest = host.guest(PAGES, Backing::Small, PRIVATE)?;
+    guest.fill_with(|_| 42);
+    host.until_saved(&[&guest], PAGES - PAGES / LIMIT)?;
+    host.passes(2)?;
+    let frames = Frames::open()?;
+    for frame in guest.frames()?.into_iter().flatten() {
+        let mappings = frames.mappings(frame)?;
+        ensure!(
+            mappings <= LIMIT as u64,
+            "{frame:?} has {mappings} mappings"
+        );
+    }
+    guest.check_with(|_| 42)
+}
+
+/// How many frames of a VM belong to a huge page.
+fn huge_pages(guest: &crate::host::Guest) -> Result<usize, twinpage_lab::tap::Failure> {
+    let frames = Frames::open()?;
+    let mut huge = 0;
+    for frame in guest.frames()?.into_iter().flatten() {
+        huge += usize::from(frames.flags(frame)?.huge());
+    }
+    Ok(huge)
+}
+
+fn a_huge_page_with_few_twins_stays_whole() -> Outcome {
+    let host = Host::new()?;
+    module::set("thp_split_threshold", 64)?;
+    let guest = host.guest(512, Backing::Huge, PRIVATE)?;
+    // 32 of 512 pages have a twin.
+    guest.fill_with(|page| {
+        if page < 32 {
+            page as u64 / 2
+        } else {
+            page as u64
+        }
+    });
+    skip_without_huge(&guest)?;
+    host.passes(4)?;
+    ensure!(huge_pages(&guest)? == 512, "the huge page was split");
+    let reason = skipped(&guest, "huge")?;
+    ensure!(reason > 0, "not counted as huge: {}", guest.told());
+    Ok(())
+}
+
+fn skip_without_huge(guest: &crate::host::Guest) -> Outcome {
+    if huge_pages(guest)? < guest.memory().pages() {
+        return Err(twinpage_lab::tap::Failure::Skipped(
+            "the kernel gave no huge page".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn a_huge_page_with_many_twins_is_split() -> Outcome {
+    let host = Host::new()?;
+    module::set("thp_split_threshold", 64)?;
+    module::set("run", 0)?;
+    let guest = host.guest(1024, Backing::Huge, PRIVATE)?;
+    let key = |page: usize| {
+        if page < 256 {
+            page as u64 / 2
+        } else {
+            page as u64
+        }
+    };
+    guest.fill_with(key);
+    skip_without_huge(&guest)?;
+    module::set("run", 1)?;
+    host.until_saved(&[&guest], 128)?;
+    // The second huge page has nothing to give and stays whole.
+    let huge = huge_pages(&guest)?;
+    ensure!(huge == 512, "{huge} pages are still huge");
+    guest.check_with(key)
+}
+
+fn every_batch_size_merges() -> Outcome {
+    let host = Host::new()?;
+    for batch in [1, 2, 7, 32, 512] {
+        module::set("merge_batch", batch)?;
+        let [a, b] = host.twins(1100)?;
+        a.check_with(|page| page as u64 + 1)?;
+        b.check_with(|page| page as u64 + 1)?;
+    }
+    Ok(())
+}
+
+/// Frames of the first VM, once both have dropped all their pages.
+fn copies_then_drop(
+    host: &Host,
+) -> Result<([crate::host::Guest; 2], u64), twinpage_lab::tap::Failure> {
+    const MANY: usize = 8192;
+    let twins = host.twins(MANY)?;
+    let shared = module::counter("pages_shared")?;
+    ensure!(shared >= MANY as i64, "pages_shared is {shared}");
+    module::set("run", 0)?;
+    let before = twinpage_lab::process::field("/proc/meminfo", "MemFree")?;
+    for twin in &twins {
+        twin.memory().advise(0, MANY, libc::MADV_DONTNEED)?;
+    }
+    Ok((twins, before))
+}
+
+/// Waits until the host has most of the 32 MiB of copies back.
+fn until_freed(before: u64) -> Outcome {
+    wait::until("freeing the copies", CONVERGE, || {
+        let free = twinpage_lab::process::field("/proc/meminfo", "MemFree")?;
+        Ok(free >= before + 24 * 1024 && module::counter("pages_shared")? == 0)
+    })
+    .map(|_| ())
+}
+
+fn a_copy_that_nobody_maps_is_freed_within_a_pass() -> Outcome {
+    let host = Host::new()?;
+    let (twins, before) = copies_then_drop(&host)?;
+    module::set("run", 1)?;
+    host.passes(1)?;
+    let shared = module::counter("pages_shared")?;
+    ensure!(shared == 0, "pages_shared is {shared} after a pass");
+    until_freed(before)?;
+    ensure!(saved_pages(&[&twins[0]])? == 0, "still mapped");
+    Ok(())
+}
+
+fn the_shrinker_frees_copies_that_nobody_maps() -> Outcome {
+    let host = Host::new()?;
+    let (_twins, before) = copies_then_drop(&host)?;
+    // The scanner rests, so only the shrinker can do it; a few calls, since each frees a share.
+    let limit = CONVERGE;
+    wait::until("freeing by the shrinker", limit, || {
+        std::fs::write("/proc/sys/vm/drop_caches", "2")?;
+        Ok::<_, twinpage_lab::tap::Failure>(module::counter("pages_shared")? == 0)
+    })?;
+    until_freed(before)
+}

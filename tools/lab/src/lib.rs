@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Judges merging from outside the module.
+//!
+//! Whether two pages are one is read from page tables ([`pagemap`]), how many could be is counted
+//! from a snapshot of guest memory ([`oracle`]), whether a guest still holds what it wrote is asked
+//! of the guest ([`qemu`]), whether the kernel minds is read from its log ([`dmesg`]). The module's
+//! own counters ([`module`]) are compared with those, never believed alone.
+
+pub mod dmesg;
+pub mod initramfs;
+pub mod module;
+pub mod oracle;
+pub mod pagemap;
+pub mod place;
+pub mod process;
+pub mod qemu;
+pub mod tap;
+pub mod wait;

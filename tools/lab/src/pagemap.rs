@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which frame is behind an address, and what the kernel says about that frame.
+//!
+//! Formats: `Documentation/admin-guide/mm/pagemap.rst` of the kernel: one 64-bit word a page in
+//! `/proc/PID/pagemap`, one a frame in `/proc/kpageflags` and `/proc/kpagecount`.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// Bytes in a page.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// One page of an address space, as its pagemap shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry(u64);
+
+impl Entry {
+    const FRAME: u64 = (1 << 55) - 1;
+
+    /// The frame, when one is mapped.
+    pub fn frame(self) -> Option<Frame> {
+        (self.0 >> 63 == 1).then_some(Frame(self.0 & Entry::FRAME))
+    }
+
+    /// Whether the page is swapped out.
+    pub fn swapped(self) -> bool {
+        (self.0 >> 62) & 1 == 1
+    }
+
+    /// Whether the page was written since the soft-dirty bits were last cleared.
+    pub fn soft_dirty(self) -> bool {
+        (self.0 >> 55) & 1 == 1
+    }
+
+    /// Whether a userfaultfd write-protects the page.
+    pub fn write_protected(self) -> bool {
+        (self.0 >> 57) & 1 == 1
+    }
+}
+
+/// Number of a page frame of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frame(pub u64);
+
+/// The page tables of one process.
+pub struct Pagemap(File);
+
+impl Pagemap {
+    /// Opens the page tables of a process.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone, or this one has no right to look.
+    pub fn of(pid: u32) -> io::Result<Pagemap> {
+        File::open(format!("/proc/{pid}/pagemap")).map(Pagemap)
+    }
+
+    /// Opens the page tables of this process.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn own() -> io::Result<Pagemap> {
+        File::open("/proc/self/pagemap").map(Pagemap)
+    }
+
+    /// The pages from `address` on.
+    ///
+    /// # Errors
+    ///
+    /// The process is gone.
+    pub fn read(&self, address: u64, pages: usize) -> io::Result<Vec<Entry>> {
+        let mut bytes = vec![0; pages * 8];
+        self.0.read_exact_at(&mut bytes, address / PAGE_BYTES * 8)?;
+        Ok(bytes
+            .chunks_exact(8)
+            .map(|word| Entry(u64::from_le_bytes(word.try_into().unwrap_or_default())))
+            .collect())
+    }
+}
+
+/// What the kernel says about a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flags(u64);
+
+impl Flags {
+    /// An anonymous page.
+    pub fn anonymous(self) -> bool {
+        self.bit(12)
+    }
+
+    /// On a list of the page reclaim.
+    pub fn lru(self) -> bool {
+        self.bit(5)
+    }
+
+    /// Merged by ksmd.
+    pub fn ksm(self) -> bool {
+        self.bit(21)
+    }
+
+    /// Part of a transparent huge page.
+    pub fn huge(self) -> bool {
+        self.bit(22)
+    }
+
+    /// A page of the hugetlb pool.
+    pub fn hugetlb(self) -> bool {
+        self.bit(17)
+    }
+
+    /// A memory error was found in it.
+    pub fn poisoned(self) -> bool {
+        self.bit(19)
+    }
+
+    /// The shared page of zeroes.
+    pub fn zero(self) -> bool {
+        self.bit(24)
+    }
+
+    fn bit(self, bit: u32) -> bool {
+        (self.0 >> bit) & 1 == 1
+    }
+}
+
+/// What the kernel knows about all frames.
+pub struct Frames {
+    flags: File,
+    counts: File,
+}
+
+impl Frames {
+    /// Opens both files.
+    ///
+    /// # Errors
+    ///
+    /// Not root, or a kernel without `CONFIG_PROC_PAGE_MONITOR`.
+    pub fn open() -> io::Result<Frames> {
+        Ok(Frames {
+            flags: File::open("/proc/kpageflags")?,
+            counts: File::open("/proc/kpagecount")?,
+        })
+    }
+
+    /// The flags of a frame.
+    ///
+    /// # Errors
+    ///
+    /// There is no such frame.
+    pub fn flags(&self, frame: Frame) -> io::Result<Flags> {
+        word(&self.flags, frame).map(Flags)
+    }
+
+    /// How many page table entries map a frame.
+    ///
+    /// # Errors
+    ///
+    /// There is no such frame.
+    pub fn mappings(&self, frame: Frame) -> io::Result<u64> {
+        word(&self.counts, frame)
+    }
+}
+
+fn word(file: &File, frame: Frame) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, frame.0 * 8)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_where_the_kernel_puts_them() {
+        let entry = Entry((1 << 63) | (1 << 55) | 42);
+        assert_eq!(entry.frame(), Some(Frame(42)));
+        assert!(entry.soft_dirty() && !entry.swapped() && !entry.write_protected());
+        assert_eq!(Entry((1 << 62) | 42).frame(), None);
+        assert!(Flags(1 << 24).zero() && !Flags(1 << 24).anonymous());
+    }
+}
