@@ -28,6 +28,8 @@ title_of() {
 
 stage_cargo() {
 	cd "$TOP/tools"
+	progress "building the cargo tests" "$LOG/cargo-build.log" '^ +Compiling' \
+		"$TOP/scripts/root.sh" cargo test --workspace --locked --no-run
 	"$TOP/scripts/root.sh" cargo test --workspace --locked --no-fail-fast
 }
 
@@ -78,9 +80,10 @@ watch() {
 # excuse STAGE STATUS LOG: why a stage failed, in short.
 excuse() {
 	say "$1 failed with status $2; from $3:"
-	grep -anE '(^|    )not ok |^test .*FAILED|panicked at|^error|^    \|' "$3" |
-		head -n 40 | sed 's/^/    | /' >&2 || true
-	tail -n 12 "$3" | sed 's/^/    | /' >&2
+	{
+		grep -aE -A 4 '(^|    )not ok |^test .*FAILED|panicked at' "$3" | head -n 60 || true
+		tail -n 20 "$3"
+	} | cut -c1-160 | sed 's/^/    | /' >&2
 }
 
 # run_stage STAGE: run it and add its numbers. A stage that fails otherwise than

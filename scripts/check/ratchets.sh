@@ -50,11 +50,13 @@ bless() {
 		echo "# SPDX-License-Identifier: GPL-2.0"
 		echo "# Panicking functions that twinpage_main.o refers to (check.sh --bless)."
 		panics
-	} >scripts/panics.txt
+	} >build/log/panics
 	{
 		echo "# SPDX-License-Identifier: GPL-2.0"
 		echo "# Unsafe blocks and impls of each file of rust/sys (check.sh --bless)."
 		unsafe_blocks
-	} >scripts/unsafe.txt
+	} >build/log/unsafe
+	mv build/log/panics scripts/panics.txt
+	mv build/log/unsafe scripts/unsafe.txt
 	say "wrote scripts/panics.txt and scripts/unsafe.txt"
 }
