@@ -13,6 +13,8 @@ all: module
 ifdef KDIR
 # A kernel tree of the user's own, with the machine's own tools.
 module:
+	@test -e $(KDIR)/rust/libkernel.rmeta || { echo "error: KDIR=$(KDIR) is not\
+	 a kernel build tree with Rust metadata (rust/libkernel.rmeta)" >&2; exit 1; }
 	@mkdir -p build/custom
 	$(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(CURDIR)/build/custom modules
 else

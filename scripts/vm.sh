@@ -62,6 +62,18 @@ quoted() {
 	printf '\n'
 }
 
+# debug_modules: the modules of the debug kernel; the userland that is kept has
+# those of the stock kernel.
+debug_modules() {
+	local build release module
+	build=$("$TOP/scripts/prepare.sh" debug)
+	release=$(cat "$build/include/config/kernel.release")
+	for module in virt/lib/irqbypass arch/x86/kvm/kvm arch/x86/kvm/kvm-amd lib/test_hmm; do
+		[ ! -f "$build/$module.ko" ] ||
+			FILES+=("$build/$module.ko:/lib/modules/$release/$(basename "$module").ko")
+	done
+}
+
 # stage DIR: what is new in this run, as a tree to lay over the userland.
 stage() {
 	local tree=$1 pair
@@ -150,6 +162,7 @@ WORK=$(mktemp -d "$CACHE/vm/run.XXXXXX")
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
+[ "$KERNEL" = stock ] || debug_modules
 stage "$WORK/tree"
 cp "$INITRD/base.cpio.zst" "$WORK/initrd"
 # shellcheck disable=SC2016
