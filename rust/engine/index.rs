@@ -5,29 +5,32 @@
 //! A guest that shares with nobody has an index of its own. The caller holds one mutex over all of
 //! them: nothing here locks.
 
-use core::{
-    marker::PhantomData,
-    ops::Range, //
-};
+use core::ops::Range;
 
 pub use super::guests::Span;
 use super::{
-    knobs::Knobs,
-    scratch::Scratch,
+    blocks::Blocks,
+    copies::Copies,
+    guests::Guests,
+    moves::Store,
+    page::CopyId,
     stats::{
+        Counters,
+        Gauge,
         GuestStats,
         Totals, //
     },
-    wire::PageState,
+    tree::Tree,
     world::{
         Away,
-        GuestId,
-        Token,
-        World,
-        DIGEST_BYTES, //
+        GuestId, //
     },
+    xxh64::hash_words,
 };
 use crate::mem::AllocError;
+
+/// Words of 8 bytes in a page.
+const WORDS: usize = 512;
 
 /// Why a guest or its ranges are refused. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,172 +131,117 @@ pub enum Untold {
 /// All pages, merged copies and guests of one sharing domain.
 ///
 /// Dropping it gives up all merged copies; what maps them goes on mapping them.
+///
+/// # Invariants
+///
+/// * The tree has exactly the [`Listed`](super::page::Kind::Listed) pages and the
+///   [`Listed`](super::copies::State::Listed) copies, by the hash of their content when last seen.
+/// * The gauges of a guest are what its pages' records say, see [`Index::check`].
 #[derive(Debug)]
 pub struct Index<F> {
-    frames: PhantomData<F>,
+    pub(super) seed: u64,
+    /// Hash of a page of zeroes.
+    pub(super) zero: u64,
+    pub(super) serials: Range<u64>,
+    pub(super) guests: Guests,
+    pub(super) store: Store<F>,
+    pub(super) tree: Tree,
+    pub(super) digests: Tree,
+    /// The next copy that `sweep` looks at.
+    pub(super) swept: CopyId,
+    /// Copies below this one need nothing more to be found by their digest.
+    pub(super) digested: CopyId,
+    /// Copies whose digest is known, but another has its place in the tree of digests.
+    pub(super) shadowed: u32,
+    /// Counters of guests that are gone.
+    pub(super) past: Counters,
 }
 
 impl<F> Index<F> {
     /// Makes an empty index without allocating.
     ///
     /// `seed` is random and secret: who knows it can make pages of equal hash. `serials` are the
-    /// serial numbers that its merged copies get; no two indexes have one in common. When they are
-    /// used up, no further copies are made.
+    /// serial numbers that its merged copies get; no two indexes have one in common.
     pub fn new(seed: u64, serials: Range<u64>) -> Self {
-        let _ = (seed, serials);
         Self {
-            frames: PhantomData,
+            seed,
+            zero: hash_words(WORDS, |_| 0, seed),
+            serials,
+            guests: Guests::new(),
+            store: Store {
+                blocks: Blocks::new(),
+                copies: Copies::new(),
+            },
+            tree: Tree::new(),
+            digests: Tree::new(),
+            swept: CopyId(0),
+            digested: CopyId(0),
+            shadowed: 0,
+            past: Counters::default(),
         }
     }
 
-    /// Adds a guest without memory.
-    ///
-    /// # Errors
-    ///
-    /// [`Refused::Exists`], [`Refused::NoMemory`], [`Refused::NoRoom`].
-    pub fn attach(&mut self, id: GuestId) -> Result<(), Refused> {
-        let _ = id;
-        Ok(())
-    }
-
-    /// Says what memory the guest has now: page aligned, sorted, disjoint. To be called before each
-    /// pass.
-    ///
-    /// What stays is kept, what is gone is forgotten.
-    ///
-    /// # Errors
-    ///
-    /// [`Refused`], all but `Exists`. Then nothing changed.
-    pub fn set_ranges(&mut self, id: GuestId, ranges: &[Span]) -> Result<(), Refused> {
-        let _ = (id, ranges);
-        Ok(())
-    }
-
-    /// Forgets a guest and all that it has, at most `blocks` blocks a call. From the first call on
-    /// the guest is not scanned and its number may not be attached until it is [`Progress::Done`].
-    pub fn detach(&mut self, id: GuestId, blocks: usize) -> Progress {
-        let _ = (id, blocks);
-        Progress::Done
-    }
-
-    /// Looks at the next block of a guest, and merges what can be merged. After the last block the
-    /// cursor is at the first again.
-    ///
-    /// # Errors
-    ///
-    /// [`Away::Gone`]: detach it. [`Away::Busy`]: locks are contended or there is no memory; the
-    /// same block is tried again a few times, then passed over.
-    pub fn scan<W: World<Frame = F>>(
-        &mut self,
-        world: &mut W,
-        scratch: &mut Scratch,
-        id: GuestId,
-        knobs: &Knobs,
-    ) -> Result<Step, Away> {
-        let _ = (world, scratch, id, knobs);
-        Err(Away::Gone)
-    }
-
-    /// Frees merged copies that nobody maps: looks at up to `budget` copies. To be called when a
-    /// pass ends or a guest goes, and by the shrinker.
-    pub fn sweep<W: World<Frame = F>>(
-        &mut self,
-        world: &mut W,
-        knobs: &Knobs,
-        budget: usize,
-    ) -> Swept {
-        let _ = (world, knobs, budget);
-        Swept {
-            freed: 0,
-            done: true,
-        }
-    }
-
-    /// Never hands out the copy of that number again (hardware error).
-    pub fn retire(&mut self, token: Token) {
-        let _ = token;
-    }
-
-    /// Gives the merged pages of the guest's next block their own copies back. `cursor` is 0 at
-    /// first and the caller's to keep. Nothing may be scanned in between, or pages merge again.
-    ///
-    /// # Errors
-    ///
-    /// [`Away::Gone`]: there is no such guest or address space. [`Away::Busy`]: call again.
-    pub fn unmerge<W: World<Frame = F>>(
-        &mut self,
-        world: &mut W,
-        scratch: &mut Scratch,
-        id: GuestId,
-        cursor: &mut u64,
-    ) -> Result<Unmerged, Away> {
-        let _ = (world, scratch, id, cursor);
-        Err(Away::Gone)
+    /// Returns the position of a guest that is not being detached.
+    pub(super) fn staying(&self, id: GuestId) -> Option<u32> {
+        let position = self.guests.position(id)?;
+        let leaving = self.guests.at(position)?.leaving;
+        (!leaving).then_some(position)
     }
 
     /// Returns how many pages of the guest map a merged copy, as last looked at.
     pub fn merged(&self, id: GuestId) -> u64 {
-        let _ = id;
-        0
-    }
-
-    /// Tells the states of `pages` pages from address `addr` on, all in one block, by calling
-    /// `tell` for each in order.
-    ///
-    /// # Errors
-    ///
-    /// [`Untold`]; `tell` may have been called for some pages.
-    pub fn page_states<W: World<Frame = F>>(
-        &mut self,
-        world: &mut W,
-        scratch: &mut Scratch,
-        id: GuestId,
-        addr: u64,
-        pages: usize,
-        tell: impl FnMut(PageState),
-    ) -> Result<(), Untold> {
-        let _ = (world, scratch, id, addr, pages, tell);
-        Err(Untold::NoGuest)
-    }
-
-    /// Finds a merged copy by SHA-256, computing at most `budget` missing digests.
-    ///
-    /// # Errors
-    ///
-    /// [`AllocError`] if there is no memory to keep a digest in.
-    pub fn find_digest<W: World<Frame = F>>(
-        &mut self,
-        world: &mut W,
-        digest: &[u8; DIGEST_BYTES],
-        budget: usize,
-    ) -> Result<Found<'_, F>, AllocError> {
-        let _ = (world, digest, budget);
-        Ok(Found::None)
+        self.guest(id)
+            .map_or(0, |stats| stats.gauges.get(Gauge::Merged))
     }
 
     /// Adds CPU time to the guest's account.
     pub fn charge(&mut self, id: GuestId, cpu_ns: u64) {
-        let _ = (id, cpu_ns);
+        let position = self.guests.position(id);
+        if let Some(guest) = position.and_then(|position| self.guests.at_mut(position)) {
+            let total = &mut guest.stats.counters.cpu_ns;
+            *total = total.saturating_add(cpu_ns);
+        }
     }
 
     /// Returns gauges and counters of a guest.
     pub fn guest(&self, id: GuestId) -> Option<&GuestStats> {
-        let _ = id;
-        None
+        let position = self.guests.position(id)?;
+        Some(&self.guests.at(position)?.stats)
     }
 
     /// Returns whether no guest is attached.
     pub fn is_empty(&self) -> bool {
-        true
+        self.guests.iter().next().is_none()
     }
 
     /// Returns gauges and counters of all guests.
     pub fn totals(&self) -> Totals {
-        Totals::default()
+        let mut totals = Totals {
+            counters: self.past,
+            shared: u64::from(self.store.copies.shared()),
+            // CAST: `usize` is 64 bits wide.
+            metadata_bytes: self.bytes() as u64,
+            ..Totals::default()
+        };
+        for guest in self.guests.iter() {
+            totals.gauges.add_all(&guest.stats.gauges);
+            totals.counters.add_all(&guest.stats.counters);
+        }
+        totals
+    }
+
+    /// Returns the bytes that all of it takes.
+    fn bytes(&self) -> usize {
+        // OVERFLOW: It is in memory.
+        size_of::<Self>()
+            .wrapping_add(self.store.blocks.bytes())
+            .wrapping_add(self.store.copies.bytes())
+            .wrapping_add(self.guests.bytes())
     }
 
     /// Returns the number of merged copies that are kept.
     pub fn copies(&self) -> usize {
-        0
+        // CAST: `usize` is wider.
+        self.store.copies.used() as usize
     }
 }

@@ -25,12 +25,31 @@
     clippy::unwrap_used
 )]
 
+pub mod attach;
+pub mod blocks;
+pub mod check;
+pub mod copies;
+pub mod digests;
 pub mod guests;
+pub mod huge;
 pub mod index;
 pub mod knobs;
 pub mod layout;
+pub mod mask;
+pub mod merge;
+pub mod moves;
+pub mod node;
+pub mod page;
+pub mod plan;
 pub mod policy;
+pub mod reconcile;
+pub mod scan;
 pub mod scratch;
+pub mod sort;
 pub mod stats;
+pub mod sweep;
+pub mod tree;
+pub mod unmerge;
 pub mod wire;
 pub mod world;
+pub mod xxh64;

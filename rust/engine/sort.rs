@@ -51,6 +51,8 @@ fn exchange<T: Copy>(a: &Cell<T>, b: &Cell<T>) {
 
 #[cfg(any(test, TWINPAGE_KUNIT))]
 #[cfg_attr(not(test), kernel::macros::kunit_tests(twinpage_sort))]
+// Indexes are below the lengths by construction.
+#[allow(clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

@@ -47,6 +47,19 @@ impl Gauge {
         }
     }
 
+    /// The name that users see; skipped pages have one for each reason, see [`Skip::name`].
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unseen => "pages_unseen",
+            Self::Absent => "pages_absent",
+            Self::Unshared => "pages_unshared",
+            Self::Volatile => "pages_volatile",
+            Self::Merged => "pages_merged",
+            Self::Zero => "zero_pages",
+            Self::Skip(reason) => reason.name(),
+        }
+    }
+
     /// Returns the gauge of that number.
     pub fn from_number(number: usize) -> Option<Self> {
         match number {

@@ -47,6 +47,15 @@ pub struct Tree {
     len: u32,
 }
 
+/// Returns the side of `node` that another key belongs on.
+fn side_of(key: u64, node: &Node) -> Side {
+    if key < node.key() {
+        Side::Left
+    } else {
+        Side::Right
+    }
+}
+
 impl Tree {
     /// Makes an empty tree.
     pub const fn new() -> Self {
@@ -68,13 +77,10 @@ impl Tree {
         let mut id = self.root;
         for _ in 0..MAX_DEPTH {
             let node = nodes.node(id)?;
-            id = if key < node.key() {
-                node.child(Side::Left)
-            } else if key > node.key() {
-                node.child(Side::Right)
-            } else {
+            if key == node.key() {
                 return Some(id);
-            };
+            }
+            id = node.child(side_of(key, node));
         }
         None
     }
@@ -151,13 +157,10 @@ impl Tree {
         let mut id = self.root;
         while id != NIL {
             let node = get(nodes, id)?;
-            let side = if key < node.key() {
-                Side::Left
-            } else if key > node.key() {
-                Side::Right
-            } else {
+            if key == node.key() {
                 break;
-            };
+            }
+            let side = side_of(key, node);
             path.push(id, side)?;
             id = node.child(side);
         }

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Guests that come and go, and memory that they gain and lose.
+
+use core::mem::replace;
+
+use super::{
+    guests::{
+        are_well_formed,
+        bases,
+        count_bases,
+        cover,
+        Kept,
+        Slot,
+        Span, //
+    },
+    index::{
+        Index,
+        Progress,
+        Refused, //
+    },
+    mask::Mask,
+    page::{
+        PageId,
+        Record, //
+    },
+    stats::Gauge,
+    world::GuestId,
+};
+use crate::mem::{
+    KVVec,
+    GFP_KERNEL, //
+};
+
+impl<F> Index<F> {
+    /// Adds a guest without memory.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused::Exists`], [`Refused::NoMemory`].
+    pub fn attach(&mut self, id: GuestId) -> Result<(), Refused> {
+        if self.guests.position(id).is_some() {
+            return Err(Refused::Exists);
+        }
+        Ok(self.guests.add(id)?)
+    }
+
+    /// Says what memory the guest has now: page aligned, sorted, disjoint. To be called before each
+    /// pass.
+    ///
+    /// What stays is kept, what is gone is forgotten. That takes time for each page forgotten.
+    ///
+    /// # Errors
+    ///
+    /// [`Refused`], all but `Exists`. Then nothing changed.
+    pub fn set_ranges(&mut self, id: GuestId, ranges: &[Span]) -> Result<(), Refused> {
+        if !are_well_formed(ranges) {
+            return Err(Refused::Malformed);
+        }
+        let position = self.staying(id).ok_or(Refused::NoGuest)?;
+        let guest = self.guests.at(position).ok_or(Refused::NoGuest)?;
+        if *guest.spans == *ranges {
+            return Ok(());
+        }
+        let count = count_bases(ranges).ok_or(Refused::NoRoom)?;
+        let mut slots = KVVec::with_capacity(count, GFP_KERNEL)?;
+        let mut spans = KVVec::with_capacity(ranges.len(), GFP_KERNEL)?;
+        spans.extend_from_slice(ranges, GFP_KERNEL)?;
+        // Both have the room that they need: from here on nothing fails.
+        for base in bases(ranges) {
+            slots.push(Slot::unseen(base), GFP_KERNEL)?;
+        }
+        self.change_ranges(position, slots, spans);
+        Ok(())
+    }
+
+    /// Replaces slots and spans of a guest, and moves over what is kept of blocks in both.
+    fn change_ranges(&mut self, position: u32, slots: KVVec<Slot>, spans: KVVec<Span>) {
+        let Some(guest) = self.guests.at_mut(position) else {
+            return;
+        };
+        let at = guest.slots.get(guest.cursor).map_or(0, Slot::base);
+        let old_slots = replace(&mut guest.slots, slots);
+        let old_spans = replace(&mut guest.spans, spans);
+        guest.cursor = guest.slots.partition_point(|slot| slot.base() < at);
+        if guest.cursor == guest.slots.len() {
+            guest.cursor = 0;
+        }
+        for old in old_slots.iter() {
+            let was = cover(&old_spans, old.base());
+            self.keep_or_forget(position, old, &was);
+        }
+        self.count_new_slots(position, &old_slots);
+    }
+
+    /// Moves what is kept of a block that had the pages `was` to the guest's slot of that address,
+    /// if there is one.
+    fn keep_or_forget(&mut self, position: u32, old: &Slot, was: &Mask) {
+        let Some(guest) = self.guests.at_mut(position) else {
+            return;
+        };
+        let now = cover(&guest.spans, old.base());
+        let Some(slot) = guest
+            .slot_at(old.base())
+            .and_then(|at| guest.slots.get_mut(at))
+        else {
+            return self.forget(position, old, was);
+        };
+        let gauges = &mut guest.stats.gauges;
+        match old.kept() {
+            // Pages that came in between were not looked at, and one gauge must do for all.
+            Kept::Uniform(gauge) => {
+                gauges.sub(gauge, u64::from(was.count()));
+                let gauge = if now.without(was).is_empty() {
+                    gauge
+                } else {
+                    Gauge::Unseen
+                };
+                gauges.add(gauge, u64::from(now.count()));
+                slot.set(Kept::Uniform(gauge));
+            }
+            Kept::Block(number) => {
+                slot.set(Kept::Block(number));
+                gauges.add(Gauge::Unseen, u64::from(now.without(was).count()));
+                self.forget_pages(position, number, &was.without(&now));
+            }
+        }
+    }
+
+    /// Counts the pages of slots that were not there before.
+    fn count_new_slots(&mut self, position: u32, old_slots: &[Slot]) {
+        let Some(guest) = self.guests.at_mut(position) else {
+            return;
+        };
+        for slot in guest.slots.iter() {
+            let old = old_slots.binary_search_by_key(&slot.base(), Slot::base);
+            if old.is_err() {
+                let pages = cover(&guest.spans, slot.base()).count();
+                guest.stats.gauges.add(Gauge::Unseen, u64::from(pages));
+            }
+        }
+    }
+
+    /// Forgets a block that had the pages `cover`.
+    fn forget(&mut self, position: u32, slot: &Slot, cover: &Mask) {
+        match slot.kept() {
+            Kept::Uniform(gauge) => {
+                if let Some(guest) = self.guests.at_mut(position) {
+                    guest.stats.gauges.sub(gauge, u64::from(cover.count()));
+                }
+            }
+            Kept::Block(number) => {
+                self.forget_pages(position, number, cover);
+                self.store.blocks.remove(number);
+            }
+        }
+    }
+
+    /// Forgets some pages of a block: they are not the guest's any more.
+    fn forget_pages(&mut self, position: u32, block: u32, pages: &Mask) {
+        for index in pages.iter() {
+            self.set(PageId::new(block, index), Record::UNSEEN);
+        }
+        if let Some(guest) = self.guests.at_mut(position) {
+            let count = u64::from(pages.count());
+            guest.stats.gauges.sub(Gauge::Unseen, count);
+        }
+    }
+
+    /// Forgets a guest and all that it has, at most `blocks` blocks a call. From the first call on
+    /// the guest is not scanned; its number may be attached again after [`Progress::Done`].
+    pub fn detach(&mut self, id: GuestId, blocks: usize) -> Progress {
+        let Some(position) = self.guests.position(id) else {
+            return Progress::Done;
+        };
+        if let Some(guest) = self.guests.at_mut(position) {
+            guest.leaving = true;
+        }
+        for _ in 0..blocks {
+            let Some(guest) = self.guests.at_mut(position) else {
+                return Progress::Done;
+            };
+            let Some(slot) = guest.slots.pop() else {
+                self.past.add_all(&guest.stats.counters);
+                drop(self.guests.remove(position));
+                return Progress::Done;
+            };
+            let pages = cover(&guest.spans, slot.base());
+            self.forget(position, &slot, &pages);
+        }
+        Progress::More
+    }
+}

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What pages are, by SHA-256, for those who compare hosts.
+//!
+//! The digest of a merged copy is computed when somebody asks for it first, and kept: the copy
+//! cannot change. A second tree finds copies by the first 8 bytes of the digest.
+
+use super::{
+    copies::{
+        Digest,
+        MergedCopy,
+        State, //
+    },
+    guests::{
+        block_of,
+        indexes, //
+    },
+    index::{
+        Found,
+        Index,
+        Untold, //
+    },
+    mask::Mask,
+    moves::DigestNodes,
+    page::CopyId,
+    scratch::Scratch,
+    wire::PageState,
+    world::{
+        Away,
+        GuestId,
+        Pfn,
+        Seen,
+        Token,
+        World,
+        DIGEST_BYTES, //
+    },
+};
+use crate::mem::AllocError;
+
+/// Copies whose digest is known that cost as much to pass over as one digest costs to compute.
+const VISITS_PER_DIGEST: usize = 64;
+
+impl From<Away> for Untold {
+    fn from(away: Away) -> Self {
+        Self::Away(away)
+    }
+}
+
+impl From<AllocError> for Untold {
+    fn from(_: AllocError) -> Self {
+        Self::NoMemory
+    }
+}
+
+impl<F> Index<F> {
+    /// Tells the states of `pages` pages from address `addr` on, all in one block, by calling
+    /// `tell` for each in order.
+    ///
+    /// # Errors
+    ///
+    /// [`Untold`]; `tell` may have been called for some pages.
+    pub fn page_states<W: World<Frame = F>>(
+        &mut self,
+        world: &mut W,
+        scratch: &mut Scratch,
+        id: GuestId,
+        addr: u64,
+        pages: usize,
+        mut tell: impl FnMut(PageState),
+    ) -> Result<(), Untold> {
+        if self.guests.position(id).is_none() {
+            return Err(Untold::NoGuest);
+        }
+        let range = indexes(addr, pages);
+        let mut wanted = Mask::EMPTY;
+        wanted.add_range(range.clone());
+        world.look(
+            id,
+            block_of(addr),
+            range.clone(),
+            wanted.words(),
+            &mut scratch.seen,
+        )?;
+        let told = range.into_iter().try_for_each(|index| {
+            self.page_state(world, scratch.seen(index), index)
+                .map(&mut tell)
+        });
+        world.release();
+        told
+    }
+
+    /// Returns the state of one page of the block last looked at.
+    fn page_state<W: World<Frame = F>>(
+        &mut self,
+        world: &mut W,
+        seen: Seen,
+        index: usize,
+    ) -> Result<PageState, Untold> {
+        Ok(match seen {
+            Seen::Absent => PageState::Absent,
+            Seen::Zero => PageState::Zero,
+            Seen::Skip(_) => PageState::Skipped,
+            Seen::Merged { pfn, token } => self.merged_state(world, pfn, token)?,
+            Seen::Anon { .. } | Seen::Huge { .. } => {
+                let frame = world.snapshot(index).ok_or(Untold::NoMemory)?;
+                PageState::Unmerged {
+                    digest: world.digest(&frame),
+                }
+            }
+        })
+    }
+
+    /// Returns the state of a page that maps a merged copy, if that is one of this index and can be
+    /// read.
+    fn merged_state<W: World<Frame = F>>(
+        &mut self,
+        world: &mut W,
+        pfn: Pfn,
+        token: Token,
+    ) -> Result<PageState, AllocError> {
+        let copy = CopyId(token.0);
+        let known = self
+            .frame(copy)
+            .is_some_and(|frame| world.pfn(frame) == pfn);
+        if !known || !self.is_readable(copy) {
+            return Ok(PageState::Skipped);
+        }
+        let digest = self.digest_of(world, copy)?;
+        Ok(PageState::Merged {
+            serial: digest.serial,
+            digest: digest.sha256,
+        })
+    }
+
+    /// Finds a merged copy by SHA-256, computing at most `budget` missing digests.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError`] if there is no memory to keep a digest in.
+    pub fn find_digest<W: World<Frame = F>>(
+        &mut self,
+        world: &mut W,
+        digest: &[u8; DIGEST_BYTES],
+        budget: usize,
+    ) -> Result<Found<'_, F>, AllocError> {
+        let listed = self.listed_digest(digest);
+        let copy = match listed {
+            Some(copy) => copy,
+            None => match self.compute_digests(world, digest, budget)? {
+                Computed::Found(copy) => copy,
+                Computed::None => return Ok(Found::None),
+                Computed::More => return Ok(Found::More),
+            },
+        };
+        Ok(self.frame(copy).map_or(Found::None, Found::Copy))
+    }
+
+    /// Returns the copy of that digest in the tree.
+    fn listed_digest(&mut self, digest: &[u8; DIGEST_BYTES]) -> Option<CopyId> {
+        let [a, b, c, d, e, f, g, h, ..] = *digest;
+        let key = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+        let nodes = DigestNodes(&mut self.store.copies);
+        let copy = CopyId(self.digests.find(&nodes, key)?);
+        let known = self.store.copies.digest(copy)?;
+        (known.sha256 == *digest).then_some(copy)
+    }
+
+    /// Computes missing digests until the wanted one is among them.
+    fn compute_digests<W: World<Frame = F>>(
+        &mut self,
+        world: &mut W,
+        wanted: &[u8; DIGEST_BYTES],
+        mut budget: usize,
+    ) -> Result<Computed, AllocError> {
+        for _ in 0..budget.saturating_mul(VISITS_PER_DIGEST) {
+            let Some(copy) = self.store.copies.next(self.digested) else {
+                return Ok(Computed::None);
+            };
+            if self.is_readable(copy) {
+                if self.store.copies.digest(copy).is_none() {
+                    let Some(left) = budget.checked_sub(1) else {
+                        break;
+                    };
+                    budget = left;
+                }
+                let digest = self.digest_of(world, copy)?;
+                if digest.sha256 == *wanted {
+                    return Ok(Computed::Found(copy));
+                }
+            }
+            // OVERFLOW: Below 2^30.
+            self.digested = CopyId(copy.0.wrapping_add(1));
+        }
+        Ok(Computed::More)
+    }
+
+    /// Returns the digest of a readable copy, and lists it if it is not.
+    fn digest_of<W: World<Frame = F>>(
+        &mut self,
+        world: &mut W,
+        copy: CopyId,
+    ) -> Result<Digest, AllocError> {
+        if self.store.copies.digest(copy).is_none() {
+            self.store.copies.reserve_digest(copy)?;
+            let frame = self.frame(copy).ok_or(AllocError)?;
+            let sha256 = world.digest(frame);
+            let serial = self.serials.next().ok_or(AllocError)?;
+            self.store.copies.set_digest(copy, serial, sha256);
+            self.shadowed = self.shadowed.wrapping_add(1);
+        }
+        if !self.store.copies.is_digest_listed(copy) {
+            let mut nodes = DigestNodes(&mut self.store.copies);
+            // Another copy of the same content has its place, if any does: that one is found.
+            if self.digests.insert(&mut nodes, copy.0).is_ok() {
+                self.store.copies.digest_listed(copy);
+                // OVERFLOW: It was known but not listed.
+                self.shadowed = self.shadowed.wrapping_sub(1);
+            }
+        }
+        self.store.copies.digest(copy).copied().ok_or(AllocError)
+    }
+
+    /// Notes that a new copy has no digest yet.
+    pub(super) fn digest_missing(&mut self, copy: CopyId) {
+        if copy.0 < self.digested.0 {
+            self.digested = copy;
+        }
+    }
+
+    /// Forgets the digest of a copy that is not to be found any more.
+    pub(super) fn forget_digest(&mut self, copy: CopyId) {
+        if self.store.copies.digest(copy).is_none() {
+            return;
+        }
+        if self.store.copies.is_digest_listed(copy) {
+            let mut nodes = DigestNodes(&mut self.store.copies);
+            // A tree that is corrupt stays so: nothing better can be done.
+            let _ = self.digests.remove(&mut nodes, copy.0);
+            if self.shadowed > 0 {
+                self.digested = CopyId(0);
+            }
+        } else {
+            // OVERFLOW: It was known but not listed.
+            self.shadowed = self.shadowed.wrapping_sub(1);
+        }
+        self.store.copies.clear_digest(copy);
+    }
+
+    /// Returns whether the content of a copy may be read.
+    fn is_readable(&self, copy: CopyId) -> bool {
+        let state = self.store.copies.get(copy).map(MergedCopy::state);
+        matches!(state, Some(State::Listed | State::Full | State::Odd))
+    }
+}
+
+/// What computing digests has led to.
+enum Computed {
+    Found(CopyId),
+    None,
+    More,
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Large folios, which are faster for the guest than what merging gains from a few of their pages.
+//!
+//! Pages in them are hashed like others. One that would merge is *parked*; a listed one that a page
+//! elsewhere would merge with gets that page's *vote*. A block is split when enough of its pages
+//! are parked, or when a page elsewhere would merge with one of it and enough are parked or voted
+//! for. Votes are forgotten whenever the block itself is looked at, and cast again by those that
+//! still have the same hash.
+
+use super::{
+    mask::Mask,
+    page::{
+        Kind,
+        PageId,
+        Place,
+        Record, //
+    },
+    scan::Visit,
+    world::{
+        Away,
+        Seen,
+        World,
+        BLOCK_PAGES, //
+    },
+};
+
+/// Failed splits after which a block is left alone until its next turn.
+const MAX_FAILURES: u32 = 4;
+
+impl<W: World> Visit<'_, W> {
+    /// Notes that a page would merge with `twin`. Returns whether it can: it is a small page, or
+    /// enough pages of its block would merge.
+    pub(super) fn vote(&mut self, twin: PageId) -> bool {
+        let old = self.index.record(twin);
+        if !old.huge {
+            return true;
+        }
+        if !old.mark {
+            self.index.set(twin, Record { mark: true, ..old });
+        }
+        let block = self.index.store.blocks.get(twin.block());
+        let merging = block.map_or(0, |block| {
+            u32::from(block.waiting()).saturating_add(u32::from(block.votes()))
+        });
+        merging >= self.knobs.thp_split_threshold
+    }
+
+    /// Votes again for the twins of parked huge pages that were not hashed in this step, or takes
+    /// the place that a twin has left.
+    pub(super) fn revote(&mut self, hashed: &Mask) {
+        let block = self.index.store.blocks.get(self.block);
+        if block.is_none_or(|block| block.waiting() == 0) {
+            return;
+        }
+        for index in self.cover.without(hashed).iter() {
+            let page = self.page(index);
+            let record = self.index.record(page);
+            let Seen::Huge { node } = self.scratch.seen(index) else {
+                continue;
+            };
+            if !record.waits_for_split() || record.key == self.key(self.index.zero, node) {
+                continue;
+            }
+            match self.index.find(record.key) {
+                Some(Place::Page(twin)) => {
+                    self.vote(twin);
+                }
+                Some(Place::Copy(_)) => {}
+                None => {
+                    let kind = Kind::Listed;
+                    self.index.set(page, Record { kind, ..record });
+                }
+            }
+        }
+    }
+
+    /// Splits the large folios of the block if enough pages would merge, and plans these.
+    pub(super) fn split_if_worthwhile(&mut self) {
+        let block = self.index.store.blocks.get(self.block);
+        let (waiting, votes) = block.map_or((0, 0), |block| (block.waiting(), block.votes()));
+        if votes > 0 {
+            self.forget_votes();
+        }
+        if u32::from(waiting) < self.knobs.thp_split_threshold {
+            return;
+        }
+        let waiting = self.waiting();
+        // Most often the whole block is one folio: after the first split all its pages are small.
+        if !self.split_one(&waiting) || self.look_again(&waiting).is_err() {
+            return;
+        }
+        let rest = self.waiting();
+        if !rest.is_empty() {
+            self.world.release();
+            self.split_all(&rest);
+            if self.look_again(&waiting).is_err() {
+                return;
+            }
+        }
+        for index in waiting.iter() {
+            self.place_split(index);
+        }
+        self.world.release();
+    }
+
+    /// Looks at the block after a split, and keeps the pages that are going to merge.
+    fn look_again(&mut self, waiting: &Mask) -> Result<(), Away> {
+        self.look(waiting)?;
+        self.split = true;
+        self.reconcile();
+        Ok(())
+    }
+
+    /// Returns the huge pages that would merge if they were split.
+    fn waiting(&self) -> Mask {
+        let mut waiting = Mask::EMPTY;
+        for index in self.cover.iter() {
+            let huge = matches!(self.scratch.seen(index), Seen::Huge { .. });
+            if huge && self.index.record(self.page(index)).waits_for_split() {
+                waiting.add(index);
+            }
+        }
+        waiting
+    }
+
+    /// Splits the large folio of the first of `pages` with which that is possible.
+    fn split_one(&mut self, pages: &Mask) -> bool {
+        pages
+            .iter()
+            .take(MAX_FAILURES as usize)
+            .any(|index| self.world.split(self.guest, self.address(index)))
+    }
+
+    /// Splits the large folios of all `pages`.
+    fn split_all(&mut self, pages: &Mask) {
+        let mut failures: u32 = 0;
+        for index in pages.iter() {
+            if !self.world.split(self.guest, self.address(index)) {
+                failures = failures.saturating_add(1);
+                if failures >= MAX_FAILURES {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Splits the large folio of a page that another is going to merge with. Returns whether the
+    /// page is small now.
+    pub(super) fn split_twin(&mut self, twin: PageId) -> bool {
+        let guest = self.index.guest_of(twin);
+        let Some((id, address)) = guest else {
+            return false;
+        };
+        if self.scratch.stuck == Some(twin.block()) {
+            return false;
+        }
+        if !self.world.split(id, address) {
+            self.scratch.stuck = Some(twin.block());
+            return false;
+        }
+        self.scratch.parted = Some(twin.block());
+        // All of the block, as that is one folio most often. A page that is not small after all
+        // cannot be shared, and is split then.
+        for index in 0..BLOCK_PAGES {
+            let page = PageId::new(twin.block(), index);
+            let old = self.index.record(page);
+            if old.huge {
+                let new = Record {
+                    huge: false,
+                    mark: false,
+                    ..old
+                };
+                self.index.set(page, new);
+            }
+        }
+        true
+    }
+
+    fn forget_votes(&mut self) {
+        for index in self.cover.iter() {
+            let page = self.page(index);
+            let old = self.index.record(page);
+            if old.has_vote() {
+                self.index.set(page, Record { mark: false, ..old });
+            }
+        }
+    }
+}

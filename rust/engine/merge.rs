@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Doing what was planned, and recording what came of it.
+
+use super::{
+    copies::{
+        MergedCopy,
+        State, //
+    },
+    index::Index,
+    page::{
+        CopyId,
+        Kind,
+        Level,
+        PageId,
+        Place,
+        Record,
+        UNKNOWN, //
+    },
+    scan::Visit,
+    scratch::{
+        Fresh,
+        Plan, //
+    },
+    world::{
+        GuestId,
+        Shared,
+        Skip,
+        Target,
+        World,
+        BLOCK_PAGES, //
+    },
+};
+use crate::mem::{
+    KVVec,
+    GFP_KERNEL, //
+};
+
+/// Pages that can be replaced together without allocating.
+const SMALL_RUN: usize = 32;
+
+impl<F> Index<F> {
+    /// Returns the guest that has a page, and the page's address.
+    pub(super) fn guest_of(&self, page: PageId) -> Option<(GuestId, u64)> {
+        let (position, address) = self.store.blocks.place(page)?;
+        Some((self.guests.at(position)?.id, address))
+    }
+
+    /// Returns the frame of a copy.
+    pub(super) fn frame(&self, copy: CopyId) -> Option<&F> {
+        self.store.copies.get(copy).and_then(MergedCopy::frame)
+    }
+}
+
+impl<W: World> Visit<'_, W> {
+    /// Gives the copies made in this step to the pages that have the same hash, which are elsewhere
+    /// or were not planned with their neighbours.
+    pub(super) fn share_twins(&mut self) {
+        for at in 0..self.scratch.fresh.len() {
+            let Some(fresh) = self.scratch.fresh.get(at).copied() else {
+                return;
+            };
+            self.share_twin(&fresh);
+            self.index.store.copies.unplan(fresh.copy);
+            let copy = self.index.store.copies.get(fresh.copy);
+            if copy.is_some_and(|copy| copy.records() == 0 && copy.planned() <= 1) {
+                self.cancel(&fresh);
+            }
+        }
+    }
+
+    fn share_twin(&mut self, fresh: &Fresh) {
+        let twin = self.index.record(fresh.twin);
+        let planned = fresh.twin.block() == self.block
+            && self.scratch.plan(fresh.twin.index()) == Plan::Copy(fresh.copy);
+        if planned || twin.kind != Kind::Parked {
+            return;
+        }
+        if twin.huge && !self.split_twin(fresh.twin) {
+            return;
+        }
+        let mut shared = self.share_one(fresh);
+        let parted = !twin.huge && self.scratch.parted == Some(fresh.twin.block());
+        if shared == Shared::Gone && parted && self.split_twin(fresh.twin) {
+            shared = self.share_one(fresh);
+        }
+        self.record_shared(fresh.twin, Plan::Copy(fresh.copy), shared);
+    }
+
+    /// Lets the twin map the copy.
+    fn share_one(&mut self, fresh: &Fresh) -> Shared {
+        let mut results = [Shared::Busy];
+        let guest = self.index.guest_of(fresh.twin);
+        if let (Some((id, address)), Some(frame)) = (guest, self.index.frame(fresh.copy)) {
+            let targets = [Target::Copy(frame)];
+            self.world.share(id, address, &targets, &mut results);
+        }
+        let [shared] = results;
+        shared
+    }
+
+    /// Gives up a copy that only the page which it was made of would map: that becomes the
+    /// candidate instead.
+    fn cancel(&mut self, fresh: &Fresh) {
+        if self.scratch.plan(fresh.index) == Plan::Copy(fresh.copy) {
+            self.scratch.set_plan(fresh.index, Plan::Nothing);
+            self.index.store.copies.unplan(fresh.copy);
+        }
+        let page = self.page(fresh.index);
+        let old = self.index.record(page);
+        let key = self
+            .index
+            .store
+            .copies
+            .node(fresh.copy)
+            .map(|node| node.key());
+        let listed = self.index.is_listed(fresh.copy);
+        if listed && old.kind == Kind::Parked && Some(old.key) == key {
+            let kind = Kind::Listed;
+            let new = Record { kind, ..old };
+            self.index.take_place(Place::Copy(fresh.copy), page, new);
+        }
+        self.index.drop_copy(fresh.copy);
+    }
+
+    /// Replaces the planned pages of the block, as many neighbours at once as allowed.
+    pub(super) fn share_runs(&mut self) {
+        let mut at = 0;
+        while at < BLOCK_PAGES {
+            let len = self.run_length(at);
+            if len == 0 {
+                // OVERFLOW: At most 512.
+                at = at.wrapping_add(1);
+                continue;
+            }
+            let len = self.share_run(at, len);
+            self.record_run(at, len);
+            at = at.wrapping_add(len);
+        }
+    }
+
+    /// Returns how many pages from `at` on are planned, at most as many as go together.
+    fn run_length(&self, at: usize) -> usize {
+        // CAST: `usize` is wider.
+        self.scratch
+            .plan
+            .iter()
+            .skip(at)
+            .take(self.knobs.merge_batch as usize)
+            .take_while(|plan| **plan != Plan::Nothing)
+            .count()
+    }
+
+    /// Lets the next `len` pages from `at` on map what is planned, or fewer if memory is short.
+    /// Returns how many.
+    fn share_run(&mut self, at: usize, len: usize) -> usize {
+        let mut small = [const { Target::Zero }; SMALL_RUN];
+        let mut large = KVVec::new();
+        let targets: &mut [Target<'_, W::Frame>] = if len <= SMALL_RUN {
+            &mut small
+        } else if large.reserve(len, GFP_KERNEL).is_ok() {
+            while large.push_within_capacity(Target::Zero).is_ok() {}
+            &mut large
+        } else {
+            &mut small
+        };
+        let mut ready: usize = 0;
+        let plans = self.scratch.plan.iter().skip(at).take(len);
+        for (target, plan) in targets.iter_mut().zip(plans) {
+            *target = match plan {
+                Plan::Zero => Target::Zero,
+                Plan::Copy(copy) => match self.index.frame(*copy) {
+                    Some(frame) => Target::Copy(frame),
+                    None => break,
+                },
+                Plan::Nothing => break,
+            };
+            // OVERFLOW: At most 512.
+            ready = ready.wrapping_add(1);
+        }
+        let address = self.address(at);
+        let results = self.scratch.results.get_mut(..ready);
+        if let (Some(targets), Some(results)) = (targets.get(..ready), results) {
+            if ready > 0 {
+                results.fill(Shared::Busy);
+                self.world.share(self.guest, address, targets, results);
+            }
+        }
+        ready.max(1)
+    }
+
+    /// Records what came of a run.
+    fn record_run(&mut self, at: usize, len: usize) {
+        for offset in 0..len {
+            // OVERFLOW: At most 512.
+            let index = at.wrapping_add(offset);
+            let plan = self.scratch.plan(index);
+            let shared = self.scratch.results.get(offset).copied();
+            if let Plan::Copy(copy) = plan {
+                self.index.store.copies.unplan(copy);
+            }
+            self.record_shared(self.page(index), plan, shared.unwrap_or(Shared::Busy));
+        }
+    }
+
+    /// Records what came of one page.
+    fn record_shared(&mut self, page: PageId, plan: Plan, shared: Shared) {
+        let old = self.index.record(page);
+        let level = old.level;
+        let new = match (shared, plan) {
+            (Shared::Done, Plan::Copy(copy)) => Record {
+                copy,
+                level,
+                ..Record::of(Kind::Merged)
+            },
+            (Shared::Done, _) => Record {
+                level,
+                ..Record::of(Kind::Zero)
+            },
+            // Once may be a write between hash and comparison.
+            (Shared::Differs, _) if old.mark => Record {
+                level: Level::LAST,
+                ..Record::skipped(Skip::Collision)
+            },
+            (Shared::Differs, _) => Record {
+                key: old.key,
+                level: level.raised(),
+                mark: true,
+                ..Record::of(Kind::Volatile)
+            },
+            (Shared::Gone, _) => Record {
+                key: UNKNOWN,
+                level,
+                ..Record::of(Kind::Volatile)
+            },
+            (Shared::Skip(reason), _) => Record {
+                level: level.raised(),
+                ..Record::skipped(reason)
+            },
+            // It is parked, and tries again at its next look.
+            (Shared::Busy, _) => return,
+        };
+        self.index.set(page, new);
+        if shared == Shared::Done {
+            if let Some(block) = self.index.store.blocks.get(page.block()) {
+                self.count_merge(block.guest());
+            }
+        }
+    }
+
+    /// Decides what the copies made in this step are good for.
+    pub(super) fn settle_copies(&mut self) {
+        for at in 0..self.scratch.fresh.len() {
+            let Some(fresh) = self.scratch.fresh.get(at).copied() else {
+                return;
+            };
+            match self.index.store.copies.get(fresh.copy) {
+                Some(copy) if copy.records() == 0 => self.index.drop_copy(fresh.copy),
+                // Its page may have been written to between hash and snapshot: then it does not
+                // have the content that its hash is of, and others would take it for a collision.
+                Some(copy) if copy.records() == 1 => {
+                    self.index.unlist_copy(fresh.copy, State::Odd);
+                }
+                _ => {}
+            }
+        }
+    }
+}

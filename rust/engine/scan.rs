@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One step: the next block of a guest.
+//!
+//! 1. Which pages are due? Those that never merge are looked at less and less often.
+//! 2. Look: what does the page table say? (`World::look`)
+//! 3. Reconcile: compare that with the records, without reading any page ([`super::reconcile`]).
+//! 4. Hash what is due, and plan what it shall map ([`super::plan`]).
+//! 5. Share: first with twins elsewhere, then runs of neighbours ([`super::merge`]).
+//!
+//! Guests run all the time: what was seen may be wrong by the time it is used. `World::share`
+//! compares bytes while nobody can write, so a wrong plan costs time, never data.
+
+use super::{
+    guests::{
+        cover,
+        Kept, //
+    },
+    index::{
+        Index,
+        Step, //
+    },
+    knobs::Knobs,
+    mask::Mask,
+    page::{
+        Kind,
+        Level,
+        PageId, //
+    },
+    scratch::Scratch,
+    stats::{
+        Counters,
+        Gauge, //
+    },
+    world::{
+        Away,
+        GuestId,
+        Seen,
+        Skip,
+        World,
+        PAGE_BYTES, //
+    },
+};
+
+/// How often in a row a block may be busy before it is passed over.
+const PATIENCE: u8 = 8;
+
+/// One step at work.
+pub(super) struct Visit<'a, W: World> {
+    pub(super) index: &'a mut Index<W::Frame>,
+    pub(super) world: &'a mut W,
+    pub(super) scratch: &'a mut Scratch,
+    pub(super) knobs: &'a Knobs,
+    /// The guest.
+    pub(super) guest: GuestId,
+    /// Its position.
+    pub(super) position: u32,
+    /// Position of the slot.
+    pub(super) slot: usize,
+    /// Address of the block.
+    pub(super) base: u64,
+    /// Number of the block, once it has records.
+    pub(super) block: u32,
+    /// Pages of the block that are the guest's.
+    pub(super) cover: Mask,
+    /// Pages that map a merged copy which this index does not know.
+    pub(super) orphans: Mask,
+    /// Whether a large folio of the block was split in this step.
+    pub(super) split: bool,
+    /// What was done so far.
+    pub(super) step: Step,
+}
+
+impl<F> Index<F> {
+    /// Looks at the next block of a guest, and merges what can be merged. After the last block the
+    /// cursor is at the first again.
+    ///
+    /// # Errors
+    ///
+    /// [`Away::Gone`]: detach it. [`Away::Busy`]: locks are contended or there is no memory; the
+    /// same block is tried again a few times, then passed over.
+    pub fn scan<W: World<Frame = F>>(
+        &mut self,
+        world: &mut W,
+        scratch: &mut Scratch,
+        id: GuestId,
+        knobs: &Knobs,
+    ) -> Result<Step, Away> {
+        let position = self.staying(id).ok_or(Away::Gone)?;
+        let guest = self.guests.at(position).ok_or(Away::Gone)?;
+        let slot = guest.cursor;
+        let done = match Visit::new(self, world, scratch, knobs, position, slot) {
+            None => Ok(Step::default()),
+            Some((mut visit, kept)) => visit.run(kept).map(|()| visit.step),
+        };
+        let guest = self.guests.at_mut(position).ok_or(Away::Gone)?;
+        let mut step = match done {
+            Err(Away::Busy) if guest.busy < PATIENCE => {
+                guest.busy = guest.busy.saturating_add(1);
+                return Err(Away::Busy);
+            }
+            Err(Away::Busy) => Step::default(),
+            Err(Away::Gone) => return Err(Away::Gone),
+            Ok(step) => step,
+        };
+        step.pass_ended = guest.advance();
+        Ok(step)
+    }
+
+    /// Changes the counters of the guest at a position.
+    pub(super) fn count(&mut self, position: u32, change: impl FnOnce(&mut Counters)) {
+        if let Some(guest) = self.guests.at_mut(position) {
+            change(&mut guest.stats.counters);
+        }
+    }
+}
+
+impl<'a, W: World> Visit<'a, W> {
+    /// Prepares a visit of a guest's slot, and returns what is kept of it; `None` if there is none.
+    pub(super) fn new(
+        index: &'a mut Index<W::Frame>,
+        world: &'a mut W,
+        scratch: &'a mut Scratch,
+        knobs: &'a Knobs,
+        position: u32,
+        slot: usize,
+    ) -> Option<(Self, Kept)> {
+        let guest = index.guests.at(position)?;
+        let (id, place) = (guest.id, guest.slots.get(slot)?);
+        let (base, kept) = (place.base(), place.kept());
+        let cover = cover(&guest.spans, base);
+        scratch.reset();
+        let visit = Self {
+            index,
+            world,
+            scratch,
+            knobs,
+            guest: id,
+            position,
+            slot,
+            base,
+            block: match kept {
+                Kept::Block(number) => number,
+                Kept::Uniform(_) => u32::MAX,
+            },
+            cover,
+            orphans: Mask::EMPTY,
+            split: false,
+            step: Step::default(),
+        };
+        Some((visit, kept))
+    }
+
+    /// Does the whole step.
+    fn run(&mut self, kept: Kept) -> Result<(), Away> {
+        let (due, patient) = self.due(kept);
+        self.look(&due)?;
+        if let Kept::Uniform(gauge) = kept {
+            match self.open(gauge) {
+                Opened::Uniform => {
+                    self.world.release();
+                    return Ok(());
+                }
+                Opened::NoRoom => {
+                    self.world.release();
+                    return Err(Away::Busy);
+                }
+                Opened::Block => {}
+            }
+        }
+        self.reconcile();
+        self.count_skipped(&patient);
+        self.hash(&due);
+        self.world.release();
+        self.split_if_worthwhile();
+        self.unshare_orphans();
+        self.share_twins();
+        self.share_runs();
+        self.settle_copies();
+        self.close();
+        Ok(())
+    }
+
+    /// Returns the number of the page at `index`.
+    pub(super) fn page(&self, index: usize) -> PageId {
+        PageId::new(self.block, index)
+    }
+
+    /// Returns the address of the page at `index`.
+    pub(super) fn address(&self, index: usize) -> u64 {
+        // CAST: `usize` is 64 bits wide. OVERFLOW: The page exists.
+        self.base
+            .wrapping_add((index as u64).wrapping_mul(PAGE_BYTES))
+    }
+
+    /// Returns the pages whose content is to be looked at if they turn out to be private, and those
+    /// whose turn it is not.
+    fn due(&self, kept: Kept) -> (Mask, Mask) {
+        let Kept::Block(_) = kept else {
+            return (self.cover, Mask::EMPTY);
+        };
+        let guest = self.index.guests.at(self.position);
+        let pass = guest.map_or(0, |guest| guest.stats.counters.passes);
+        let (mut due, mut patient) = (Mask::EMPTY, Mask::EMPTY);
+        for index in self.cover.iter() {
+            let record = self.index.record(self.page(index));
+            if matches!(record.kind, Kind::Merged | Kind::Zero) {
+                continue;
+            }
+            if self.knobs.smart_scan && !record.level.is_due(pass, index) {
+                patient.add(index);
+            } else {
+                due.add(index);
+            }
+        }
+        (due, patient)
+    }
+
+    /// Looks at the guest's pages of the block, and keeps those that are `wanted`.
+    pub(super) fn look(&mut self, wanted: &Mask) -> Result<(), Away> {
+        self.world.look(
+            self.guest,
+            self.base,
+            self.cover.hull(),
+            wanted.words(),
+            &mut self.scratch.seen,
+        )
+    }
+
+    /// Makes records for a block that had none, unless all its pages are in one gauge still.
+    fn open(&mut self, old: Gauge) -> Opened {
+        let uniform = self.uniform();
+        let kept = match uniform {
+            Some(gauge) => Kept::Uniform(gauge),
+            None => match self.index.store.blocks.add(self.position, self.base) {
+                Ok(number) => {
+                    self.block = number;
+                    Kept::Block(number)
+                }
+                Err(_) => return Opened::NoRoom,
+            },
+        };
+        if uniform.is_some_and(|gauge| gauge != Gauge::Absent) {
+            self.step.present = self.cover.count();
+        }
+        let new = uniform.unwrap_or(Gauge::Unseen);
+        let pages = u64::from(self.cover.count());
+        if let Some(guest) = self.index.guests.at_mut(self.position) {
+            guest.stats.gauges.sub(old, pages);
+            guest.stats.gauges.add(new, pages);
+            if let Some(slot) = guest.slots.get_mut(self.slot) {
+                slot.set(kept);
+            }
+        }
+        match kept {
+            Kept::Uniform(_) => Opened::Uniform,
+            Kept::Block(_) => Opened::Block,
+        }
+    }
+
+    /// Returns the gauge that all pages are in if they need no records.
+    fn uniform(&self) -> Option<Gauge> {
+        let gauge = |seen| match seen {
+            Seen::Absent => Some(Gauge::Absent),
+            Seen::Zero => Some(Gauge::Skip(Skip::Zero)),
+            Seen::Skip(reason) => Some(Gauge::Skip(reason)),
+            Seen::Anon { .. } | Seen::Huge { .. } | Seen::Merged { .. } => None,
+        };
+        let first = gauge(self.scratch.seen(self.cover.iter().next()?))?;
+        self.cover
+            .iter()
+            .all(|index| gauge(self.scratch.seen(index)) == Some(first))
+            .then_some(first)
+    }
+
+    /// Gives up the records of a block whose pages are all absent, or skipped for one reason.
+    fn close(&mut self) {
+        let Some(first) = self.cover.iter().next() else {
+            return;
+        };
+        let first = self.index.record(self.page(first));
+        let plain = matches!(first.kind, Kind::Absent | Kind::Skipped);
+        if !plain || first.level != Level::ALWAYS {
+            return;
+        }
+        let same = |index| self.index.record(self.page(index)) == first;
+        if !self.cover.iter().all(same) {
+            return;
+        }
+        if let Some(guest) = self.index.guests.at_mut(self.position) {
+            if let Some(slot) = guest.slots.get_mut(self.slot) {
+                slot.set(Kept::Uniform(first.gauge()));
+                self.index.store.blocks.remove(self.block);
+            }
+        }
+    }
+
+    /// Counts the looks at private pages that backing off saved.
+    fn count_skipped(&mut self, patient: &Mask) {
+        let private = |index: &usize| {
+            matches!(
+                self.scratch.seen(*index),
+                Seen::Anon { .. } | Seen::Huge { .. }
+            )
+        };
+        // CAST: `usize` is 64 bits wide.
+        let skipped = patient.iter().filter(private).count() as u64;
+        self.index.count(self.position, |counters| {
+            counters.skipped = counters.skipped.saturating_add(skipped);
+        });
+    }
+}
+
+/// What became of a block without records.
+enum Opened {
+    /// It needs none.
+    Uniform,
+    /// It has some now.
+    Block,
+    /// There is no memory for them, or no number.
+    NoRoom,
+}
