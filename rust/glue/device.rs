@@ -84,9 +84,11 @@ impl Control {
         };
         detach.unmerged = returned.unmerged;
         detach.remaining = returned.remaining;
+        if result.is_ok() {
+            self.0.detach(id)?;
+        }
         uapi::write(arg, detach)?;
-        result?;
-        self.0.detach(id)
+        result
     }
 
     fn read(&self, arg: usize) -> Result {

@@ -22,7 +22,10 @@ impl Shrink for Shared {
 
     fn scan(&self, want: usize) -> usize {
         match self.state.try_lock() {
-            Some(mut state) => state.sweep(want.saturating_mul(UNMAPPED_DIVISOR)),
+            Some(mut state) => {
+                let swept = state.sweep(want.saturating_mul(UNMAPPED_DIVISOR));
+                swept.freed as usize
+            }
             None => 0,
         }
     }

@@ -5,7 +5,10 @@
 //! It takes the mutex for one block of pages at a time, and rests as
 //! [`policy`](crate::engine::policy) says.
 
-use super::shared::Shared;
+use super::{
+    shared::Shared,
+    state::SWEEP_COPIES, //
+};
 use crate::{
     engine::{
         knobs::Run,
@@ -64,7 +67,9 @@ impl Shared {
             (state.knobs.run, state.knobs.pages_to_scan)
         };
         if run != Run::Merge {
-            self.state.lock().sweep(usize::MAX);
+            while !self.state.lock().sweep(SWEEP_COPIES).done && !self.is_stopped() {
+                thread::yield_now();
+            }
             return None;
         }
         let mut pace = Pace::Steady;

@@ -19,6 +19,7 @@ use crate::{
             Found,
             Index,
             Progress,
+            Swept,
             Unmerged, //
         },
         knobs::Knobs,
@@ -57,7 +58,7 @@ const LEAVE_BLOCKS: usize = 64;
 
 /// Merged copies that are polled at each step: more than a block has pages, so that a pass polls
 /// them all.
-const SWEEP_COPIES: usize = 1024;
+pub(crate) const SWEEP_COPIES: usize = 1024;
 
 /// Digests that one search may compute at once.
 const DIGEST_BUDGET: usize = 64;
@@ -373,15 +374,19 @@ impl State {
         }
     }
 
-    /// Frees copies that nobody maps, looking at no more than `budget` in each domain; returns how
-    /// many were freed.
-    pub(crate) fn sweep(&mut self, budget: usize) -> usize {
+    /// Frees copies that nobody maps, looking at no more than `budget` in each domain.
+    pub(crate) fn sweep(&mut self, budget: usize) -> Swept {
         let mut world = HostWorld::new(&self.guests, &mut self.look);
-        let mut freed = 0;
+        let mut all = Swept {
+            freed: 0,
+            done: true,
+        };
         for room in self.rooms.iter_mut() {
-            freed += room.index.sweep(&mut world, &self.knobs, budget).freed as usize;
+            let swept = room.index.sweep(&mut world, &self.knobs, budget);
+            all.freed = all.freed.saturating_add(swept.freed);
+            all.done &= swept.done;
         }
-        freed
+        all
     }
 
     /// Copies that are kept.
