@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where results and messages go, and whether that is a terminal.
+
+use std::io::{
+    self,
+    IsTerminal,
+    Write, //
+};
+
+use rustix::termios::tcgetwinsize;
+
+use crate::error::Error;
+
+/// Size of a terminal that does not tell it, as a serial console.
+const UNKNOWN: Screen = Screen {
+    columns: 200,
+    rows: 50,
+};
+
+/// How results are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Size of a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Screen {
+    /// Characters in a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
+/// Standard output and standard error.
+pub struct Console<'a> {
+    /// Where results go.
+    pub out: &'a mut dyn Write,
+    /// Where messages go.
+    pub err: &'a mut dyn Write,
+    /// Size of the terminal that `out` is, if it is one.
+    pub screen: Option<Screen>,
+}
+
+impl Format {
+    /// The format that `--json` or its absence asks for.
+    pub fn of(json: bool) -> Self {
+        if json {
+            Self::Json
+        } else {
+            Self::Text
+        }
+    }
+}
+
+impl Screen {
+    /// The terminal that standard output is.
+    pub fn of_stdout() -> Option<Self> {
+        let stdout = io::stdout();
+        if !stdout.is_terminal() {
+            return None;
+        }
+        match tcgetwinsize(stdout) {
+            Ok(size) if size.ws_col > 0 && size.ws_row > 0 => Some(Self {
+                columns: size.ws_col,
+                rows: size.ws_row,
+            }),
+            _ => Some(UNKNOWN),
+        }
+    }
+}
+
+impl Console<'_> {
+    /// Says what went wrong.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn report(&mut self, error: &Error) -> Result<(), Error> {
+        Ok(writeln!(self.err, "twinpage: {}", error.report())?)
+    }
+
+    /// Says what the user should know although nothing failed.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn warn(&mut self, text: &str) -> Result<(), Error> {
+        Ok(writeln!(self.err, "twinpage: warning: {text}")?)
+    }
+
+    /// Writes `value` as JSON over several lines.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn json<T: serde::Serialize>(&mut self, value: &T) -> Result<(), Error> {
+        serde_json::to_writer_pretty(&mut *self.out, value)?;
+        Ok(writeln!(self.out)?)
+    }
+
+    /// Writes `value` as JSON on one line.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn json_line<T: serde::Serialize>(&mut self, value: &T) -> Result<(), Error> {
+        serde_json::to_writer(&mut *self.out, value)?;
+        Ok(writeln!(self.out)?)
+    }
+}

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the tool asks of the kernel by system call: `/dev/twinpage` and file descriptors of others.
+//!
+//! The traits are the half of the seam (see [`crate::host`]) that is not files. Tests replace them.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{
+    AsFd,
+    BorrowedFd,
+    OwnedFd, //
+};
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::process::{
+    pidfd_getfd,
+    pidfd_open,
+    PidfdFlags,
+    PidfdGetfdFlags, //
+};
+
+use crate::digest::Digest;
+use crate::domain::Domain;
+use crate::ioctl;
+use crate::process::{
+    ForeignFd,
+    Pid, //
+};
+use crate::uapi::Page;
+use crate::vm::Id;
+
+/// What becomes of the merged pages of a VM that is detached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copies {
+    /// They stay merged.
+    Keep,
+    /// The VM gets its own copies back.
+    Unmerge,
+}
+
+/// How far a detach got.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Detached {
+    /// Pages that got their own copy back.
+    pub unmerged: u64,
+    /// Pages still merged.
+    pub remaining: u64,
+}
+
+/// What a module speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Version of the interface.
+    pub uapi: u32,
+    /// `TWINPAGE_FEATURE_*` bits that work on this kernel.
+    pub features: u32,
+}
+
+/// An open `/dev/twinpage`.
+pub trait Device {
+    /// What the module speaks.
+    ///
+    /// # Errors
+    ///
+    /// What the ioctl returns.
+    fn version(&self) -> io::Result<Version>;
+
+    /// Starts merging the VM that `vm` stands for.
+    ///
+    /// # Errors
+    ///
+    /// What the ioctl returns: see `struct twinpage_attach`.
+    fn attach(&self, vm: BorrowedFd<'_>, domain: Domain) -> io::Result<Id>;
+
+    /// Stops merging the VM `id`. How far that got is known even if it failed.
+    fn detach(&self, id: Id, copies: Copies) -> (Detached, io::Result<()>);
+
+    /// The bytes of a merged page of `domain` with that digest.
+    ///
+    /// # Errors
+    ///
+    /// What the ioctl returns: see `struct twinpage_read`.
+    fn read_page(&self, domain: Domain, digest: &Digest) -> io::Result<Box<Page>>;
+}
+
+/// The system calls that are more than reading and writing files.
+pub trait Kernel {
+    /// Opens the device node at `path`.
+    ///
+    /// # Errors
+    ///
+    /// What `open` returns.
+    fn open_device(&self, path: &Path) -> io::Result<Box<dyn Device>>;
+
+    /// Duplicates file descriptor `fd` of process `pid` into this process.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSYS`: the kernel is too old; `ESRCH`: no such process; `EPERM`: not allowed to trace
+    /// it; `EBADF`: it has closed the descriptor.
+    fn take_fd(&self, pid: Pid, fd: ForeignFd) -> io::Result<OwnedFd>;
+}
+
+/// The running kernel.
+#[derive(Debug)]
+pub struct Running;
+
+impl Kernel for Running {
+    fn open_device(&self, path: &Path) -> io::Result<Box<dyn Device>> {
+        let file = File::options().read(true).write(true).open(path)?;
+        Ok(Box::new(Node(file)))
+    }
+
+    fn take_fd(&self, pid: Pid, fd: ForeignFd) -> io::Result<OwnedFd> {
+        let number = i32::try_from(pid.0).map_err(|_| Errno::SRCH)?;
+        let pid = rustix::process::Pid::from_raw(number).ok_or(Errno::SRCH)?;
+        let process = pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(pidfd_getfd(process, fd.0, PidfdGetfdFlags::empty())?)
+    }
+}
+
+/// The device node of the running kernel.
+struct Node(File);
+
+impl Device for Node {
+    fn version(&self) -> io::Result<Version> {
+        Ok(ioctl::version(self.0.as_fd())?)
+    }
+
+    fn attach(&self, vm: BorrowedFd<'_>, domain: Domain) -> io::Result<Id> {
+        Ok(ioctl::attach(self.0.as_fd(), vm, domain)?)
+    }
+
+    fn detach(&self, id: Id, copies: Copies) -> (Detached, io::Result<()>) {
+        let (detached, result) = ioctl::detach(self.0.as_fd(), id, copies);
+        (detached, result.map_err(io::Error::from))
+    }
+
+    fn read_page(&self, domain: Domain, digest: &Digest) -> io::Result<Box<Page>> {
+        Ok(ioctl::read_page(self.0.as_fd(), domain, digest)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn a_descriptor_of_this_process_can_be_taken() {
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, b"twin").unwrap();
+        std::io::Seek::rewind(&mut file).unwrap();
+        let own = Pid(std::process::id());
+        let taken = match Running.take_fd(own, ForeignFd(file.as_raw_fd())) {
+            // A sandbox may forbid the call; there is nothing to test then.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return,
+            taken => taken.unwrap(),
+        };
+        let mut text = String::new();
+        File::from(taken).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "twin");
+    }
+
+    #[test]
+    fn an_ioctl_of_another_file_fails_cleanly() {
+        let node = Node(File::open("/dev/null").unwrap());
+        let error = node.version().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::NOTTY.raw_os_error()));
+        let (detached, result) = node.detach(Id(1), Copies::Unmerge);
+        assert_eq!(detached, Detached::default());
+        assert!(result.is_err());
+    }
+
+    #[test]
+    fn a_missing_node_is_not_found() {
+        let result = Running.open_device(Path::new("/dev/null/twinpage"));
+        assert!(result.is_err());
+    }
+}

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The `twinpage` command: attaches KVM guests to twinpage.ko and shows what they share.
+//!
+//! * [`host`] is the seam to the machine; [`device`] and [`clock`] are its other half. Everything
+//!   else is computation on what they give, and is tested on fixtures.
+//! * [`ioctl`](device) is the only unsafe code.
+
+#![deny(unsafe_code)]
+
+pub mod clock;
+pub mod console;
+pub mod device;
+pub mod digest;
+pub mod digests;
+pub mod domain;
+pub mod error;
+pub mod host;
+pub mod knobs;
+pub mod module;
+pub mod parse;
+pub mod process;
+pub mod slots;
+pub mod smaps;
+pub mod stats;
+pub mod uapi;
+pub mod vm;
+
+mod ioctl;
+mod remedy;
