@@ -2,13 +2,16 @@
 
 //! The `twinpage` command: attaches KVM guests to twinpage.ko and shows what they share.
 //!
+//! * [`cli`] is the command line, [`commands`] does what it says: one file a subcommand.
 //! * [`host`] is the seam to the machine; [`device`] and [`clock`] are its other half. Everything
 //!   else is computation on what they give, and is tested on fixtures.
 //! * [`ioctl`](device) is the only unsafe code.
 
 #![deny(unsafe_code)]
 
+pub mod cli;
 pub mod clock;
+pub mod commands;
 pub mod console;
 pub mod device;
 pub mod digest;
@@ -26,5 +29,13 @@ pub mod stats;
 pub mod uapi;
 pub mod vm;
 
+mod counters;
 mod ioctl;
+mod memory;
+mod notes;
 mod remedy;
+mod settle;
+mod skip;
+mod snapshot;
+mod status_text;
+mod table;

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `twinpage shared`: which VMs share how much with each other, and what most.
+
+use std::collections::{
+    BTreeMap,
+    HashMap, //
+};
+
+use serde::Serialize;
+use twinpage_engine::engine::wire::PageState;
+
+use crate::cli;
+use crate::console::{
+    Console,
+    Format, //
+};
+use crate::digest::Digest;
+use crate::digests::Digests;
+use crate::domain::Domain;
+use crate::error::Error;
+use crate::host::Host;
+use crate::table::{
+    Side,
+    Table, //
+};
+use crate::vm::{
+    self,
+    Id,
+    Selection,
+    Vm, //
+};
+
+/// One domain.
+#[derive(Debug, Serialize)]
+struct Sharing {
+    /// Its number.
+    domain: Domain,
+    /// Its name.
+    domain_name: String,
+    /// Its VMs.
+    vms: Vec<Member>,
+    /// How many copies each two of them have in common.
+    pairs: Vec<Pair>,
+    /// The copies with the most mappings.
+    top: Vec<Copy>,
+}
+
+/// One VM of a domain.
+#[derive(Debug, Serialize)]
+struct Member {
+    /// Its number.
+    id: Id,
+    /// Its name.
+    name: String,
+    /// Pages that map a merged copy.
+    merged: u64,
+}
+
+/// What two VMs have in common.
+#[derive(Debug, Serialize)]
+struct Pair {
+    /// One of them.
+    a: Id,
+    /// The other.
+    b: Id,
+    /// Merged copies that both map.
+    copies: u64,
+}
+
+/// One merged copy.
+#[derive(Debug, Serialize)]
+struct Copy {
+    /// Its serial number.
+    generation: u64,
+    /// Its content.
+    digest: Digest,
+    /// Pages that map it.
+    mappings: u64,
+    /// VMs that map it.
+    vms: Vec<Id>,
+}
+
+/// Who maps one merged copy.
+struct Mappings {
+    /// Its content.
+    digest: Digest,
+    /// How many pages of which VM, by its place in the domain.
+    pages: BTreeMap<usize, u64>,
+}
+
+/// Every merged copy of a domain, by serial number.
+type Copies = HashMap<u64, Mappings>;
+
+/// Runs the command.
+pub fn run(arguments: &cli::Shared, host: &Host, console: &mut Console<'_>) -> Result<(), Error> {
+    let mut sharings = Vec::new();
+    for vms in domains(host, arguments.target.selection())? {
+        sharings.push(measure(host, &vms, arguments.top)?);
+    }
+    match Format::of(arguments.json) {
+        Format::Json => console.json(&sharings),
+        Format::Text => sharings
+            .iter()
+            .try_for_each(|sharing| show(sharing, console)),
+    }
+}
+
+/// The VMs of each domain that a selected one is in. Private VMs are domains of their own.
+fn domains(host: &Host, selection: Selection) -> Result<Vec<Vec<Vm>>, Error> {
+    let selected = vm::select(host, selection)?;
+    let mut domains: BTreeMap<(Domain, Option<Id>), Vec<Vm>> = BTreeMap::new();
+    let key = |vm: &Vm| match vm.stats.domain {
+        Domain::PRIVATE => (Domain::PRIVATE, Some(vm.stats.id)),
+        domain => (domain, None),
+    };
+    for vm in &selected {
+        domains.insert(key(vm), Vec::new());
+    }
+    for vm in vm::list(host)? {
+        if let Some(vms) = domains.get_mut(&key(&vm)) {
+            vms.push(vm);
+        }
+    }
+    Ok(domains
+        .into_values()
+        .filter(|vms| !vms.is_empty())
+        .collect())
+}
+
+/// Finds out what the VMs of one domain share.
+fn measure(host: &Host, vms: &[Vm], top: usize) -> Result<Sharing, Error> {
+    let mut copies = Copies::new();
+    let mut members = Vec::new();
+    for (place, vm) in vms.iter().enumerate() {
+        members.push(Member {
+            id: vm.stats.id,
+            name: vm.name.clone(),
+            merged: read(host, vm.stats.id, place, &mut copies)?,
+        });
+    }
+    Ok(Sharing {
+        domain: vms[0].stats.domain,
+        domain_name: vms[0].domain_name.clone(),
+        pairs: pairs(&members, &copies),
+        top: most_shared(&members, copies, top),
+        vms: members,
+    })
+}
+
+/// Reads the digests of VM `id`, and returns how many of its pages are merged.
+fn read(host: &Host, id: Id, place: usize, copies: &mut Copies) -> Result<u64, Error> {
+    let mut digests = Digests::open(host, id)?;
+    let mut merged = 0;
+    while let Some((_, record)) = digests.read_next()? {
+        let PageState::Merged { serial, digest } = record.state else {
+            continue;
+        };
+        merged += 1;
+        let digest = Digest(digest);
+        let copy = copies.entry(serial).or_insert_with(|| Mappings {
+            digest,
+            pages: BTreeMap::new(),
+        });
+        if copy.digest != digest {
+            return Err(Error::TornCopy { generation: serial });
+        }
+        *copy.pages.entry(place).or_default() += 1;
+    }
+    digests.check_layout()?;
+    Ok(merged)
+}
+
+/// How many copies each two VMs have in common.
+fn pairs(members: &[Member], copies: &Copies) -> Vec<Pair> {
+    let mut common: BTreeMap<(usize, usize), u64> = BTreeMap::new();
+    for b in 0..members.len() {
+        common.extend((0..b).map(|a| ((a, b), 0)));
+    }
+    for copy in copies.values() {
+        let places: Vec<usize> = copy.pages.keys().copied().collect();
+        for (index, &b) in places.iter().enumerate() {
+            for &a in &places[..index] {
+                *common.entry((a, b)).or_default() += 1;
+            }
+        }
+    }
+    let pair = |((a, b), copies): ((usize, usize), u64)| Pair {
+        a: members[a].id,
+        b: members[b].id,
+        copies,
+    };
+    common.into_iter().map(pair).collect()
+}
+
+/// The copies with the most mappings, in that order.
+fn most_shared(members: &[Member], copies: Copies, top: usize) -> Vec<Copy> {
+    let mut list: Vec<Copy> = copies
+        .into_iter()
+        .map(|(generation, copy)| Copy {
+            generation,
+            digest: copy.digest,
+            mappings: copy.pages.values().sum(),
+            vms: copy.pages.keys().map(|&place| members[place].id).collect(),
+        })
+        .collect();
+    list.sort_unstable_by_key(|copy| (std::cmp::Reverse(copy.mappings), copy.generation));
+    list.truncate(top);
+    list
+}
+
+/// Shows one domain.
+fn show(sharing: &Sharing, console: &mut Console<'_>) -> Result<(), Error> {
+    writeln!(
+        console.out,
+        "Domain {}: merged copies that two VMs share",
+        sharing.domain_name
+    )?;
+    write!(console.out, "{}", matrix(sharing, console).text())?;
+    writeln!(console.out)?;
+    if !sharing.top.is_empty() {
+        writeln!(console.out, "Most shared:")?;
+        write!(console.out, "{}", top(sharing, console).text())?;
+        writeln!(console.out)?;
+    }
+    Ok(())
+}
+
+/// The VMs against each other.
+fn matrix(sharing: &Sharing, console: &Console<'_>) -> Table {
+    let ids: Vec<String> = sharing.vms.iter().map(|vm| vm.id.to_string()).collect();
+    let mut columns = vec![
+        ("ID", Side::Right),
+        ("NAME", Side::Left),
+        ("MERGED", Side::Right),
+    ];
+    columns.extend(ids.iter().map(|id| (id.as_str(), Side::Right)));
+    let mut table = Table::new(&columns, console.screen);
+    let copies: HashMap<(Id, Id), u64> = sharing
+        .pairs
+        .iter()
+        .flat_map(|pair| {
+            [
+                ((pair.a, pair.b), pair.copies),
+                ((pair.b, pair.a), pair.copies),
+            ]
+        })
+        .collect();
+    for vm in &sharing.vms {
+        let mut row = vec![vm.id.to_string(), vm.name.clone(), vm.merged.to_string()];
+        row.extend(sharing.vms.iter().map(|other| {
+            let common = copies.get(&(vm.id, other.id));
+            common.map_or("-".to_owned(), u64::to_string)
+        }));
+        table.add(row);
+    }
+    table
+}
+
+/// The most shared copies.
+fn top(sharing: &Sharing, console: &Console<'_>) -> Table {
+    let columns = [
+        ("PAGES", Side::Right),
+        ("VMS", Side::Left),
+        ("GENERATION", Side::Right),
+        ("DIGEST", Side::Left),
+    ];
+    let mut table = Table::new(&columns, console.screen);
+    for copy in &sharing.top {
+        let vms: Vec<String> = copy.vms.iter().map(Id::to_string).collect();
+        table.add([
+            copy.mappings.to_string(),
+            vms.join(","),
+            copy.generation.to_string(),
+            copy.digest.to_string(),
+        ]);
+    }
+    table
+}

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Tests of whole commands on a machine made of fixtures.
+//!
+//! Golden files hold what users and programs see. To accept a change in them, run the tests with
+//! `TWINPAGE_BLESS=1` and read the difference before committing it.
+
+mod attach;
+mod detach;
+mod digests;
+mod golden;
+mod hostile;
+mod layout;
+mod machine;
+mod program;
+mod set;
+mod shared;
+mod status;

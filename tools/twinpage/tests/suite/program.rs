@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The program itself, on the machine that builds it: no module is loaded here.
+
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{
+    Command,
+    Stdio, //
+};
+
+use assert_cmd::cargo::CommandCargoExt;
+
+use crate::golden;
+
+/// The program with these arguments.
+fn program(line: &str) -> Command {
+    let mut command = Command::cargo_bin("twinpage").unwrap();
+    command.args(line.split_whitespace());
+    command
+}
+
+#[test]
+fn help_names_the_commands_and_exit_codes() {
+    let output = program("--help").output().unwrap();
+    assert!(output.status.success());
+    golden::check("help", &String::from_utf8(output.stdout).unwrap());
+}
+
+#[test]
+fn every_command_is_in_the_reference() {
+    let reference = include_str!("../../../../Documentation/tool.rst");
+    let help = String::from_utf8(program("--help").output().unwrap().stdout).unwrap();
+    let commands = help.split("Commands:").nth(1).unwrap();
+    let commands = commands.split("\n\n").next().unwrap();
+    for line in commands.lines().filter(|line| !line.is_empty()) {
+        let command = line.split_whitespace().next().unwrap();
+        if command == "help" {
+            continue;
+        }
+        assert!(
+            reference.contains(&format!("\n{command}\n---")),
+            "{command}"
+        );
+        let help = program(&format!("{command} --help"))
+            .output()
+            .unwrap()
+            .stdout;
+        for word in String::from_utf8(help).unwrap().split_whitespace() {
+            let option = word.trim_end_matches(|c: char| !c.is_ascii_lowercase());
+            if option.starts_with("--") && option != "--help" {
+                assert!(reference.contains(option), "{command} {option}");
+            }
+        }
+    }
+}
+
+#[test]
+fn wrong_usage_is_code_2() {
+    for line in [
+        "",
+        "frobnicate",
+        "attach",
+        "attach --pid x",
+        "digests --id 1 --pid 2",
+    ] {
+        let output = program(line).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{line:?}");
+        assert!(!output.stderr.is_empty(), "{line:?}");
+    }
+}
+
+#[test]
+fn missing_module_is_code_3() {
+    if std::path::Path::new("/sys/kernel/mm/twinpage").exists() {
+        return;
+    }
+    for line in [
+        "attach --pid 1",
+        "detach --id 1",
+        "status",
+        "set",
+        "digests --id 1",
+        "version",
+    ] {
+        let output = program(line).output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(3), "{line:?}: {err}");
+        assert!(
+            err.contains("Remedy: load it: insmod twinpage.ko"),
+            "{line:?}: {err}"
+        );
+    }
+}
+
+#[test]
+fn reader_that_goes_away_is_no_panic() {
+    let mut child = program("--help")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut err = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut err)
+        .unwrap();
+    let status = child.wait().unwrap();
+    assert!(!err.contains("panicked"), "{err}");
+    assert!(
+        status.signal().is_none() || status.signal() == Some(13),
+        "{status}"
+    );
+}
