@@ -10,6 +10,7 @@ use super::{
         bases,
         count_bases,
         cover,
+        slot_at,
         Kept,
         Slot,
         Span, //
@@ -24,6 +25,7 @@ use super::{
         PageId,
         Record, //
     },
+    sort::first_not,
     stats::Gauge,
     world::GuestId,
 };
@@ -82,7 +84,7 @@ impl<F> Index<F> {
         let at = guest.slots.get(guest.cursor).map_or(0, Slot::base);
         let old_slots = replace(&mut guest.slots, slots);
         let old_spans = replace(&mut guest.spans, spans);
-        guest.cursor = guest.slots.partition_point(|slot| slot.base() < at);
+        guest.cursor = first_not(&guest.slots, |slot| slot.base() < at);
         if guest.cursor == guest.slots.len() {
             guest.cursor = 0;
         }
@@ -133,8 +135,7 @@ impl<F> Index<F> {
             return;
         };
         for slot in guest.slots.iter() {
-            let old = old_slots.binary_search_by_key(&slot.base(), Slot::base);
-            if old.is_err() {
+            if slot_at(old_slots, slot.base()).is_none() {
                 let pages = cover(&guest.spans, slot.base()).count();
                 guest.stats.gauges.add(Gauge::Unseen, u64::from(pages));
             }

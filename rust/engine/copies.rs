@@ -367,19 +367,18 @@ impl<F> Copies<F> {
 
     /// Returns the first number from `from` on that is in use, dead ones included.
     pub fn next(&self, from: CopyId) -> Option<CopyId> {
-        let (first, mut skip) = split(from);
-        for (number, chunk) in self.chunks.iter().enumerate().skip(first) {
-            let found = chunk
-                .entries
-                .iter()
-                .enumerate()
-                .skip(skip)
-                .find(|(_, copy)| copy.state != State::Free);
-            if let Some((index, _)) = found {
-                // OVERFLOW: Numbers are below 2^30. CAST: So they fit.
-                return Some(CopyId(number.wrapping_mul(CHUNK).wrapping_add(index) as u32));
+        let (mut number, mut index) = split(from);
+        while let Some(chunk) = self.chunks.get(number) {
+            while let Some(copy) = chunk.entries.get(index) {
+                if copy.state != State::Free {
+                    // OVERFLOW: Numbers are below 2^30. CAST: So they fit.
+                    return Some(CopyId(number.wrapping_mul(CHUNK).wrapping_add(index) as u32));
+                }
+                index = index.wrapping_add(1);
             }
-            skip = 0;
+            // OVERFLOW: At most `MAX_CHUNKS`.
+            number = number.wrapping_add(1);
+            index = 0;
         }
         None
     }

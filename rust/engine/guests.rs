@@ -7,6 +7,7 @@ use core::ops::Range;
 use super::{
     mask::Mask,
     page::MAX_BLOCKS,
+    sort::first_not,
     stats::{
         Gauge,
         GuestStats, //
@@ -120,7 +121,7 @@ impl Guest {
 
     /// Returns the position of the slot at that address.
     pub fn slot_at(&self, base: u64) -> Option<usize> {
-        self.slots.binary_search_by_key(&base, Slot::base).ok()
+        slot_at(&self.slots, base)
     }
 
     /// Goes on to the next slot. Returns whether that was the last one: a pass is complete.
@@ -211,6 +212,12 @@ impl Default for Guests {
     }
 }
 
+/// Returns the position of the slot at that address.
+pub fn slot_at(slots: &[Slot], base: u64) -> Option<usize> {
+    let at = first_not(slots, |slot| slot.base < base);
+    (slots.get(at)?.base == base).then_some(at)
+}
+
 /// Returns the address of the block that `addr` is in.
 pub const fn block_of(addr: u64) -> u64 {
     addr & !(BLOCK_BYTES - 1)
@@ -267,8 +274,8 @@ pub fn count_bases(spans: &[Span]) -> Option<usize> {
 pub fn cover(spans: &[Span], base: u64) -> Mask {
     let mut mask = Mask::EMPTY;
     let end = base.saturating_add(BLOCK_BYTES);
-    let first = spans.partition_point(|span| span.end <= base);
-    for span in spans.iter().skip(first) {
+    let first = first_not(spans, |span| span.end <= base);
+    for span in spans.get(first..).unwrap_or(&[]) {
         if span.start >= end {
             break;
         }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Sorting in place without recursion, allocation or a way to panic.
+//! Sorting in place and searching what is sorted, without recursion, allocation or a way to panic.
 //!
 //! Heapsort: what a hostile VMM lays out takes no longer than anything else. The standard library's
-//! sort is faster, but brings panics that a kernel must not have.
+//! functions bring panics that a kernel must not have.
 
 use core::cell::Cell;
 
@@ -43,6 +43,22 @@ fn sift_down<T: Copy, K: Ord>(heap: &[Cell<T>], mut at: usize, key: &impl Fn(&T)
     }
 }
 
+/// Returns the position of the first of `items` that is not `before`, all those before it being so;
+/// their number if there is none.
+pub fn first_not<T>(items: &[T], mut before: impl FnMut(&T) -> bool) -> usize {
+    let (mut low, mut high) = (0, items.len());
+    while low < high {
+        // OVERFLOW: Halfway from `low` to `high`.
+        let half = low.wrapping_add(high.wrapping_sub(low) / 2);
+        if items.get(half).is_some_and(&mut before) {
+            low = half.wrapping_add(1);
+        } else {
+            high = half;
+        }
+    }
+    low
+}
+
 fn exchange<T: Copy>(a: &Cell<T>, b: &Cell<T>) {
     let kept = a.get();
     a.set(b.get());
@@ -75,6 +91,16 @@ mod tests {
                 assert_eq!(counts, [0; 4]);
             }
         }
+    }
+
+    #[test]
+    fn the_first_of_the_rest_is_found() {
+        let items = [1, 3, 3, 5, 8];
+        for bound in 0..10 {
+            let expected = items.iter().filter(|item| **item < bound).count();
+            assert_eq!(first_not(&items, |item| *item < bound), expected);
+        }
+        assert_eq!(first_not(&[] as &[u8], |_| true), 0);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::{
     },
     scan::Visit,
     scratch::Scratch,
+    sort::first_not,
     stats::Gauge,
     world::{
         self,
@@ -50,7 +51,7 @@ impl<F> Index<F> {
     ) -> Result<Unmerged, Away> {
         let position = self.staying(id).ok_or(Away::Gone)?;
         let guest = self.guests.at(position).ok_or(Away::Gone)?;
-        let at = guest.slots.partition_point(|slot| slot.base() < *cursor);
+        let at = first_not(&guest.slots, |slot| slot.base() < *cursor);
         // OVERFLOW: At most the number of slots.
         let last = at.wrapping_add(1) >= guest.slots.len();
         let mut unmerged = Unmerged {
