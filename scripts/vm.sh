@@ -24,6 +24,9 @@ need_root_user
 
 KERNEL='' MEM=2048 SMP=2 THREAD=multi TIMEOUT=900 APPEND='' OUT='' CHECK_LOG=''
 FILES=()
+# An emulated processor stands still while its machine is busy; that is no
+# lockup.
+PATIENCE='watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=180'
 
 parse() {
 	while [ $# -gt 0 ]; do
@@ -108,7 +111,7 @@ machine() {
 		-M q35 -accel "tcg,thread=$THREAD" -cpu max,+svm,+npt \
 		-smp "$SMP" -m "$MEM" -display none -no-reboot \
 		-kernel "$image" -initrd "$dir/initrd" \
-		-append "console=ttyS0 loglevel=7 printk.time=1 panic=-1 rdinit=/init$APPEND" \
+		-append "console=ttyS0 loglevel=7 printk.time=1 panic=-1 rdinit=/init $PATIENCE$APPEND" \
 		-serial "file:$dir/console.log" \
 		-device virtio-serial-pci "${ports[@]}" \
 		</dev/null >"$dir/qemu.log" 2>&1
