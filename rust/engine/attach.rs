@@ -81,7 +81,9 @@ impl<F> Index<F> {
         let Some(guest) = self.guests.at_mut(position) else {
             return;
         };
-        let at = guest.slots.get(guest.cursor).map_or(0, Slot::base);
+        // In the middle of a pass it goes on where it was; a new one starts at the first block.
+        let next = guest.slots.get(guest.cursor);
+        let at = next.filter(|_| guest.cursor > 0).map_or(0, Slot::base);
         let old_slots = replace(&mut guest.slots, slots);
         let old_spans = replace(&mut guest.spans, spans);
         guest.cursor = first_not(&guest.slots, |slot| slot.base() < at);
