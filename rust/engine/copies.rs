@@ -8,7 +8,7 @@
 //! |---------|-------------|-------------|----------------------------------------------------------|
 //! | Listed  | yes         | yes         | yes, up to the cap                                       |
 //! | Full    | no          | yes         | no; listed again when it has few pages (see `sweep`)     |
-//! | Odd     | no          | yes         | never: only one page took it, so its hash is not certain |
+//! | Odd     | no          | yes         | never: its content is not that of its hash               |
 //! | Retired | no          | yes         | never, and never read: the frame is broken               |
 //! | Dead    | no          | no          | never; the number is kept while a record refers to it    |
 //!

@@ -24,9 +24,12 @@ use super::{
     },
     world::{
         GuestId,
+        Seen,
         Shared,
         Skip,
         Target,
+        Token,
+        Unshared,
         World,
         BLOCK_PAGES, //
     },
@@ -233,6 +236,10 @@ impl<W: World> Visit<'_, W> {
                 level,
                 ..Record::of(Kind::Volatile)
             },
+            // The copy is broken, not the page.
+            (Shared::Skip(Skip::Poison), Plan::Copy(copy)) => {
+                return self.index.retire(Token(copy.0));
+            }
             (Shared::Skip(reason), _) => Record {
                 level: level.raised(),
                 ..Record::skipped(reason)
@@ -248,20 +255,45 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
-    /// Decides what the copies made in this step are good for.
+    /// Gives up the copies made in this step that nobody took.
     pub(super) fn settle_copies(&mut self) {
         for at in 0..self.scratch.fresh.len() {
             let Some(fresh) = self.scratch.fresh.get(at).copied() else {
                 return;
             };
-            match self.index.store.copies.get(fresh.copy) {
-                Some(copy) if copy.records() == 0 => self.index.drop_copy(fresh.copy),
-                // Its page may have been written to between hash and snapshot: then it does not
-                // have the content that its hash is of, and others would take it for a collision.
-                Some(copy) if copy.records() == 1 => {
-                    self.index.unlist_copy(fresh.copy, State::Odd);
-                }
+            let copy = self.index.store.copies.get(fresh.copy);
+            match copy.map(MergedCopy::records) {
+                Some(0) => self.index.drop_copy(fresh.copy),
+                Some(1) => self.prove(&fresh),
                 _ => {}
+            }
+        }
+    }
+
+    /// Makes sure that a copy which only one page took can be found by others. The page may have
+    /// been written to between hash and snapshot: then the copy has not the content that its hash
+    /// is of, and the page gets its own copy back.
+    fn prove(&mut self, fresh: &Fresh) {
+        let node = match self.scratch.seen(fresh.index) {
+            Seen::Anon { node } | Seen::Huge { node } => node,
+            _ => 0,
+        };
+        let frame = self.index.frame(fresh.copy);
+        let hash = frame.map(|frame| self.world.hash_frame(frame, self.index.seed));
+        let key = self.index.store.copies.node(fresh.copy).map(|node| node.key());
+        if hash.map(|hash| self.key(hash, node)) == key {
+            return;
+        }
+        self.index.unlist_copy(fresh.copy, State::Odd);
+        for page in [self.page(fresh.index), fresh.twin] {
+            let record = self.index.record(page);
+            let taken = record.kind == Kind::Merged && record.copy == fresh.copy;
+            let Some((guest, address)) = self.index.guest_of(page).filter(|_| taken) else {
+                continue;
+            };
+            if self.world.unshare(guest, address) == Unshared::Done {
+                self.index.set(page, Record::UNSEEN);
+                self.index.drop_copy(fresh.copy);
             }
         }
     }

@@ -169,11 +169,18 @@ impl<'a, W: World> Visit<'a, W> {
             }
         }
         self.reconcile();
+        if !self.orphans.is_empty() {
+            // What they map must go before they can be hashed, and at once: to give all of a guest
+            // its own copies first would take all the memory that merging had saved.
+            self.world.release();
+            self.unshare_orphans();
+            self.look(&due)?;
+            self.reconcile();
+        }
         self.count_skipped(&patient);
         self.hash(&due);
         self.world.release();
         self.split_if_worthwhile();
-        self.unshare_orphans();
         self.share_twins();
         self.share_runs();
         self.settle_copies();

@@ -250,6 +250,9 @@ pub trait World {
     /// Frame number of a merged copy.
     fn pfn(&self, frame: &Self::Frame) -> Pfn;
 
+    /// XXH64 with `seed` of a merged copy.
+    fn hash_frame(&mut self, frame: &Self::Frame, seed: u64) -> u64;
+
     /// How many page table entries map the copy; 0 is final, as nothing can map it again.
     fn mappings(&self, frame: &Self::Frame) -> u32;
 

@@ -441,7 +441,8 @@ impl State {
         pages: usize,
         tell: impl FnMut(PageState),
     ) -> Result {
-        let (index, mut world, scratch) = self.parts(id).ok_or(ENOENT)?;
+        let (index, world, scratch) = self.parts(id).ok_or(ENOENT)?;
+        let mut world = world.for_reading();
         Ok(index.page_states(&mut world, scratch, id, addr, pages, tell)?)
     }
 

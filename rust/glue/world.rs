@@ -43,6 +43,8 @@ const PAGE_WORDS: usize = PAGE_BYTES as usize / 8;
 pub(crate) struct HostWorld<'a> {
     guests: &'a [Guest],
     look: &'a mut Look,
+    /// Private pages are looked at to be merged, not only to be read.
+    merging: bool,
     /// Pages that may still be unshared before free memory is asked for again.
     allowance: usize,
 }
@@ -53,7 +55,16 @@ impl<'a> HostWorld<'a> {
         Self {
             guests,
             look,
+            merging: true,
             allowance: 0,
+        }
+    }
+
+    /// The same world for a reader, who may see private pages that must not merge now.
+    pub(crate) fn for_reading(self) -> Self {
+        Self {
+            merging: false,
+            ..self
         }
     }
 
@@ -69,9 +80,9 @@ impl<'a> HostWorld<'a> {
     }
 }
 
-/// Private pages of a guest that migrates, or that only the guest sees, are not for merging.
-fn refuse(guest: &Guest, block: u64, pages: Range<usize>, seen: &mut [Seen]) -> bool {
-    let paused = guest.layout().is_migrating();
+/// Refuses private pages of a guest that is not to merge now, if `paused`, and those that only the
+/// guest sees. Returns whether there may be such pages.
+fn refuse(guest: &Guest, paused: bool, block: u64, pages: Range<usize>, seen: &mut [Seen]) -> bool {
     let gmem = guest.layout().has_gmem();
     if !paused && !gmem {
         return false;
@@ -105,7 +116,8 @@ impl World for HostWorld<'_> {
         let (guest, user) = self.user(guest)?;
         let locked = user.try_lock().ok_or(Away::Busy)?;
         self.look.at(&locked, block, pages.clone(), wanted, seen);
-        if refuse(guest, block, pages, seen) {
+        let paused = self.merging && guest.layout().is_migrating();
+        if refuse(guest, paused, block, pages, seen) {
             self.look.release();
         }
         Ok(())
@@ -184,6 +196,11 @@ impl World for HostWorld<'_> {
 
     fn pfn(&self, frame: &Frame) -> Pfn {
         frame.pfn()
+    }
+
+    fn hash_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
+        let words = frame.words();
+        xxh64::hash_words(PAGE_WORDS, |word| words.get(word), seed)
     }
 
     fn mappings(&self, frame: &Frame) -> u32 {

@@ -2,7 +2,10 @@
 
 //! Merged copies: frames that the module made and guests map read-only.
 
-use super::{bindings, look::Kept};
+use super::{
+    bindings,
+    look::{Kept, Words}, //
+};
 use crate::engine::world::{Pfn, Token, DIGEST_BYTES};
 use core::ptr::NonNull;
 use kernel::ffi::c_void;
@@ -69,6 +72,13 @@ impl Frame {
         // that the function writes, until it returns.
         unsafe { bindings::twinpage_shim_frame_sha256(self.as_ptr(), digest.as_mut_ptr()) };
         digest
+    }
+
+    /// The frame, mapped to be read.
+    pub(crate) fn words(&self) -> Words<'_> {
+        // SAFETY: `page` is valid: `self` owns a reference until drop, and is borrowed as long as
+        // the result lives.
+        unsafe { Words::map(self.as_ptr()) }
     }
 
     /// Copies its bytes.

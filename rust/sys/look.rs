@@ -122,28 +122,39 @@ impl Kept<'_> {
 
     /// The page, mapped to be read.
     pub(crate) fn words(&self) -> Words<'_> {
-        // SAFETY: `page` is valid: `self` borrows the look that owns a reference.
-        let first: *const u64 = unsafe { bindings::twinpage_shim_page_map(self.page) }.cast();
-        // INVARIANT: The page is mapped there until `drop` unmaps it.
-        Words {
-            first,
-            _page: PhantomData,
-        }
+        // SAFETY: `page` is valid: `self` borrows the look that owns a reference, and is borrowed
+        // as long as the result lives.
+        unsafe { Words::map(self.page) }
     }
 }
 
-/// The words of a kept page, read one at a time.
+/// The words of a page, read one at a time.
 ///
 /// # Invariants
 ///
 /// `first` is where the `WORDS` words of a page are mapped.
 pub(crate) struct Words<'a> {
     first: *const u64,
-    _page: PhantomData<&'a Kept<'a>>,
+    _page: PhantomData<&'a Look>,
 }
 
 impl Words<'_> {
     const WORDS: usize = kernel::page::PAGE_SIZE / size_of::<u64>();
+
+    /// Maps a page.
+    ///
+    /// # Safety
+    ///
+    /// `page` is a `struct page` that stays referenced as long as the result lives.
+    pub(super) unsafe fn map(page: *mut c_void) -> Self {
+        // SAFETY: `page` is valid by the caller's promise.
+        let first: *const u64 = unsafe { bindings::twinpage_shim_page_map(page) }.cast();
+        // INVARIANT: The page is mapped there until `drop` unmaps it.
+        Self {
+            first,
+            _page: PhantomData,
+        }
+    }
 
     /// Word `index` as it is now; 0 outside of the page.
     #[inline(always)]

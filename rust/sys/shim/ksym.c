@@ -43,7 +43,7 @@ static unsigned long twinpage_find_lookup(void)
 
 	err = register_kprobe(&probe);
 	if (err) {
-		pr_err("twinpage: cannot find kernel symbols: kprobe on kallsyms_lookup_name failed with %d on %s (kernel lockdown, or no CONFIG_KPROBES?)\n",
+		pr_err("twinpage: cannot find kernel symbols: kprobe on kallsyms_lookup_name failed with %d on %s (no CONFIG_KPROBES, or kprobes disabled?)\n",
 		       err, init_utsname()->release);
 		return 0;
 	}

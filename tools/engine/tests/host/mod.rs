@@ -684,7 +684,7 @@ impl World for Host {
             let page = block / PAGE_BYTES + index as u64;
             seen[index] = self.see(guest.0, page);
             let private = matches!(seen[index], Seen::Anon { .. } | Seen::Huge { .. });
-            if private && wanted[index / 64] >> (index % 64) & 1 != 0 {
+            if private && (wanted[index / 64] >> (index % 64)) & 1 != 0 {
                 if let Pte::Frame(pfn) = self.pte(guest.0, page) {
                     self.frames.borrow_mut().hold(pfn);
                     self.kept.insert(index, pfn);
@@ -813,6 +813,11 @@ impl World for Host {
 
     fn mappings(&self, frame: &Frame) -> u32 {
         self.frames.borrow().get(frame.pfn).mapped
+    }
+
+    fn hash_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
+        let content = self.frames.borrow().get(frame.pfn).content;
+        self.hash_of(content, seed)
     }
 
     fn digest(&mut self, frame: &Frame) -> [u8; DIGEST_BYTES] {
