@@ -9,7 +9,7 @@
 panics() {
 	"$TOP/scripts/module.sh" stock -s modules >&2
 	"$TOP/scripts/root.sh" nm -u build/stock/rust/twinpage_main.o |
-		sed -n 's/.*9panicking[0-9]*\([a-z_]*\).*/\1/p' | sort -u
+		sed -n 's/.*9panicking//; T; s/[0-9]\+/::/g; s/^:://; s/::$//; p' | sort -u
 }
 
 # unsafe_blocks: how many each file of rust/sys has.
