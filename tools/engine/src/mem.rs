@@ -28,33 +28,45 @@ pub struct Flags;
 /// What every allocation of the engine is made with: it may sleep.
 pub const GFP_KERNEL: Flags = Flags;
 
+/// What happens to the allocations of a thread.
+#[derive(Clone, Copy)]
+enum Fate {
+    /// They succeed.
+    Succeed,
+    /// The one after so many fails, and all later ones.
+    FailAfter(u64),
+    /// One has failed, and so will all others.
+    Failed,
+}
+
 thread_local! {
-    /// Allocations of this thread that succeed before one fails; `None`: all succeed.
-    static REMAINING: Cell<Option<u64>> = const { Cell::new(None) };
+    static FATE: Cell<Fate> = const { Cell::new(Fate::Succeed) };
 }
 
 /// Makes the allocation of this thread that follows `successes` others fail, and all later ones
 /// too, until [`never_fail`].
 pub fn fail_after(successes: u64) {
-    REMAINING.set(Some(successes));
+    FATE.set(Fate::FailAfter(successes));
 }
 
 /// Makes no further allocation of this thread fail, and says whether one did.
 pub fn never_fail() -> bool {
-    REMAINING.take() == Some(0)
+    matches!(FATE.replace(Fate::Succeed), Fate::Failed)
 }
 
 /// Fails if the test asked for it.
 fn permit() -> Result<(), AllocError> {
-    REMAINING.with(|remaining| match remaining.get() {
-        None => Ok(()),
-        // The allocation that would be number `successes + 1` is the first one to fail.
-        Some(0) => Err(AllocError),
-        Some(n) => {
-            remaining.set(Some(n - 1));
+    match FATE.get() {
+        Fate::Succeed => Ok(()),
+        Fate::FailAfter(0) | Fate::Failed => {
+            FATE.set(Fate::Failed);
+            Err(AllocError)
+        }
+        Fate::FailAfter(successes) => {
+            FATE.set(Fate::FailAfter(successes - 1));
             Ok(())
         }
-    })
+    }
 }
 
 /// An element that did not fit.

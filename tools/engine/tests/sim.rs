@@ -71,6 +71,35 @@ fn equal_guests_merge_in_one_pass() {
 }
 
 #[test]
+fn a_page_that_was_held_for_a_moment_finds_its_twins_copy() {
+    let mut driver = Driver::new(1);
+    for guest in [0, 1] {
+        driver.add_guest(guest, 0, BLOCK);
+    }
+    fill_alike(&mut driver, &[0, 1], 0..10);
+    let held: Vec<u64> = (0..10)
+        .map(|page| match driver.host.pte(1, page) {
+            host::Pte::Frame(pfn) => pfn,
+            other => panic!("page {page} is {other:?}"),
+        })
+        .collect();
+    let pin = |driver: &mut Driver, pinned| {
+        for pfn in &held {
+            driver.host.frames.borrow_mut().get_mut(*pfn).pinned = pinned;
+        }
+    };
+    pin(&mut driver, true);
+    driver.round();
+    pin(&mut driver, false);
+    for _ in 0..10 {
+        driver.round();
+    }
+    assert_eq!(driver.gauge(0, Gauge::Merged), 10);
+    assert_eq!(driver.gauge(1, Gauge::Merged), 10);
+    driver.finish();
+}
+
+#[test]
 fn zero_pages_map_the_zero_page() {
     let mut driver = Driver::new(1);
     driver.add_guest(0, 0, BLOCK);

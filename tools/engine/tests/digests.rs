@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What pages are said to be, and finding copies by their digest.
+
+mod host;
+
+use host::{
+    digest_of,
+    driver::{
+        Driver,
+        BLOCK, //
+    },
+};
+use twinpage_engine::engine::{
+    index::{
+        Found,
+        Untold, //
+    },
+    stats::Gauge,
+    wire::{
+        Header,
+        PageState,
+        Record,
+        RECORD_BYTES,
+        ZERO_DIGEST, //
+    },
+    world::{
+        Away,
+        GuestId,
+        Skip,
+        DIGEST_BYTES,
+        PAGE_BYTES, //
+    },
+};
+
+/// The states of pages of a guest, all in one block.
+fn states(driver: &mut Driver, guest: u32, first: u64, pages: usize) -> Vec<PageState> {
+    let mut states = Vec::new();
+    let number = driver.index_of(guest);
+    let index = driver.indexes.get_mut(&number).expect("an index");
+    let told = index.page_states(
+        &mut driver.host,
+        &mut driver.scratch,
+        GuestId(guest),
+        first * PAGE_BYTES,
+        pages,
+        |state| states.push(state),
+    );
+    assert_eq!(told, Ok(()));
+    driver.check(number);
+    states
+}
+
+/// The content of the copy of that digest.
+fn find(driver: &mut Driver, number: u32, digest: [u8; DIGEST_BYTES]) -> Option<u64> {
+    let frames = driver.host.frames.clone();
+    let index = driver.indexes.get_mut(&number).expect("an index");
+    let found = loop {
+        match index.find_digest(&mut driver.host, &digest, 5) {
+            Ok(Found::More) => {}
+            Ok(Found::Copy(frame)) => break Some(frame.pfn),
+            Ok(Found::None) => break None,
+            Err(error) => panic!("{error:?}"),
+        }
+    };
+    driver.check(number);
+    found.map(|pfn| frames.borrow().get(pfn).content)
+}
+
+/// A guest that has pages of each kind.
+fn one_of_each() -> Driver {
+    let mut driver = Driver::new(1);
+    driver.add_guest(0, 0, 2 * BLOCK);
+    driver.host.write(0, 1, 5);
+    driver.host.write(0, 2, 5);
+    driver.host.write(0, 3, 6);
+    driver.host.write(0, 4, 0);
+    driver.host.write(0, 5, 7);
+    driver.host.mm(0).special.insert(5, Skip::Pinned);
+    driver.round();
+    driver
+}
+
+#[test]
+fn every_kind_of_page_is_told() {
+    let mut driver = one_of_each();
+    let told = states(&mut driver, 0, 0, 6);
+    let digest = digest_of(5);
+    let PageState::Merged { serial, .. } = told[1] else {
+        panic!("{told:?}")
+    };
+    let expected = [
+        PageState::Absent,
+        PageState::Merged { serial, digest },
+        PageState::Merged { serial, digest },
+        PageState::Unmerged {
+            digest: digest_of(6),
+        },
+        PageState::Zero,
+        PageState::Skipped,
+    ];
+    assert_eq!(told, expected);
+    assert!(serial > 0);
+    // Asking changes nothing.
+    assert_eq!(states(&mut driver, 0, 0, 6), expected);
+    assert_eq!(driver.gauge(0, Gauge::Merged), 2);
+    driver.finish();
+}
+
+#[test]
+fn a_written_page_is_not_said_to_be_merged() {
+    let mut driver = one_of_each();
+    driver.host.write(0, 1, 8);
+    let told = states(&mut driver, 0, 1, 2);
+    let digest = digest_of(8);
+    assert_eq!(told[0], PageState::Unmerged { digest });
+    assert!(matches!(told[1], PageState::Merged { .. }));
+    driver.finish();
+}
+
+#[test]
+fn serial_numbers_are_not_used_again() {
+    let mut driver = Driver::new(1);
+    driver.add_guest(0, 0, BLOCK);
+    driver.add_guest(1, 1, BLOCK);
+    let mut seen = std::collections::HashSet::new();
+    for round in 0..20 {
+        for guest in 0..2 {
+            driver.host.write(guest, 0, 100 + round);
+            driver.host.write(guest, 1, 100 + round);
+        }
+        for _ in 0..9 {
+            driver.round();
+        }
+        for guest in 0..2 {
+            match states(&mut driver, guest, 0, 1)[0] {
+                PageState::Merged { serial, digest } => {
+                    assert_eq!(digest, digest_of(100 + round));
+                    assert!(seen.insert(serial));
+                }
+                state => panic!("{state:?}"),
+            }
+        }
+    }
+    driver.finish();
+}
+
+#[test]
+fn copies_are_found_by_digest() {
+    let mut driver = Driver::new(1);
+    driver.add_guest(0, 0, 2 * BLOCK);
+    for page in 0..600 {
+        driver.host.write(0, page, 1 + page / 2);
+    }
+    driver.round();
+    for content in [1, 77, 300] {
+        assert_eq!(find(&mut driver, 0, digest_of(content)), Some(content));
+    }
+    assert_eq!(find(&mut driver, 0, digest_of(999)), None);
+    assert_eq!(find(&mut driver, 0, [0; DIGEST_BYTES]), None);
+    // Neither the same first bytes nor the zero page, which is no copy.
+    let mut near = digest_of(77);
+    near[31] ^= 1;
+    assert_eq!(find(&mut driver, 0, near), None);
+    assert_eq!(find(&mut driver, 0, digest_of(0)), None);
+    // New ones are found, those that are gone are not.
+    driver.host.write(0, 700, 999);
+    driver.host.write(0, 701, 999);
+    for page in 0..2 {
+        driver.host.discard(0, page);
+    }
+    driver.round();
+    assert_eq!(find(&mut driver, 0, digest_of(999)), Some(999));
+    assert_eq!(find(&mut driver, 0, digest_of(1)), None);
+    driver.finish();
+}
+
+#[test]
+fn of_equal_copies_one_is_found_as_long_as_there_is_one() {
+    let mut driver = Driver::new(1);
+    driver.knobs.max_page_sharing = 2;
+    driver.add_guest(0, 0, BLOCK);
+    for page in 0..6 {
+        driver.host.write(0, page, 5);
+    }
+    driver.round();
+    assert_eq!(driver.index(0).copies(), 3);
+    for page in 0..6 {
+        assert_eq!(find(&mut driver, 0, digest_of(5)), Some(5));
+        assert!(matches!(
+            states(&mut driver, 0, page, 1)[0],
+            PageState::Merged { .. }
+        ));
+    }
+    // Each copy in turn loses its pages.
+    let mut left: Vec<u64> = (0..6).collect();
+    while let Some(page) = left.pop() {
+        assert_eq!(find(&mut driver, 0, digest_of(5)), Some(5));
+        driver.host.discard(0, page);
+        driver.sweep();
+    }
+    assert_eq!(find(&mut driver, 0, digest_of(5)), None);
+    driver.finish();
+}
+
+#[test]
+fn a_broken_copy_is_not_read() {
+    let mut driver = one_of_each();
+    assert!(find(&mut driver, 0, digest_of(5)).is_some());
+    for info in driver.host.frames.borrow_mut().used.values_mut() {
+        info.poisoned |= info.content == 5;
+    }
+    // The scanner notices, or somebody says so; reading it would kill the host.
+    driver.round();
+    assert_eq!(find(&mut driver, 0, digest_of(5)), None);
+    assert_eq!(states(&mut driver, 0, 1, 1), [PageState::Skipped]);
+    driver.finish();
+}
+
+#[test]
+fn another_domains_copy_is_not_told() {
+    let mut driver = one_of_each();
+    let ranges = driver.ranges[&0].clone();
+    driver.detach(0);
+    driver.host.mm(0).moved = true;
+    driver.add_index(1);
+    driver.attach(0, 1, ranges);
+    assert_eq!(states(&mut driver, 0, 1, 1), [PageState::Skipped]);
+    assert_eq!(find(&mut driver, 1, digest_of(5)), None);
+    driver.finish();
+}
+
+/// The bytes of a file with one record of each kind, as version 1 has them for ever.
+#[test]
+fn the_file_is_what_it_was() {
+    let header = Header {
+        id: 3,
+        domain: 0xfeed,
+        records: 5,
+        layout: 7,
+    };
+    let digest = digest_of(1);
+    let serial = 0x1234_5678_9abc;
+    let states = [
+        PageState::Absent,
+        PageState::Unmerged { digest },
+        PageState::Merged { serial, digest },
+        PageState::Zero,
+        PageState::Skipped,
+    ];
+    let golden = include_bytes!("data/digests-v1.bin");
+    let mut file = header.encode().to_vec();
+    for (gfn, state) in (0x10_0000..).zip(states) {
+        file.extend(Record { gfn, state }.encode());
+    }
+    assert_eq!(file, golden);
+    let (first, rest) = golden.split_first_chunk().expect("a header");
+    assert_eq!(Header::decode(first), Ok(header));
+    for (bytes, (gfn, state)) in rest
+        .chunks_exact(RECORD_BYTES)
+        .zip((0x10_0000..).zip(states))
+    {
+        let bytes = bytes.try_into().expect("a record");
+        assert_eq!(Record::decode(bytes), Ok(Record { gfn, state }));
+    }
+}
+
+#[test]
+fn the_digest_of_a_page_of_zeroes_is_right() {
+    use sha2::{
+        Digest,
+        Sha256, //
+    };
+    assert_eq!(ZERO_DIGEST[..], Sha256::digest([0; 4096])[..]);
+}
+
+#[test]
+fn errors_are_told_apart() {
+    let mut driver = one_of_each();
+    let index = driver.indexes.get_mut(&0).expect("an index");
+    let (host, scratch) = (&mut driver.host, &mut driver.scratch);
+    let mut tell = |host: &mut host::Host, guest| {
+        index.page_states(host, scratch, GuestId(guest), 3 * PAGE_BYTES, 1, |_| {})
+    };
+    assert_eq!(tell(host, 9), Err(Untold::NoGuest));
+    host.chaos.no_memory = 1000;
+    assert_eq!(tell(host, 0), Err(Untold::NoMemory));
+    host.chaos.busy = 1000;
+    assert_eq!(tell(host, 0), Err(Untold::Away(Away::Busy)));
+    host.exit(0);
+    assert_eq!(tell(host, 0), Err(Untold::Away(Away::Gone)));
+    driver.host.calm();
+    driver.finish();
+}
