@@ -47,7 +47,7 @@ const MEANINGS: [Meaning; 15] = [
     },
     Meaning {
         reason: "special",
-        text: "device memory, or not readable or not writable",
+        text: "device memory, not readable or not writable, or a NUMA hint",
         remedy: None,
     },
     Meaning {
@@ -57,7 +57,7 @@ const MEANINGS: [Meaning; 15] = [
     },
     Meaning {
         reason: "pinned",
-        text: "in use by a device or by I/O",
+        text: "in use by a device or by I/O, or plain SEV",
         remedy: Some("VFIO pins all memory of a guest: such guests cannot be merged"),
     },
     Meaning {
@@ -84,7 +84,7 @@ const MEANINGS: [Meaning; 15] = [
     },
     Meaning {
         reason: "orphan",
-        text: "merged by an earlier load of the module",
+        text: "merged in another domain or by an earlier load of the module",
         remedy: None,
     },
     Meaning {
@@ -111,10 +111,11 @@ mod tests {
     #[test]
     fn every_documented_reason_has_a_meaning() {
         let document = include_str!("../../../Documentation/export.rst");
-        let rows = document.split("reason           meaning").nth(1).unwrap();
-        let rows = rows.split("``slots``").next().unwrap();
-        let reasons: Vec<&str> = rows
+        let table = document
             .lines()
+            .skip_while(|line| !line.starts_with("reason "));
+        let reasons: Vec<&str> = table
+            .take_while(|line| !line.is_empty())
             .filter_map(|line| line.strip_prefix("``")?.split("``").next())
             .collect();
         assert_eq!(reasons.len(), MEANINGS.len());
