@@ -76,6 +76,10 @@ impl Vm {
             Err(error) if error.is_gone() => return Ok(None),
             text => text?,
         };
+        // The file may live a moment longer than the VM; it says nothing then.
+        if text.is_empty() {
+            return Ok(None);
+        }
         let stats = Stats::parse(&path, &text)?;
         Ok(Some(Self {
             name: process::name(host, stats.pid),

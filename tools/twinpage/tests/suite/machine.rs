@@ -1,101 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A machine made of fixtures: a tree of files, a module that answers as told, a clock that runs
-//! at once.
+//! A machine made of fixtures: a tree of files, and the fakes of `fakes.rs`.
 
 use std::cell::RefCell;
-use std::collections::{
-    HashMap,
-    HashSet,
-    VecDeque, //
-};
-use std::fs::{
-    self,
-    File, //
-};
-use std::io;
-use std::os::fd::{
-    BorrowedFd,
-    OwnedFd, //
-};
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{
     Path,
     PathBuf, //
 };
 use std::rc::Rc;
-use std::time::Duration;
 
 use clap::Parser;
-use rustix::io::Errno;
 use tempfile::TempDir;
 
 use twinpage::cli::Cli;
-use twinpage::clock::{
-    Clock,
-    Pause, //
-};
 use twinpage::commands;
 use twinpage::console::{
     Console,
     Screen, //
 };
-use twinpage::device::{
-    Copies,
-    Detached,
-    Device,
-    Kernel,
-    Version, //
-};
-use twinpage::digest::Digest;
-use twinpage::domain::Domain;
 use twinpage::host::Host;
-use twinpage::process::{
-    ForeignFd,
-    Pid, //
+
+use crate::fakes::{
+    FakeClock,
+    FakeKernel,
+    State, //
 };
-use twinpage::uapi::Page;
-use twinpage::vm::Id;
 
 /// Slots of a VM with 1 MiB at address 0x100000.
 pub const SLOTS: &str = "as_id slot base_gfn npages userspace_addr flags\n\
      0 0 0 256 0x100000 0x0\n";
-
-/// What happens to the files while the program waits.
-type Step = Box<dyn FnOnce(&Path)>;
-
-/// What the fake kernel knows and remembers.
-#[derive(Default)]
-pub struct State {
-    /// Version of the interface that the module speaks.
-    pub uapi: u32,
-    /// Features of the module.
-    pub features: u32,
-    /// What opening the device node gives.
-    pub open_error: Option<Errno>,
-    /// What taking a descriptor out of a process gives.
-    pub take_errors: HashMap<u32, Errno>,
-    /// What attaching the VM of a process gives.
-    pub attach_errors: HashMap<u32, Errno>,
-    /// What detaching a VM gives, and how far it gets.
-    pub detach_results: HashMap<u32, (u64, u64, Option<Errno>)>,
-    /// Merged pages.
-    pub pages: HashMap<(u64, Digest), Vec<u8>>,
-    /// Attached VMs: the process.
-    pub attached: HashSet<u32>,
-    /// What was asked, in words.
-    pub log: Vec<String>,
-    /// The process that the last descriptor came from.
-    taken: u32,
-    /// Number of the next attachment.
-    next_id: u32,
-    /// The time.
-    now: Duration,
-    /// What is still to happen; a signal comes when nothing is left.
-    pub steps: VecDeque<Step>,
-    /// A signal came.
-    pub interrupted: bool,
-}
 
 /// The machine.
 pub struct Machine {
@@ -139,12 +74,7 @@ impl Machine {
     /// A machine with the module loaded, nothing attached.
     pub fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
-        let state = State {
-            uapi: 1,
-            features: 5,
-            next_id: 3,
-            ..State::default()
-        };
+        let state = State::of_new_module();
         let machine = Self {
             root,
             state: Rc::new(RefCell::new(state)),
@@ -303,109 +233,3 @@ const STATS: [(&str, u64); 17] = [
     ("passes", 2),
     ("cpu_ns", 50_000_000),
 ];
-
-/// System calls of the machine at a root.
-struct FakeKernel(PathBuf, Rc<RefCell<State>>);
-
-/// The device node of the machine at a root.
-struct FakeDevice(PathBuf, Rc<RefCell<State>>);
-
-/// The time of the machine at a root.
-struct FakeClock(PathBuf, Rc<RefCell<State>>);
-
-/// `errno` as the result of a call.
-fn fail<T>(errno: Errno) -> io::Result<T> {
-    Err(errno.into())
-}
-
-impl Kernel for FakeKernel {
-    fn open_device(&self, path: &Path) -> io::Result<Box<dyn Device>> {
-        if let Some(errno) = self.1.borrow().open_error {
-            return fail(errno);
-        }
-        File::open(path)?;
-        Ok(Box::new(FakeDevice(self.0.clone(), Rc::clone(&self.1))))
-    }
-
-    fn take_fd(&self, pid: Pid, _: ForeignFd) -> io::Result<OwnedFd> {
-        let mut state = self.1.borrow_mut();
-        if let Some(errno) = state.take_errors.get(&pid.0) {
-            return fail(*errno);
-        }
-        state.taken = pid.0;
-        Ok(File::open("/dev/null")?.into())
-    }
-}
-
-impl Device for FakeDevice {
-    fn version(&self) -> io::Result<Version> {
-        let State { uapi, features, .. } = *self.1.borrow();
-        Ok(Version { uapi, features })
-    }
-
-    fn attach(&self, _: BorrowedFd<'_>, domain: Domain) -> io::Result<Id> {
-        let mut state = self.1.borrow_mut();
-        let pid = state.taken;
-        if let Some(errno) = state.attach_errors.get(&pid) {
-            return fail(*errno);
-        }
-        if !state.attached.insert(pid) {
-            return fail(Errno::EXIST);
-        }
-        let id = state.next_id;
-        state.next_id += 1;
-        state.log.push(format!("attach {pid} {}", domain.0));
-        let directory = self.0.join(format!("sys/kernel/debug/twinpage/{id}"));
-        if directory.parent().is_some_and(Path::exists) {
-            fs::create_dir(&directory)?;
-            fs::write(directory.join("slots"), SLOTS)?;
-        }
-        Ok(Id(id))
-    }
-
-    fn detach(&self, id: Id, copies: Copies) -> (Detached, io::Result<()>) {
-        let mut state = self.1.borrow_mut();
-        state.log.push(format!("detach {id} {copies:?}"));
-        let known = state.detach_results.get(&id.0).copied();
-        let (unmerged, remaining, errno) = known.unwrap_or((0, 0, Some(Errno::NOENT)));
-        state.interrupted |= errno == Some(Errno::INTR);
-        let detached = Detached {
-            unmerged,
-            remaining,
-        };
-        (detached, errno.map_or(Ok(()), fail))
-    }
-
-    fn read_page(&self, domain: Domain, digest: &Digest) -> io::Result<Box<Page>> {
-        let state = self.1.borrow();
-        let Some(page) = state.pages.get(&(domain.0, *digest)) else {
-            return fail(Errno::NOENT);
-        };
-        Ok(page.clone().into_boxed_slice().try_into().unwrap())
-    }
-}
-
-impl Clock for FakeClock {
-    fn now(&self) -> Duration {
-        self.1.borrow().now
-    }
-
-    fn pause(&self, duration: Duration) -> Pause {
-        let interrupted = self.1.borrow().interrupted;
-        if duration.is_zero() {
-            return match interrupted {
-                true => Pause::Interrupted,
-                false => Pause::Elapsed,
-            };
-        }
-        self.1.borrow_mut().now += duration;
-        let step = self.1.borrow_mut().steps.pop_front();
-        let Some(step) = step else {
-            return Pause::Interrupted;
-        };
-        step(&self.0);
-        Pause::Elapsed
-    }
-
-    fn catch_signals(&self) {}
-}

@@ -8,6 +8,7 @@
 mod attach;
 mod detach;
 mod digests;
+mod fakes;
 mod golden;
 mod hostile;
 mod layout;
