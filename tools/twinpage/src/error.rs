@@ -10,7 +10,6 @@ use std::io;
 
 use crate::device::Detached;
 use crate::digest::Digest;
-use crate::domain::Domain;
 use crate::host::FileError;
 use crate::knobs::KnobError;
 use crate::parse::ParseError;
@@ -110,7 +109,7 @@ pub enum Error {
     Exiting(Pid),
     /// The domain is full.
     #[error("Domain {0} has no room for another VM")]
-    DomainFull(Domain),
+    DomainFull(String),
     /// The kernel has no `pidfd_open` or no `pidfd_getfd`.
     #[error("This kernel cannot hand out file descriptors of other processes")]
     OldKernel,
@@ -130,8 +129,8 @@ pub enum Error {
     /// No merged page has that digest.
     #[error("Domain {domain} has no merged page with digest {digest}")]
     NoSuchPage {
-        /// The domain.
-        domain: Domain,
+        /// The domain as the user wrote it.
+        domain: String,
         /// What was asked for.
         digest: Box<Digest>,
     },

@@ -64,10 +64,11 @@ pub fn run(arguments: &Attach, host: &Host, console: &mut Console<'_>) -> Result
     }
     let mut attached = Vec::new();
     let mut failures = Failures::default();
+    let mut passed_over = 0;
     for pid in pids {
         for result in attach_process(device.as_ref(), host, pid, &domain) {
             match result {
-                Err(Error::AlreadyAttached { .. }) if arguments.all => (),
+                Err(Error::AlreadyAttached { .. }) if arguments.all => passed_over += 1,
                 result => attached.extend(failures.sort(result, console)?),
             }
         }
@@ -76,6 +77,10 @@ pub fn run(arguments: &Attach, host: &Host, console: &mut Console<'_>) -> Result
         domain.remember(host);
     }
     show(&attached, Format::of(arguments.json), console)?;
+    if passed_over > 0 {
+        let text = "twinpage: processes whose VMs were attached already:";
+        writeln!(console.err, "{text} {passed_over}")?;
+    }
     failures.outcome(console)
 }
 
@@ -94,7 +99,7 @@ fn attach_process(
     let mut already = false;
     let mut results = Vec::new();
     for fd in fds {
-        match attach_fd(device, host, pid, fd, domain.domain) {
+        match attach_fd(device, host, pid, fd, domain) {
             Ok(Some(id)) => results.push(Ok(Attached {
                 id,
                 pid,
@@ -124,7 +129,7 @@ fn attach_fd(
     host: &Host,
     pid: Pid,
     fd: ForeignFd,
-    domain: Domain,
+    domain: &DomainName,
 ) -> Result<Option<Id>, Error> {
     use std::os::fd::AsFd;
 
@@ -133,7 +138,7 @@ fn attach_fd(
         Err(error) if is(&error, Errno::BADF) => return Ok(None),
         Err(error) => return Err(taking_failed(pid, error)),
     };
-    let id = device.attach(vm.as_fd(), domain);
+    let id = device.attach(vm.as_fd(), domain.domain);
     Ok(Some(id.map_err(|error| {
         attaching_failed(host, pid, domain, error)
     })?))
@@ -151,7 +156,7 @@ fn taking_failed(pid: Pid, error: io::Error) -> Error {
 }
 
 /// Why the module did not attach a VM of process `pid`.
-fn attaching_failed(host: &Host, pid: Pid, domain: Domain, error: io::Error) -> Error {
+fn attaching_failed(host: &Host, pid: Pid, domain: &DomainName, error: io::Error) -> Error {
     if is(&error, Errno::EXIST) {
         let name = process::name(host, pid);
         Error::AlreadyAttached { pid, name }
@@ -160,7 +165,7 @@ fn attaching_failed(host: &Host, pid: Pid, domain: Domain, error: io::Error) -> 
     } else if is(&error, Errno::SRCH) {
         Error::Exiting(pid)
     } else if is(&error, Errno::NOSPC) {
-        Error::DomainFull(domain)
+        Error::DomainFull(domain.text.clone())
     } else {
         Error::call(format!("attach the VM of process {pid}"), error)
     }

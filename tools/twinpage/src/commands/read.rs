@@ -2,6 +2,8 @@
 
 //! `twinpage read`: the content of a merged page, asked for by digest.
 
+use std::io;
+
 use rustix::io::Errno;
 
 use crate::cli::Read;
@@ -22,17 +24,9 @@ pub fn run(arguments: &Read, host: &Host, console: &mut Console<'_>) -> Result<(
         return Err(Error::PrivateDomain);
     }
     let device = module::open(host)?;
-    let page = device.read_page(domain, &arguments.digest);
-    let page =
-        page.map_err(
-            |source| match source.raw_os_error().map(Errno::from_raw_os_error) {
-                Some(Errno::NOENT) => Error::NoSuchPage {
-                    domain,
-                    digest: Box::new(arguments.digest),
-                },
-                _ => Error::call("read a merged page", source),
-            },
-        )?;
+    let page = device
+        .read_page(domain, &arguments.digest)
+        .map_err(|error| failure(arguments, error))?;
     let found = Digest::of(page.as_slice());
     if found != arguments.digest {
         return Err(Error::WrongPage {
@@ -42,4 +36,15 @@ pub fn run(arguments: &Read, host: &Host, console: &mut Console<'_>) -> Result<(
     }
     console.out.write_all(page.as_slice())?;
     Ok(())
+}
+
+/// Why the module did not hand out the page.
+fn failure(arguments: &Read, error: io::Error) -> Error {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOENT) => Error::NoSuchPage {
+            domain: arguments.domain.text.clone(),
+            digest: Box::new(arguments.digest),
+        },
+        _ => Error::call("read a merged page", error),
+    }
 }
