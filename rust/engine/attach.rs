@@ -194,3 +194,82 @@ impl<F> Index<F> {
         Progress::More
     }
 }
+
+#[cfg(any(test, TWINPAGE_KUNIT))]
+#[cfg_attr(not(test), kernel::macros::kunit_tests(twinpage_attach))]
+mod tests {
+    use super::*;
+    use crate::engine::toy::{
+        Page,
+        Toy,
+        Untested,
+        PAGES, //
+    };
+
+    #[test]
+    fn a_guest_is_attached_once() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        assert_eq!(toy.index.attach(GuestId(0)), Err(Refused::Exists));
+        assert_eq!(toy.index.detach(GuestId(0), 99), Progress::Done);
+        assert!(toy.index.is_empty());
+        assert_eq!(toy.index.attach(GuestId(0)), Ok(()));
+        assert_eq!(toy.index.detach(GuestId(7), 1), Progress::Done);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_refused_changes_nothing() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        let page = Span {
+            start: 0,
+            end: 4096,
+        };
+        let huge = Span {
+            start: 0,
+            end: 1 << 50,
+        };
+        let odd = Span { start: 1, end: 2 };
+        let cases = [
+            (9, page, Refused::NoGuest),
+            (0, huge, Refused::NoRoom),
+            (0, odd, Refused::Malformed),
+        ];
+        for (guest, span, error) in cases {
+            let refused = toy.index.set_ranges(GuestId(guest), &[span]);
+            assert_eq!(refused, Err(error));
+        }
+        assert_eq!(toy.gauge(0, Gauge::Unseen), PAGES as u64);
+        Ok(())
+    }
+
+    #[test]
+    fn detaching_takes_as_many_calls_as_it_needs() -> Result<(), Untested> {
+        let mut toy = Toy::new(2)?;
+        toy.fill(0, 0..PAGES, |index| Page::Own(1 + index));
+        toy.fill(1, 0..PAGES, |index| Page::Own(1 + index));
+        assert!(toy.pass(2));
+        assert_eq!(toy.index.detach(GuestId(0), 1), Progress::More);
+        assert_eq!(toy.index.check(), Ok(()));
+        assert_eq!(toy.index.attach(GuestId(0)), Err(Refused::Exists));
+        assert_eq!(toy.index.set_ranges(GuestId(0), &[]), Err(Refused::NoGuest));
+        assert_eq!(toy.index.detach(GuestId(0), 1), Progress::More);
+        assert_eq!(toy.index.detach(GuestId(0), 1), Progress::Done);
+        assert_eq!(toy.index.check(), Ok(()));
+        // What it did is not forgotten.
+        assert_eq!(toy.index.totals().counters.merges, 2 * PAGES as u64);
+        Ok(())
+    }
+
+    #[test]
+    fn pages_that_leave_are_not_found_any_more() -> Result<(), Untested> {
+        let mut toy = Toy::new(2)?;
+        toy.fill(0, 0..10, |index| Page::Own(1 + index));
+        assert!(toy.pass(1));
+        assert_eq!(toy.index.set_ranges(GuestId(0), &[]), Ok(()));
+        toy.fill(1, 0..10, |index| Page::Own(1 + index));
+        assert!(toy.pass(2));
+        assert_eq!(toy.gauge(1, Gauge::Unshared), 10);
+        assert_eq!(toy.index.copies(), 0);
+        Ok(())
+    }
+}

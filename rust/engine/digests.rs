@@ -259,3 +259,71 @@ enum Computed {
     None,
     More,
 }
+
+#[cfg(any(test, TWINPAGE_KUNIT))]
+#[cfg_attr(not(test), kernel::macros::kunit_tests(twinpage_digests))]
+mod tests {
+    use super::*;
+    use crate::engine::toy::{
+        digest_of,
+        Page,
+        Toy,
+        Untested, //
+    };
+
+    #[test]
+    fn states_are_told_in_order() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 1..3, |_| Page::Own(5));
+        toy.fill(0, 3..4, |_| Page::Own(6));
+        toy.fill(0, 4..5, |_| Page::Own(0));
+        assert!(toy.pass(1));
+        let digest = digest_of(5);
+        let expected = [
+            PageState::Absent,
+            PageState::Merged { serial: 1, digest },
+            PageState::Merged { serial: 1, digest },
+            PageState::Unmerged {
+                digest: digest_of(6),
+            },
+            PageState::Zero,
+            PageState::Absent,
+        ];
+        let mut left = expected.iter();
+        let mut right = true;
+        let told = toy.index.page_states(
+            &mut toy.world,
+            &mut toy.scratch,
+            GuestId(0),
+            0,
+            expected.len(),
+            |state| right &= left.next() == Some(&state),
+        );
+        assert_eq!(told, Ok(()));
+        assert!(right && left.next().is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn copies_are_found_within_the_budget() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..200, |index| Page::Own(1 + index / 2));
+        assert!(toy.pass(1));
+        let mut calls = 0_u32;
+        let found = loop {
+            calls = calls.wrapping_add(1);
+            let found = toy.index.find_digest(&mut toy.world, &digest_of(100), 10)?;
+            match found {
+                Found::More => {}
+                Found::Copy(frame) => break Some(frame.0),
+                Found::None => break None,
+            }
+        };
+        assert_eq!(found, Some(99));
+        assert_eq!(calls, 10);
+        let none = toy.index.find_digest(&mut toy.world, &digest_of(999), 1)?;
+        assert!(matches!(none, Found::None));
+        assert_eq!(toy.index.check(), Ok(()));
+        Ok(())
+    }
+}

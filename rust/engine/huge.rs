@@ -12,6 +12,7 @@ use super::{
     mask::Mask,
     page::{
         Kind,
+        Level,
         PageId,
         Place,
         Record, //
@@ -166,7 +167,14 @@ impl<W: World> Visit<'_, W> {
             let page = PageId::new(twin.block(), index);
             let old = self.index.record(page);
             if old.huge {
+                // Those that have waited for this are looked at soon.
+                let level = if old.waits_for_split() {
+                    Level::ALWAYS
+                } else {
+                    old.level
+                };
                 let new = Record {
+                    level,
                     huge: false,
                     mark: false,
                     ..old
@@ -185,5 +193,85 @@ impl<W: World> Visit<'_, W> {
                 self.index.set(page, Record { mark: false, ..old });
             }
         }
+    }
+}
+
+#[cfg(any(test, TWINPAGE_KUNIT))]
+#[cfg_attr(not(test), kernel::macros::kunit_tests(twinpage_huge))]
+mod tests {
+    use super::*;
+    use crate::engine::{
+        stats::Gauge,
+        toy::{
+            Page,
+            Toy,
+            Untested, //
+        },
+        world::Skip,
+    };
+
+    #[test]
+    fn huge_twins_are_split_and_merge_in_one_pass() -> Result<(), Untested> {
+        let mut toy = Toy::new(2)?;
+        toy.fill(0, 0..BLOCK_PAGES, |index| Page::Huge(1 + index));
+        toy.fill(1, 0..BLOCK_PAGES, |index| Page::Huge(1 + index));
+        assert!(toy.pass(2));
+        assert_eq!(toy.world.splits, 2);
+        assert_eq!(toy.gauge(0, Gauge::Merged), BLOCK_PAGES as u64);
+        assert_eq!(toy.gauge(1, Gauge::Merged), BLOCK_PAGES as u64);
+        Ok(())
+    }
+
+    #[test]
+    fn too_few_twins_are_counted_and_left_alone() -> Result<(), Untested> {
+        for (twins, splits) in [(63, 0), (64, 2)] {
+            let mut toy = Toy::new(2)?;
+            toy.fill(0, 0..BLOCK_PAGES, |index| Page::Huge(1 + index));
+            toy.fill(1, 0..BLOCK_PAGES, |index| {
+                Page::Huge(if index < twins {
+                    1 + index
+                } else {
+                    5000 + index
+                })
+            });
+            for _ in 0..3 {
+                assert!(toy.pass(2));
+                assert_eq!(toy.world.splits, splits);
+                let waiting = toy.gauge(1, Gauge::Skip(Skip::Huge));
+                assert_eq!(waiting, if splits == 0 { twins } else { 0 });
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_small_page_takes_the_place_of_a_huge_twin() -> Result<(), Untested> {
+        let mut toy = Toy::new(2)?;
+        toy.fill(0, 0..BLOCK_PAGES, |index| Page::Huge(1 + index));
+        toy.fill(1, 0..3, |index| Page::Own(1 + index));
+        assert!(toy.pass(2));
+        assert_eq!(toy.gauge(1, Gauge::Unshared), 3);
+        assert_eq!(toy.gauge(0, Gauge::Skip(Skip::Huge)), 3);
+        assert_eq!(toy.world.splits, 0);
+        // More of them make the split worth while.
+        toy.fill(1, 3..64, |index| Page::Own(1 + index));
+        assert!(toy.pass(2));
+        assert!(toy.pass(2));
+        assert_eq!(toy.world.splits, 1);
+        assert_eq!(toy.gauge(1, Gauge::Merged), 64);
+        Ok(())
+    }
+
+    #[test]
+    fn zeroes_of_a_huge_page_count_as_ours_after_the_split() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..BLOCK_PAGES, |index| {
+            Page::Huge(if index < 100 { 0 } else { index })
+        });
+        assert!(toy.pass(1));
+        assert_eq!(toy.world.splits, 1);
+        assert_eq!(toy.gauge(0, Gauge::Zero), 100);
+        assert_eq!(toy.index.totals().counters.merges, 100);
+        Ok(())
     }
 }

@@ -280,7 +280,12 @@ impl<W: World> Visit<'_, W> {
         };
         let frame = self.index.frame(fresh.copy);
         let hash = frame.map(|frame| self.world.hash_frame(frame, self.index.seed));
-        let key = self.index.store.copies.node(fresh.copy).map(|node| node.key());
+        let key = self
+            .index
+            .store
+            .copies
+            .node(fresh.copy)
+            .map(|node| node.key());
         if hash.map(|hash| self.key(hash, node)) == key {
             return;
         }
@@ -296,5 +301,96 @@ impl<W: World> Visit<'_, W> {
                 self.index.drop_copy(fresh.copy);
             }
         }
+    }
+}
+
+#[cfg(any(test, TWINPAGE_KUNIT))]
+#[cfg_attr(not(test), kernel::macros::kunit_tests(twinpage_merge))]
+mod tests {
+    use crate::engine::{
+        stats::Gauge,
+        toy::{
+            Page,
+            Toy,
+            Untested,
+            PAGES, //
+        },
+    };
+
+    #[test]
+    fn zeroes_map_the_zero_page() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..100, |index| Page::Own(index % 2));
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Zero), 50);
+        assert_eq!(toy.gauge(0, Gauge::Merged), 50);
+        assert_eq!(toy.world.get(0, 0), Page::Zero);
+        Ok(())
+    }
+
+    #[test]
+    fn a_write_between_hash_and_comparison_is_noticed() -> Result<(), Untested> {
+        let mut toy = Toy::new(2)?;
+        toy.fill(0, 0..8, |index| Page::Own(1 + index));
+        toy.fill(1, 0..8, |index| Page::Own(1 + index));
+        toy.step(0)?;
+        toy.world.write_after_hash = Some((3, Page::Own(99)));
+        toy.step(1)?;
+        assert_eq!(toy.index.check(), Ok(()));
+        assert_eq!(toy.world.content(1, 3), 99);
+        assert_eq!(toy.gauge(0, Gauge::Merged), 7);
+        assert_eq!(toy.gauge(1, Gauge::Merged), 7);
+        // The copy that was made of the new content is nobody's.
+        assert_eq!(toy.index.copies(), 7);
+        Ok(())
+    }
+
+    #[test]
+    fn a_twin_that_has_changed_makes_the_page_a_candidate() -> Result<(), Untested> {
+        let mut toy = Toy::new(2)?;
+        toy.fill(0, 0..1, |_| Page::Own(5));
+        toy.step(0)?;
+        toy.fill(0, 0..1, |_| Page::Own(6));
+        toy.fill(1, 0..1, |_| Page::Own(5));
+        toy.step(1)?;
+        assert_eq!(toy.index.check(), Ok(()));
+        assert_eq!(toy.gauge(0, Gauge::Volatile), 1);
+        assert_eq!(toy.gauge(1, Gauge::Unshared), 1);
+        assert_eq!(toy.index.copies(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn without_memory_for_a_copy_nothing_changes() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..10, |_| Page::Own(5));
+        toy.world.has_memory = false;
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Unshared), 10);
+        toy.world.has_memory = true;
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Merged), 10);
+        Ok(())
+    }
+
+    #[test]
+    fn a_copy_has_no_more_pages_than_allowed() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.knobs.max_page_sharing = 3;
+        toy.fill(0, 0..10, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Merged), 9);
+        assert_eq!(toy.index.totals().shared, 3);
+        Ok(())
+    }
+
+    #[test]
+    fn long_runs_are_shared_too() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.knobs.merge_batch = 512;
+        toy.fill(0, 0..PAGES, |_| Page::Own(0));
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Zero), PAGES as u64);
+        Ok(())
     }
 }

@@ -48,6 +48,8 @@ pub mod scratch;
 pub mod sort;
 pub mod stats;
 pub mod sweep;
+#[cfg(any(test, TWINPAGE_KUNIT))]
+pub mod toy;
 pub mod tree;
 pub mod unmerge;
 pub mod wire;

@@ -20,6 +20,7 @@ use super::{
     page::{
         CopyId,
         Kind,
+        Level,
         PageId,
         Place,
         Record, //
@@ -140,8 +141,11 @@ impl<F> Index<F> {
             Place::Copy(copy) => self.store.copies.set_state(copy, State::Full),
             Place::Page(page) => {
                 let old = self.record(page);
+                // A small page has somebody to merge with now, so it is looked at soon.
+                let level = if old.huge { old.level } else { Level::ALWAYS };
                 let parked = Record {
                     kind: Kind::Parked,
+                    level,
                     mark: old.mark && !old.huge,
                     ..old
                 };

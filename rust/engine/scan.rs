@@ -327,3 +327,93 @@ enum Opened {
     /// There is no memory for them, or no number.
     NoRoom,
 }
+
+#[cfg(any(test, TWINPAGE_KUNIT))]
+#[cfg_attr(not(test), kernel::macros::kunit_tests(twinpage_scan))]
+mod tests {
+    use super::*;
+    use crate::engine::toy::{
+        Page,
+        Toy,
+        Untested,
+        PAGES, //
+    };
+
+    #[test]
+    fn equal_pages_merge_in_one_pass() -> Result<(), Untested> {
+        let mut toy = Toy::new(2)?;
+        toy.fill(0, 0..PAGES, |index| Page::Own(100 + index));
+        toy.fill(1, 0..PAGES, |index| Page::Own(100 + index));
+        assert!(toy.pass(2));
+        for guest in 0..2 {
+            assert_eq!(toy.gauge(guest, Gauge::Merged), PAGES as u64);
+            for index in 0..PAGES {
+                assert_eq!(toy.world.content(guest, index), 100 + index as u64);
+            }
+        }
+        let totals = toy.index.totals();
+        assert_eq!(totals.shared, PAGES as u64);
+        assert_eq!(totals.counters.merges, 2 * PAGES as u64);
+        Ok(())
+    }
+
+    #[test]
+    fn different_pages_do_not_merge() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..PAGES, |index| Page::Own(1 + index));
+        for _ in 0..4 {
+            assert!(toy.pass(1));
+        }
+        assert_eq!(toy.gauge(0, Gauge::Unshared), PAGES as u64);
+        assert_eq!(toy.index.copies(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn absent_memory_takes_no_records() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Absent), PAGES as u64);
+        assert_eq!(toy.index.store.blocks.used(), 0);
+        toy.fill(0, 0..1, |_| Page::Own(1));
+        assert!(toy.pass(1));
+        assert_eq!(toy.index.store.blocks.used(), 1);
+        toy.fill(0, 0..1, |_| Page::Absent);
+        assert!(toy.pass(1));
+        assert_eq!(toy.index.store.blocks.used(), 0);
+        assert_eq!(toy.gauge(0, Gauge::Absent), PAGES as u64);
+        Ok(())
+    }
+
+    #[test]
+    fn a_step_says_what_it_did() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..10, |index| Page::Own(1 + index / 2));
+        let step = toy.step(0)?;
+        assert_eq!((step.present, step.scanned, step.merged), (10, 10, 10));
+        assert!(!step.pass_ended);
+        let step = toy.step(0)?;
+        assert_eq!((step.present, step.scanned, step.merged), (0, 0, 0));
+        assert!(step.pass_ended);
+        assert_eq!(toy.step(9), Err(Away::Gone));
+        Ok(())
+    }
+
+    #[test]
+    fn written_pages_are_counted_and_rest() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..8, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Merged), 8);
+        toy.fill(0, 0..2, |index| Page::Own(50 + index));
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Volatile), 2);
+        assert_eq!(toy.index.totals().counters.breaks, 2);
+        for _ in 0..3 {
+            assert!(toy.pass(1));
+        }
+        assert_eq!(toy.gauge(0, Gauge::Unshared), 2);
+        assert_eq!(toy.gauge(0, Gauge::Merged), 6);
+        Ok(())
+    }
+}

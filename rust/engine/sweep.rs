@@ -89,3 +89,69 @@ impl<F> Index<F> {
         copy.map(MergedCopy::state) == Some(State::Listed)
     }
 }
+
+#[cfg(any(test, TWINPAGE_KUNIT))]
+#[cfg_attr(not(test), kernel::macros::kunit_tests(twinpage_sweep))]
+mod tests {
+    use super::*;
+    use crate::engine::{
+        stats::Gauge,
+        toy::{
+            Page,
+            Toy,
+            Untested, //
+        },
+    };
+
+    #[test]
+    fn copies_that_nobody_maps_are_freed() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..20, |index| Page::Own(1 + index / 2));
+        assert!(toy.pass(1));
+        assert_eq!(toy.index.copies(), 10);
+        toy.fill(0, 0..6, |_| Page::Absent);
+        let swept = toy.index.sweep(&mut toy.world, &toy.knobs, 5);
+        assert_eq!((swept.freed, swept.done), (3, false));
+        let swept = toy.index.sweep(&mut toy.world, &toy.knobs, 100);
+        assert_eq!((swept.freed, swept.done), (0, true));
+        assert_eq!(toy.index.check(), Ok(()));
+        // The numbers are kept until the pages that refer to them are looked at.
+        assert_eq!(toy.index.copies(), 10);
+        assert!(toy.pass(1));
+        assert_eq!(toy.index.copies(), 7);
+        Ok(())
+    }
+
+    #[test]
+    fn a_full_copy_is_listed_again() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.knobs.max_page_sharing = 4;
+        toy.fill(0, 0..5, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        toy.fill(0, 0..3, |_| Page::Absent);
+        assert!(toy.pass(1));
+        assert!(toy.index.sweep(&mut toy.world, &toy.knobs, 9).done);
+        assert!(toy.pass(1));
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Merged), 2);
+        assert_eq!(toy.index.totals().shared, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_retired_copy_gets_no_more_pages() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..2, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        toy.index.retire(Token(0));
+        toy.fill(0, 2..4, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Merged), 4);
+        assert_eq!(toy.index.totals().shared, 2);
+        // Numbers that mean nothing do no harm.
+        toy.index.retire(Token(7));
+        toy.index.retire(Token(u32::MAX));
+        assert_eq!(toy.index.check(), Ok(()));
+        Ok(())
+    }
+}

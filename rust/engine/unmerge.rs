@@ -132,3 +132,65 @@ impl<W: World> Visit<'_, W> {
         guest.stats.gauges.add(Gauge::Unseen, pages);
     }
 }
+
+#[cfg(any(test, TWINPAGE_KUNIT))]
+#[cfg_attr(not(test), kernel::macros::kunit_tests(twinpage_unmerge))]
+mod tests {
+    use super::*;
+    use crate::engine::toy::{
+        Page,
+        Toy,
+        Untested,
+        PAGES, //
+    };
+
+    fn unmerge(toy: &mut Toy, cursor: &mut u64) -> Result<Unmerged, Away> {
+        toy.index
+            .unmerge(&mut toy.world, &mut toy.scratch, GuestId(0), cursor)
+    }
+
+    #[test]
+    fn every_merged_page_gets_its_own_copy() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..PAGES, |index| Page::Own(index / 2));
+        assert!(toy.pass(1));
+        let merged = PAGES as u64 - 2;
+        assert_eq!(toy.gauge(0, Gauge::Merged), merged);
+        let (mut cursor, mut unmerged) = (0, 0_u32);
+        loop {
+            let part = unmerge(&mut toy, &mut cursor)?;
+            unmerged = unmerged.wrapping_add(part.unmerged);
+            assert_eq!(part.busy, 0);
+            if part.state == UnmergeState::Done {
+                break;
+            }
+        }
+        assert_eq!(u64::from(unmerged), merged);
+        assert_eq!(toy.gauge(0, Gauge::Unseen), merged);
+        assert_eq!(toy.gauge(0, Gauge::Zero), 2);
+        assert_eq!(toy.index.check(), Ok(()));
+        for index in 0..PAGES {
+            assert_eq!(toy.world.content(0, index), index as u64 / 2);
+        }
+        assert!(toy.index.sweep(&mut toy.world, &toy.knobs, PAGES).done);
+        assert_eq!(toy.index.copies(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn it_stops_when_memory_is_short() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..4, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        toy.world.has_memory = false;
+        let mut cursor = 0;
+        let stopped = unmerge(&mut toy, &mut cursor)?;
+        assert_eq!(stopped.state, UnmergeState::NoMemory);
+        assert_eq!((stopped.unmerged, cursor), (0, 0));
+        assert_eq!(toy.index.merged(GuestId(0)), 4);
+        toy.world.has_memory = true;
+        assert_eq!(unmerge(&mut toy, &mut cursor)?.unmerged, 4);
+        assert_eq!(toy.index.merged(GuestId(0)), 0);
+        Ok(())
+    }
+}

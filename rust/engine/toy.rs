@@ -1,0 +1,393 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A world for unit tests: a few guests with a few pages, and contents that are one number.
+//!
+//! `tools/engine/tests/host` has a larger one, in which things go wrong.
+
+use core::ops::Range;
+
+use super::{
+    index::{
+        Index,
+        Refused,
+        Span,
+        Step, //
+    },
+    knobs::Knobs,
+    scratch::Scratch,
+    stats::Gauge,
+    world::{
+        Away,
+        GuestId,
+        Pfn,
+        Seen,
+        Shared,
+        Target,
+        Token,
+        Unshared,
+        World,
+        BLOCK_BYTES,
+        BLOCK_PAGES,
+        DIGEST_BYTES,
+        PAGE_BYTES, //
+    },
+    xxh64::hash_words,
+};
+use crate::mem::{
+    AllocError,
+    KVVec,
+    GFP_KERNEL, //
+};
+
+/// Pages of each guest: a block and a little.
+pub const PAGES: usize = BLOCK_PAGES + 64;
+
+const SEED: u64 = 42;
+
+/// What one page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    /// Nothing.
+    Absent,
+    /// A private page of that content; 0 is all zeroes.
+    Own(u64),
+    /// The same, in a large folio.
+    Huge(u64),
+    /// A merged copy.
+    Copy(u32),
+    /// The shared zero page.
+    Zero,
+}
+
+/// A merged copy.
+#[derive(Clone, Copy, Debug)]
+struct Made {
+    content: u64,
+    mapped: u32,
+    token: Token,
+}
+
+/// The engine's reference to a merged copy.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame(pub u32);
+
+/// The world, and the index that works in it.
+pub struct Toy {
+    /// The index.
+    pub index: Index<Frame>,
+    /// Room for its steps.
+    pub scratch: Scratch,
+    /// Settings of its steps.
+    pub knobs: Knobs,
+    /// What it works on.
+    pub world: Guests,
+}
+
+/// The guests and the merged copies.
+pub struct Guests {
+    pages: KVVec<Page>,
+    made: KVVec<Made>,
+    looked: usize,
+    /// Splits that were asked for.
+    pub splits: u32,
+    /// Whether there is memory for frames.
+    pub has_memory: bool,
+    /// Contents change behind the engine's back, once: when a hash was computed.
+    pub write_after_hash: Option<(usize, Page)>,
+}
+
+impl Toy {
+    /// Makes `guests` guests without pages.
+    pub fn new(guests: u32) -> Result<Self, Refused> {
+        let count = PAGES.wrapping_mul(guests as usize);
+        let mut toy = Self {
+            index: Index::new(SEED, 1..u64::MAX),
+            scratch: Scratch::new()?,
+            knobs: Knobs::DEFAULT,
+            world: Guests {
+                pages: KVVec::from_elem(Page::Absent, count, GFP_KERNEL)?,
+                made: KVVec::new(),
+                looked: 0,
+                splits: 0,
+                has_memory: true,
+                write_after_hash: None,
+            },
+        };
+        for guest in 0..guests {
+            toy.index.attach(GuestId(guest))?;
+            let end = PAGE_BYTES.wrapping_mul(PAGES as u64);
+            toy.index
+                .set_ranges(GuestId(guest), &[Span { start: 0, end }])?;
+        }
+        Ok(toy)
+    }
+
+    /// Changes pages of a guest.
+    pub fn fill(&mut self, guest: u32, pages: Range<usize>, page: impl Fn(u64) -> Page) {
+        for index in pages {
+            self.world.put(guest, index, page(index as u64));
+        }
+    }
+
+    /// One step for a guest.
+    pub fn step(&mut self, guest: u32) -> Result<Step, Away> {
+        self.index.scan(
+            &mut self.world,
+            &mut self.scratch,
+            GuestId(guest),
+            &self.knobs,
+        )
+    }
+
+    /// A pass over all `guests`; says whether the index is sound then.
+    pub fn pass(&mut self, guests: u32) -> bool {
+        for guest in 0..guests {
+            while self.step(guest).is_ok_and(|step| !step.pass_ended) {}
+        }
+        self.index.check().is_ok()
+    }
+
+    /// Returns how many pages of a guest are in a gauge.
+    pub fn gauge(&self, guest: u32, gauge: Gauge) -> u64 {
+        let stats = self.index.guest(GuestId(guest));
+        stats.map_or(0, |stats| stats.gauges.get(gauge))
+    }
+}
+
+impl Guests {
+    fn place(guest: u32, index: usize) -> usize {
+        PAGES.wrapping_mul(guest as usize).wrapping_add(index)
+    }
+
+    /// Returns a page of a guest.
+    pub fn get(&self, guest: u32, index: usize) -> Page {
+        let page = self.pages.get(Self::place(guest, index)).copied();
+        page.filter(|_| index < PAGES).unwrap_or(Page::Absent)
+    }
+
+    /// Changes a page of a guest, and counts mappings.
+    pub fn put(&mut self, guest: u32, index: usize, new: Page) {
+        let change = |made: &mut KVVec<Made>, page: Page, by: u32| {
+            if let Page::Copy(number) = page {
+                if let Some(made) = made.get_mut(number as usize) {
+                    made.mapped = made.mapped.wrapping_add(by);
+                }
+            }
+        };
+        if index >= PAGES {
+            return;
+        }
+        if let Some(page) = self.pages.get_mut(Self::place(guest, index)) {
+            change(&mut self.made, new, 1);
+            change(&mut self.made, *page, u32::MAX);
+            *page = new;
+        }
+    }
+
+    /// Returns what a page of a guest reads as.
+    pub fn content(&self, guest: u32, index: usize) -> u64 {
+        match self.get(guest, index) {
+            Page::Absent | Page::Zero => 0,
+            Page::Own(content) | Page::Huge(content) => content,
+            Page::Copy(number) => self
+                .made
+                .get(number as usize)
+                .map_or(0, |made| made.content),
+        }
+    }
+
+    fn looked_at(&self, index: usize) -> u64 {
+        let place = self.looked.wrapping_add(index);
+        match self.pages.get(place) {
+            Some(Page::Own(content) | Page::Huge(content)) => *content,
+            _ => u64::MAX,
+        }
+    }
+
+    fn share_one(&mut self, guest: u32, index: usize, target: &Target<'_, Frame>) -> Shared {
+        let Page::Own(content) = self.get(guest, index) else {
+            return Shared::Gone;
+        };
+        let (wanted, page) = match target {
+            Target::Zero => (0, Page::Zero),
+            Target::Copy(frame) => match self.made.get(frame.0 as usize) {
+                Some(made) => (made.content, Page::Copy(frame.0)),
+                None => return Shared::Busy,
+            },
+        };
+        if content != wanted {
+            return Shared::Differs;
+        }
+        self.put(guest, index, page);
+        Shared::Done
+    }
+
+    fn page_at(addr: u64) -> usize {
+        (addr / PAGE_BYTES) as usize
+    }
+}
+
+impl World for Guests {
+    type Frame = Frame;
+
+    fn look(
+        &mut self,
+        guest: GuestId,
+        block: u64,
+        pages: Range<usize>,
+        _wanted: &[u64; BLOCK_PAGES / 64],
+        seen: &mut [Seen],
+    ) -> Result<(), Away> {
+        let first = Self::page_at(block / BLOCK_BYTES * BLOCK_BYTES);
+        self.looked = Self::place(guest.0, first);
+        for index in pages {
+            let found = match self.get(guest.0, first.wrapping_add(index)) {
+                Page::Absent => Seen::Absent,
+                Page::Zero => Seen::Zero,
+                Page::Own(_) => Seen::Anon { node: 0 },
+                Page::Huge(_) => Seen::Huge { node: 0 },
+                Page::Copy(number) => Seen::Merged {
+                    pfn: Pfn(u64::from(number)),
+                    token: self
+                        .made
+                        .get(number as usize)
+                        .map_or(Token(0), |made| made.token),
+                },
+            };
+            if let Some(slot) = seen.get_mut(index) {
+                *slot = found;
+            }
+        }
+        Ok(())
+    }
+
+    fn hash(&mut self, index: usize, seed: u64) -> u64 {
+        let hash = hash_of(self.looked_at(index), seed);
+        if let Some((_, page)) = self.write_after_hash.take_if(|(at, _)| *at == index) {
+            if let Some(slot) = self.pages.get_mut(self.looked.wrapping_add(index)) {
+                *slot = page;
+            }
+        }
+        hash
+    }
+
+    fn snapshot(&mut self, index: usize) -> Option<Frame> {
+        let made = Made {
+            content: self.looked_at(index),
+            mapped: 0,
+            token: Token(u32::MAX),
+        };
+        if !self.has_memory || self.made.push(made, GFP_KERNEL).is_err() {
+            return None;
+        }
+        Some(Frame(self.made.len().wrapping_sub(1) as u32))
+    }
+
+    fn release(&mut self) {}
+
+    fn share(
+        &mut self,
+        guest: GuestId,
+        addr: u64,
+        targets: &[Target<'_, Frame>],
+        results: &mut [Shared],
+    ) {
+        let first = Self::page_at(addr);
+        for (offset, (target, result)) in targets.iter().zip(results).enumerate() {
+            *result = self.share_one(guest.0, first.wrapping_add(offset), target);
+        }
+    }
+
+    fn unshare(&mut self, guest: GuestId, addr: u64) -> Unshared {
+        let index = Self::page_at(addr);
+        if let Page::Copy(_) = self.get(guest.0, index) {
+            if !self.has_memory {
+                return Unshared::NoMemory;
+            }
+            let content = self.content(guest.0, index);
+            self.put(guest.0, index, Page::Own(content));
+        }
+        Unshared::Done
+    }
+
+    fn split(&mut self, guest: GuestId, addr: u64) -> bool {
+        self.splits = self.splits.wrapping_add(1);
+        let first = Self::page_at(addr) / BLOCK_PAGES * BLOCK_PAGES;
+        for index in first..first.wrapping_add(BLOCK_PAGES) {
+            match self.get(guest.0, index) {
+                Page::Huge(0) => self.put(guest.0, index, Page::Zero),
+                Page::Huge(content) => self.put(guest.0, index, Page::Own(content)),
+                _ => {}
+            }
+        }
+        true
+    }
+
+    fn set_token(&mut self, frame: &Frame, token: Token) {
+        if let Some(made) = self.made.get_mut(frame.0 as usize) {
+            made.token = token;
+        }
+    }
+
+    fn pfn(&self, frame: &Frame) -> Pfn {
+        Pfn(u64::from(frame.0))
+    }
+
+    fn hash_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
+        let made = self.made.get(frame.0 as usize);
+        hash_of(made.map_or(0, |made| made.content), seed)
+    }
+
+    fn mappings(&self, frame: &Frame) -> u32 {
+        self.made
+            .get(frame.0 as usize)
+            .map_or(0, |made| made.mapped)
+    }
+
+    fn digest(&mut self, frame: &Frame) -> [u8; DIGEST_BYTES] {
+        let content = self
+            .made
+            .get(frame.0 as usize)
+            .map_or(0, |made| made.content);
+        digest_of(content)
+    }
+}
+
+/// Returns the hash of a page of that content.
+fn hash_of(content: u64, seed: u64) -> u64 {
+    match content {
+        0 => hash_words(512, |_| 0, seed),
+        content => hash_words(1, |_| content, seed),
+    }
+}
+
+/// What stands for the digest of a page of that content.
+pub fn digest_of(content: u64) -> [u8; DIGEST_BYTES] {
+    let mut digest = [0; DIGEST_BYTES];
+    for (slot, byte) in digest.iter_mut().zip(content.to_be_bytes()) {
+        *slot = byte;
+    }
+    digest
+}
+
+impl From<AllocError> for Untested {
+    fn from(_: AllocError) -> Self {
+        Self
+    }
+}
+
+impl From<Refused> for Untested {
+    fn from(_: Refused) -> Self {
+        Self
+    }
+}
+
+impl From<Away> for Untested {
+    fn from(_: Away) -> Self {
+        Self
+    }
+}
+
+/// A test could not do what it wanted.
+#[derive(Debug)]
+pub struct Untested;
