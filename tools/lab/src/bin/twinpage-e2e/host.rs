@@ -61,13 +61,6 @@ impl Host {
         })
     }
 
-    /// The module that is already loaded.
-    pub fn reopened() -> Result<Host, Failure> {
-        Ok(Host {
-            device: Device::open()?,
-        })
-    }
-
     /// The device.
     pub fn device(&self) -> &Device {
         &self.device

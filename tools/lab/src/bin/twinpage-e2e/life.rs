@@ -4,6 +4,10 @@
 
 use std::ffi::CStr;
 use std::fs;
+use std::io::{
+    Read,
+    Write, //
+};
 use std::os::fd::{
     AsRawFd,
     FromRawFd,
@@ -37,7 +41,6 @@ use twinpage_lab::{
 
 use crate::host::{
     common_frames,
-    hurry,
     in_child,
     saved_pages,
     skipped,
@@ -89,22 +92,22 @@ pub const TESTS: &[Test] = &[
 
 const PAGES: usize = 1024;
 
-/// A VM in a process of its own that writes for ever, attached through a copy of its file.
+/// A VM in a process of its own that writes for ever.
 struct Victim {
     child: Child,
-    id: u32,
+    vm: i32,
 }
 
 impl Victim {
-    fn new(host: &Host) -> Result<Victim, Failure> {
-        let (reader, writer) = crate::host::pipe()?;
+    /// Starts it. It has all files of this process, so the device should not be open.
+    fn start() -> Result<Victim, Failure> {
+        let (mut reader, mut writer) = crate::host::pipe()?;
         let child = in_child(|| {
             let Ok(guest) = Guest::detached(PAGES, Backing::Small) else {
                 return false;
             };
             let Ok(vm) = guest.vm() else { return false };
-            let number = vm.as_raw_fd();
-            if std::io::Write::write_all(&mut &writer, &number.to_le_bytes()).is_err() {
+            if writer.write_all(&vm.as_raw_fd().to_le_bytes()).is_err() {
                 return false;
             }
             for round in 0.. {
@@ -118,11 +121,16 @@ impl Victim {
             }
             true
         })?;
-        let mut number = [0; 4];
-        std::io::Read::read_exact(&mut &reader, &mut number)?;
-        let vm = borrow(child.pid(), i32::from_le_bytes(number))?;
-        let id = host.device().attach(vm.as_raw_fd(), DOMAIN)?;
-        Ok(Victim { child, id })
+        let mut vm = [0; 4];
+        reader.read_exact(&mut vm)?;
+        let vm = i32::from_le_bytes(vm);
+        Ok(Victim { child, vm })
+    }
+
+    /// Attaches it through a copy of its file.
+    fn attach(&self, host: &Host) -> Result<u32, Failure> {
+        let vm = borrow(self.child.pid(), self.vm)?;
+        Ok(host.device().attach(vm.as_raw_fd(), DOMAIN)?)
     }
 }
 
@@ -157,10 +165,11 @@ fn vms_that_are_killed_while_they_merge_go_away() -> Outcome {
     let survivor = host.guest(PAGES, Backing::Small, DOMAIN)?;
     survivor.fill_with(|page| page as u64 % 50);
     for round in 0..25 {
-        let victim = Victim::new(&host)?;
+        let victim = Victim::start()?;
+        let id = victim.attach(&host)?;
         std::thread::sleep(Duration::from_millis(37 * (round % 10)));
         victim.child.kill()?;
-        until_gone(victim.id)?;
+        until_gone(id)?;
         survivor.check_with(|page| page as u64 % 50)?;
     }
     host.passes(2)?;
@@ -284,11 +293,11 @@ fn unload_now() -> Outcome {
 fn the_module_unloads_under_load() -> Outcome {
     let mut victims: Vec<Child> = Vec::new();
     for round in 0..8 {
-        module::load()?;
-        hurry()?;
-        let host = Host::reopened()?;
-        for _ in 0..2 {
-            victims.push(Victim::new(&host)?.child);
+        let fresh = [Victim::start()?, Victim::start()?];
+        let host = Host::new()?;
+        for victim in fresh {
+            victim.attach(&host)?;
+            victims.push(victim.child);
         }
         drop(host);
         std::thread::sleep(Duration::from_millis(100 + 150 * round));

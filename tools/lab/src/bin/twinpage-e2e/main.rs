@@ -3,8 +3,8 @@
 //! End-to-end tests of the module, from inside a KVM host that may crash.
 //!
 //! Prints TAP. `--list` names the tests, `--only PATTERN` chooses those whose name contains the
-//! pattern, `--transitions N` sets how many merge and unmerge transitions the long race makes and
-//! `--million` makes a million.
+//! pattern, `--from PATTERN` begins with the first such. `--transitions N` sets how many merge and
+//! unmerge transitions the long race makes; `--million` makes a million.
 
 mod device;
 mod devices;
@@ -33,7 +33,8 @@ use twinpage_lab::tap::{
 };
 
 /// How the program is called.
-const USAGE: &str = "usage: twinpage-e2e [--list] [--only PATTERN] [--transitions N | --million]";
+const USAGE: &str = "\
+usage: twinpage-e2e [--list] [--only PATTERN] [--from PATTERN] [--transitions N | --million]";
 
 /// Transitions of the long race, unless the caller wants another number.
 const TRANSITIONS: usize = 50_000;
@@ -43,6 +44,7 @@ const TRANSITIONS: usize = 50_000;
 struct Options {
     list: bool,
     only: Option<String>,
+    from: Option<String>,
     run: Option<String>,
     transitions: Option<usize>,
 }
@@ -62,6 +64,7 @@ impl Options {
             match word.as_str() {
                 "--list" => options.list = true,
                 "--only" => options.only = Some(words.next()?),
+                "--from" => options.from = Some(words.next()?),
                 "--run" => options.run = Some(words.next()?),
                 "--transitions" => options.transitions = Some(words.next()?.parse().ok()?),
                 "--million" => options.transitions = Some(1_000_000),
@@ -78,10 +81,17 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let count = *TRANSITIONS_WANTED.get_or_init(|| options.transitions.unwrap_or(TRANSITIONS));
+    let before = |test: &&Test| {
+        options
+            .from
+            .as_ref()
+            .is_some_and(|from| !test.name.contains(from))
+    };
     let tests: Vec<&Test> = TESTS
         .iter()
         .copied()
         .flatten()
+        .skip_while(before)
         .filter(|test| {
             options
                 .only

@@ -2,6 +2,7 @@
 
 //! Everybody at once: writers, unmappers, collapsers and forkers against the scanner.
 
+use std::collections::HashMap;
 use std::sync::atomic::{
     AtomicBool,
     AtomicUsize,
@@ -14,9 +15,13 @@ use std::time::{
 
 use tinyvm::{
     Backing,
-    Memory, //
+    Memory,
+    WORDS, //
 };
-use twinpage_guest::pattern::mix;
+use twinpage_guest::pattern::{
+    mix,
+    Stream, //
+};
 use twinpage_lab::ensure;
 use twinpage_lab::module;
 use twinpage_lab::pagemap::Pagemap;
@@ -63,7 +68,7 @@ pub const TESTS: &[Test] = &[
 const OWNED: usize = 512;
 
 /// Contents that occur.
-const KINDS: u64 = 8;
+const KINDS: usize = 8;
 
 /// Threads that write.
 const WRITERS: usize = 2;
@@ -79,67 +84,86 @@ struct Progress {
 /// The pages of one writer, from `first` on, with what each should hold.
 struct Writer<'a> {
     memory: &'a Memory,
+    contents: &'a [[u64; WORDS]],
     first: usize,
-    keys: Vec<u64>,
+    kinds: Vec<usize>,
     pagemap: Pagemap,
     seed: u64,
 }
 
 impl<'a> Writer<'a> {
-    fn new(memory: &'a Memory, first: usize) -> Result<Writer<'a>, Failure> {
-        let keys = vec![0; OWNED];
-        (0..OWNED).for_each(|page| fill(memory, first + page, 0));
+    fn new(
+        memory: &'a Memory,
+        contents: &'a [[u64; WORDS]],
+        first: usize,
+    ) -> Result<Writer<'a>, Failure> {
+        (0..OWNED).for_each(|page| memory.write_page(first + page, &contents[0]));
         Ok(Writer {
             memory,
+            contents,
             first,
-            keys,
+            kinds: vec![0; OWNED],
             pagemap: Pagemap::own()?,
             seed: first as u64,
         })
     }
 
-    fn frame(&self, page: usize) -> Result<u64, Failure> {
+    /// Which of this writer's pages share their frame with another page of any writer.
+    fn merged(&self) -> Result<Vec<bool>, Failure> {
         let entries = self
             .pagemap
-            .read(self.memory.page_address(self.first + page), 1)?;
-        Ok(entries[0].frame().map_or(0, |frame| frame.0))
+            .read(self.memory.address(), self.memory.pages())?;
+        let mut mappings = HashMap::new();
+        for frame in entries.iter().filter_map(|entry| entry.frame()) {
+            *mappings.entry(frame).or_insert(0) += 1;
+        }
+        let own = &entries[self.first..self.first + OWNED];
+        Ok(own
+            .iter()
+            .map(|entry| entry.frame().is_some_and(|frame| mappings[&frame] > 1))
+            .collect())
     }
 
     fn check(&self, page: usize) -> Outcome {
-        match mismatch(self.memory, self.first + page, self.keys[page]) {
-            None => Ok(()),
-            Some(mismatch) => Err(Failure::Failed(format!(
-                "page {} {mismatch}",
-                self.first + page
-            ))),
+        let content = &self.contents[self.kinds[page]];
+        let page = self.first + page;
+        for (word, &expected) in content.iter().enumerate() {
+            let seen = self.memory.word(page, word);
+            ensure!(
+                seen == expected,
+                "page {page} word {word}: expected {expected:#x}, seen {seen:#x}"
+            );
         }
+        Ok(())
     }
 
-    /// Rewrites pages in no order until somebody says stop; each is checked first.
+    /// Rewrites pages until somebody says stop; each is checked first.
     ///
-    /// A page whose frame is another one than after the last write was merged meanwhile; if writing
-    /// changes the frame again, it was unmerged.
+    /// A page that is seen to share its frame was merged, and the write unmerges it: these are two
+    /// transitions. Some of the others are written too, so that the merger meets writers at every
+    /// moment of its work.
     fn run(mut self, progress: &Progress, goal: usize) -> Outcome {
-        let mut frames = vec![0; OWNED];
         while !progress.stop.load(Ordering::Relaxed) {
-            self.seed = self.seed.wrapping_add(1);
-            let choice = mix(self.seed);
-            let page = choice as usize % OWNED;
-            let before = self.frame(page)?;
-            if let Err(failure) = self.check(page) {
-                progress.stop.store(true, Ordering::Relaxed);
-                return Err(failure);
-            }
-            let key = (choice >> 32) & (KINDS - 1);
-            self.keys[page] = key;
-            fill(self.memory, self.first + page, key);
-            let after = self.frame(page)?;
-            let merged = frames[page] != 0 && before != frames[page];
-            let made = usize::from(merged) + usize::from(merged && after != before);
-            frames[page] = after;
-            progress.writes.fetch_add(1, Ordering::Relaxed);
-            if progress.transitions.fetch_add(made, Ordering::Relaxed) + made >= goal {
-                break;
+            for (page, merged) in self.merged()?.into_iter().enumerate() {
+                self.seed = self.seed.wrapping_add(1);
+                let choice = mix(self.seed);
+                if !merged && choice % 8 != 0 {
+                    continue;
+                }
+                if let Err(failure) = self.check(page) {
+                    progress.stop.store(true, Ordering::Relaxed);
+                    return Err(failure);
+                }
+                let kind = (choice >> 32) as usize % KINDS;
+                self.kinds[page] = kind;
+                self.memory
+                    .write_page(self.first + page, &self.contents[kind]);
+                progress.writes.fetch_add(1, Ordering::Relaxed);
+                let made = 2 * usize::from(merged);
+                let before = progress.transitions.fetch_add(made, Ordering::Relaxed);
+                if before + made >= goal {
+                    progress.stop.store(true, Ordering::Relaxed);
+                }
             }
         }
         (0..OWNED).try_for_each(|page| self.check(page))
@@ -152,12 +176,18 @@ fn writers_lose_no_write_to_the_merger() -> Outcome {
     module::set("smart_scan", 0)?;
     module::set("sleep_millisecs", 0)?;
     let guest = host.guest(WRITERS * OWNED, Backing::Small, PRIVATE)?;
+    let contents: Vec<[u64; WORDS]> = (0..KINDS)
+        .map(|kind| {
+            let mut stream = Stream::new(kind as u64);
+            std::array::from_fn(|_| stream.next())
+        })
+        .collect();
     let progress = Progress::default();
     let start = Instant::now();
     std::thread::scope(|scope| -> Outcome {
         let mut threads = Vec::new();
         for index in 0..WRITERS {
-            let writer = Writer::new(guest.memory(), index * OWNED)?;
+            let writer = Writer::new(guest.memory(), &contents, index * OWNED)?;
             let progress = &progress;
             threads.push(scope.spawn(move || writer.run(progress, goal)));
         }

@@ -185,7 +185,7 @@ fn slots_may_change_all_the_time() -> Outcome {
         pages,
         ..Slot::default()
     };
-    for round in 0..300_usize {
+    for round in 0..60_usize {
         let number = 1 + (round % 8) as u16;
         guest
             .vm()?

@@ -220,7 +220,10 @@ fn userfaultfd_moves_of_merged_pages_lose_nothing() -> Outcome {
                     moved += 1;
                     *place = Some(round);
                 }
-                Err(_) => {
+                Err(error) => {
+                    if refused == 0 {
+                        println!("the first refusal: {error}");
+                    }
                     refused += 1;
                     // Break the sharing of some, so that the next round can move them.
                     if page % 2 == round % 2 {
