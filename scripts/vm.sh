@@ -161,6 +161,8 @@ IMAGE=$(kernel_image)
 in_use "$INITRD"
 in_use "${IMAGE%/arch/*}"
 mkdir -p "$CACHE/vm"
+# What a killed run left behind.
+find "$CACHE/vm" -maxdepth 1 -name 'run.*' -mmin +1440 -exec rm -rf {} +
 WORK=$(mktemp -d "$CACHE/vm/run.XXXXXX")
 trap cleanup EXIT
 trap 'exit 130' INT TERM
