@@ -66,8 +66,9 @@ struct Alarm {
     stop: bool,
 }
 
-/// How often an unmerge goes over pages that are busy, a millisecond apart.
-const BUSY_ROUNDS: u32 = 200;
+/// How often in a row an unmerge finds everything busy, a millisecond apart, before it gives up. A
+/// guest that faults in a lot of memory has its mmap lock taken for long.
+const PATIENCE: u32 = 10_000;
 
 /// How far giving pages back got.
 #[derive(Default)]
@@ -225,17 +226,20 @@ impl Shared {
         let mut returned = Returned::default();
         let mut cursor = 0;
         let mut busy = 0_u64;
-        let mut rounds = 0;
+        let mut in_vain = 0;
         let result = loop {
             if current!().signal_pending() {
                 break Err(EINTR);
             }
-            if rounds == BUSY_ROUNDS {
+            if in_vain == PATIENCE {
                 break Err(EBUSY);
             }
             let unmerged = self.state.lock().unmerge(id, &mut cursor);
             match unmerged {
                 Ok(step) => {
+                    if step.unmerged > 0 {
+                        in_vain = 0;
+                    }
                     returned.unmerged += u64::from(step.unmerged);
                     busy += u64::from(step.busy);
                     match step.state {
@@ -243,14 +247,14 @@ impl Shared {
                         UnmergeState::NoMemory => break Err(ENOMEM),
                         UnmergeState::Done if busy > 0 => {
                             (cursor, busy) = (0, 0);
-                            rounds += 1;
+                            in_vain += 1;
                             fsleep(Delta::from_millis(1));
                         }
                         UnmergeState::Done => break Ok(()),
                     }
                 }
                 Err(Away::Busy) => {
-                    rounds += 1;
+                    in_vain += 1;
                     fsleep(Delta::from_millis(1));
                 }
                 Err(Away::Gone) => break Ok(()),
