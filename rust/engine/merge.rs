@@ -17,6 +17,7 @@ use super::{
         Record,
         UNKNOWN, //
     },
+    run::Run,
     scan::Visit,
     scratch::{
         Fresh,
@@ -27,21 +28,12 @@ use super::{
         Seen,
         Shared,
         Skip,
-        Target,
         Token,
         Unshared,
         World,
         BLOCK_PAGES, //
     },
 };
-use crate::mem::{
-    KVVec,
-    GFP_KERNEL, //
-};
-
-/// Pages that can be replaced together without allocating.
-const SMALL_RUN: usize = 32;
-
 impl<F> Index<F> {
     /// Returns the guest that has a page, and the page's address.
     pub(super) fn guest_of(&self, page: PageId) -> Option<(GuestId, u64)> {
@@ -56,14 +48,21 @@ impl<F> Index<F> {
 }
 
 impl<W: World> Visit<'_, W> {
-    /// Gives the copies made in this step to the pages that have the same hash, which are elsewhere
-    /// or were not planned with their neighbours.
+    /// Gives the copies made in this step to the pages of the same hash that are not planned with
+    /// the block's own, as many neighbours at once as allowed.
     pub(super) fn share_twins(&mut self) {
+        self.split_twins();
+        let mut at: usize = 0;
+        while at < self.scratch.fresh.len() {
+            let len = self.twin_run(at);
+            let shared = self.share_twin_run(at, len);
+            // OVERFLOW: At most 512.
+            at = at.wrapping_add(shared.max(1));
+        }
         for at in 0..self.scratch.fresh.len() {
             let Some(fresh) = self.scratch.fresh.get(at).copied() else {
                 return;
             };
-            self.share_twin(&fresh);
             self.index.store.copies.unplan(fresh.copy);
             let copy = self.index.store.copies.get(fresh.copy);
             if copy.is_some_and(|copy| copy.records() == 0 && copy.planned() <= 1) {
@@ -72,34 +71,93 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
-    fn share_twin(&mut self, fresh: &Fresh) {
+    /// Splits the large folios that twins are in.
+    fn split_twins(&mut self) {
+        for at in 0..self.scratch.fresh.len() {
+            let Some(fresh) = self.scratch.fresh.get(at).copied() else {
+                return;
+            };
+            let record = self.index.record(fresh.twin);
+            if record.huge && record.kind == Kind::Parked {
+                self.split_twin(fresh.twin);
+            }
+        }
+    }
+
+    /// Returns how many of the twins from number `at` on are neighbours and can be shared now.
+    fn twin_run(&self, at: usize) -> usize {
+        let twins = self.scratch.fresh.get(at..).unwrap_or(&[]);
+        let Some(first) = twins.first() else {
+            return 0;
+        };
+        let mut len: usize = 0;
+        // CAST: `usize` is wider.
+        for fresh in twins.iter().take(self.knobs.merge_batch as usize) {
+            // OVERFLOW: At most 1024.
+            let next = first.twin.index().wrapping_add(len);
+            let neighbour = fresh.twin.block() == first.twin.block() && fresh.twin.index() == next;
+            if !neighbour || !self.is_twin_ready(fresh) {
+                break;
+            }
+            len = len.wrapping_add(1);
+        }
+        len
+    }
+
+    /// Returns whether a twin waits for its copy, and is neither huge nor planned with the block's
+    /// own pages.
+    fn is_twin_ready(&self, fresh: &Fresh) -> bool {
         let twin = self.index.record(fresh.twin);
         let planned = fresh.twin.block() == self.block
             && self.scratch.plan(fresh.twin.index()) == Plan::Copy(fresh.copy);
-        if planned || twin.kind != Kind::Parked {
-            return;
-        }
-        if twin.huge && !self.split_twin(fresh.twin) {
-            return;
-        }
-        let mut shared = self.share_one(fresh);
-        let parted = !twin.huge && self.scratch.parted == Some(fresh.twin.block());
-        if shared == Shared::Gone && parted && self.split_twin(fresh.twin) {
-            shared = self.share_one(fresh);
-        }
-        self.record_shared(fresh.twin, Plan::Copy(fresh.copy), shared);
+        twin.kind == Kind::Parked && !twin.huge && !planned
     }
 
-    /// Lets the twin map the copy.
-    fn share_one(&mut self, fresh: &Fresh) -> Shared {
-        let mut results = [Shared::Busy];
-        let guest = self.index.guest_of(fresh.twin);
-        if let (Some((id, address)), Some(frame)) = (guest, self.index.frame(fresh.copy)) {
-            let targets = [Target::Copy(frame)];
-            self.world.share(id, address, &targets, &mut results);
+    /// Lets `len` neighbouring twins from number `at` on map their copies, or fewer if memory is
+    /// short. Returns how many.
+    fn share_twin_run(&mut self, at: usize, len: usize) -> usize {
+        let twins = self.scratch.fresh.iter().skip(at).take(len);
+        let place = self.scratch.fresh.get(at).map(|fresh| fresh.twin);
+        let place = place.and_then(|twin| self.index.guest_of(twin));
+        let Some((guest, address)) = place else {
+            return 0;
+        };
+        let run = Run {
+            guest,
+            address,
+            plans: twins.map(|fresh| Plan::Copy(fresh.copy)),
+            len,
+        };
+        let shared = run.share(self.index, self.world, &mut self.scratch.results);
+        for offset in 0..shared {
+            // OVERFLOW: At most 512.
+            let fresh = self.scratch.fresh.get(at.wrapping_add(offset)).copied();
+            let result = self.scratch.results.get(offset).copied();
+            if let (Some(fresh), Some(result)) = (fresh, result) {
+                self.record_twin(&fresh, result);
+            }
         }
-        let [shared] = results;
         shared
+    }
+
+    /// Records what came of a twin. One that is in another large folio of a block that was split
+    /// for others is split too, and tried again.
+    fn record_twin(&mut self, fresh: &Fresh, mut result: Shared) {
+        let parted = self.scratch.parted == Some(fresh.twin.block());
+        if result == Shared::Gone && parted && self.split_twin(fresh.twin) {
+            if let Some((guest, address)) = self.index.guest_of(fresh.twin) {
+                let mut again = [Shared::Busy];
+                let run = Run {
+                    guest,
+                    address,
+                    plans: core::iter::once(Plan::Copy(fresh.copy)),
+                    len: 1,
+                };
+                run.share(self.index, self.world, &mut again);
+                [result] = again;
+            }
+        }
+        self.record_shared(fresh.twin, Plan::Copy(fresh.copy), result);
     }
 
     /// Gives up a copy that only the page which it was made of would map: that becomes the
@@ -128,68 +186,46 @@ impl<W: World> Visit<'_, W> {
 
     /// Replaces the planned pages of the block, as many neighbours at once as allowed.
     pub(super) fn share_runs(&mut self) {
-        let mut at = 0;
+        let mut at: usize = 0;
         while at < BLOCK_PAGES {
             let len = self.run_length(at);
-            if len == 0 {
-                // OVERFLOW: At most 512.
-                at = at.wrapping_add(1);
-                continue;
+            let run = Run {
+                guest: self.guest,
+                address: self.address(at),
+                plans: self.scratch.plan.iter().skip(at).copied(),
+                len,
+            };
+            let shared = run.share(self.index, self.world, &mut self.scratch.results);
+            self.record_run(at, shared);
+            if shared == 0 && len > 0 {
+                // The copy has turned out to be broken. The page is parked, and finds another.
+                self.unplan(at);
             }
-            let len = self.share_run(at, len);
-            self.record_run(at, len);
-            at = at.wrapping_add(len);
+            // OVERFLOW: At most 1024.
+            at = at.wrapping_add(shared.max(1));
         }
     }
 
     /// Returns how many pages from `at` on are planned, at most as many as go together.
     fn run_length(&self, at: usize) -> usize {
+        let mut len: usize = 0;
         // CAST: `usize` is wider.
-        self.scratch
-            .plan
-            .iter()
-            .skip(at)
-            .take(self.knobs.merge_batch as usize)
-            .take_while(|plan| **plan != Plan::Nothing)
-            .count()
+        let most = self.knobs.merge_batch as usize;
+        for plan in self.scratch.plan.get(at..).unwrap_or(&[]) {
+            if len >= most || *plan == Plan::Nothing {
+                break;
+            }
+            // OVERFLOW: At most 512.
+            len = len.wrapping_add(1);
+        }
+        len
     }
 
-    /// Lets the next `len` pages from `at` on map what is planned, or fewer if memory is short.
-    /// Returns how many.
-    fn share_run(&mut self, at: usize, len: usize) -> usize {
-        let mut small = [const { Target::Zero }; SMALL_RUN];
-        let mut large = KVVec::new();
-        let targets: &mut [Target<'_, W::Frame>] = if len <= SMALL_RUN {
-            &mut small
-        } else if large.reserve(len, GFP_KERNEL).is_ok() {
-            while large.push_within_capacity(Target::Zero).is_ok() {}
-            &mut large
-        } else {
-            &mut small
-        };
-        let mut ready: usize = 0;
-        let plans = self.scratch.plan.iter().skip(at).take(len);
-        for (target, plan) in targets.iter_mut().zip(plans) {
-            *target = match plan {
-                Plan::Zero => Target::Zero,
-                Plan::Copy(copy) => match self.index.frame(*copy) {
-                    Some(frame) => Target::Copy(frame),
-                    None => break,
-                },
-                Plan::Nothing => break,
-            };
-            // OVERFLOW: At most 512.
-            ready = ready.wrapping_add(1);
+    /// Does not count the page at `index` towards the cap of its copy any more.
+    fn unplan(&mut self, index: usize) {
+        if let Plan::Copy(copy) = self.scratch.plan(index) {
+            self.index.store.copies.unplan(copy);
         }
-        let address = self.address(at);
-        let results = self.scratch.results.get_mut(..ready);
-        if let (Some(targets), Some(results)) = (targets.get(..ready), results) {
-            if ready > 0 {
-                results.fill(Shared::Busy);
-                self.world.share(self.guest, address, targets, results);
-            }
-        }
-        ready.max(1)
     }
 
     /// Records what came of a run.
@@ -198,11 +234,9 @@ impl<W: World> Visit<'_, W> {
             // OVERFLOW: At most 512.
             let index = at.wrapping_add(offset);
             let plan = self.scratch.plan(index);
-            let shared = self.scratch.results.get(offset).copied();
-            if let Plan::Copy(copy) = plan {
-                self.index.store.copies.unplan(copy);
-            }
-            self.record_shared(self.page(index), plan, shared.unwrap_or(Shared::Busy));
+            let result = self.scratch.results.get(offset).copied();
+            self.unplan(index);
+            self.record_shared(self.page(index), plan, result.unwrap_or(Shared::Busy));
         }
     }
 

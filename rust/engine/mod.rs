@@ -43,6 +43,7 @@ pub mod page;
 pub mod plan;
 pub mod policy;
 pub mod reconcile;
+pub mod run;
 pub mod scan;
 pub mod scratch;
 pub mod sort;
