@@ -48,6 +48,10 @@ kunit:
 e2e:
 	@$(SCRIPTS)/test.sh e2e-stock e2e-debug
 
+.PHONY: mistakes
+mistakes:
+	@$(SCRIPTS)/mistakes.sh $(MISTAKES)
+
 .PHONY: check
 check:
 	@$(SCRIPTS)/check.sh
@@ -63,6 +67,7 @@ help:
 	@echo 'make demo            boot a KVM host and three guests, merge, judge'
 	@echo 'make test            every test; STAGES="cargo kunit e2e-stock e2e-debug" chooses'
 	@echo 'make kunit, make e2e parts of it'
+	@echo 'make mistakes        put mistakes in, see the tests fail; MISTAKES="name..." chooses'
 	@echo 'make check           every static check'
 	@echo 'make tools           the twinpage tool and its helpers'
 	@echo 'make modules-debug   twinpage.ko and twinpage_kunit.ko for the debug kernel'
