@@ -47,6 +47,8 @@ pub struct Seen {
     pub zero_frame: bool,
     /// Whether the frame is part of a huge page.
     pub huge: bool,
+    /// How many page table entries map the frame, in whatever process.
+    pub mappings: u64,
 }
 
 /// What a page holds: zeroes, or something with this hash.
@@ -113,6 +115,7 @@ impl Snapshot {
                     frame,
                     zero_frame: flags.zero(),
                     huge: flags.huge(),
+                    mappings: frames.mappings(frame)?,
                 });
             }
         }
@@ -122,6 +125,20 @@ impl Snapshot {
     /// Counts the whole snapshot as one domain.
     pub fn judge(&self) -> Judgement {
         Judgement::of(self.seen.iter())
+    }
+
+    /// Frames that several of the pages map, and how many of those frames have fewer mappings than
+    /// that by the kernel's own count.
+    pub fn shared_frames(&self) -> (usize, usize) {
+        let mut shared = HashMap::new();
+        for seen in self.seen.iter().filter(|seen| !seen.zero_frame) {
+            let (pages, mappings) = shared.entry(seen.frame).or_insert((0, seen.mappings));
+            *pages += 1;
+            *mappings = seen.mappings.max(*mappings);
+        }
+        shared.retain(|_, (pages, _)| *pages > 1);
+        let wrong = shared.values().filter(|(pages, mappings)| mappings < pages);
+        (shared.len(), wrong.count())
     }
 
     /// Frames that pages of more than one range map, other than the page of zeroes.
@@ -221,6 +238,7 @@ mod tests {
             frame: Frame(frame),
             zero_frame: frame == 0,
             huge: false,
+            mappings: 1,
         }
     }
 
@@ -254,7 +272,10 @@ mod tests {
             0
         );
         pages.push(seen(1, 7, 1));
-        assert_eq!(Snapshot { seen: pages }.frames_across(), 1);
+        let snapshot = Snapshot { seen: pages };
+        assert_eq!(snapshot.frames_across(), 1);
+        // Three pages map the frame, and the kernel is said to count one mapping.
+        assert_eq!(snapshot.shared_frames(), (1, 1));
     }
 
     #[test]

@@ -21,11 +21,7 @@ use std::sync::atomic::{
 use std::time::Instant;
 
 use twinpage_guest::protocol::Request;
-use twinpage_lab::oracle::{
-    Judgement,
-    Snapshot, //
-};
-use twinpage_lab::pagemap::Frames;
+use twinpage_lab::oracle::Judgement;
 use twinpage_lab::process::available_kib;
 use twinpage_lab::{
     dmesg,
@@ -227,29 +223,14 @@ fn judge_merged(
     let detail = format!("{} MiB of {} MiB merged", gain_kib / 1024, saved_kib / 1024);
     let enough = gain_kib * 100 >= saved_kib * GAIN_PERCENT && saved_kib > 0;
     report.check("MemAvailable of the host rises", enough, detail);
-    let (shared, wrong) = mappings(&snapshot)?;
-    let detail = format!("{shared} shared frames, {wrong} with another count");
+    let (shared, wrong) = snapshot.shared_frames();
+    let detail = format!("{shared} shared frames, {wrong} with fewer mappings than seen");
     report.check(
         "the kernel counts the same mappings",
         wrong == 0 && shared > 0,
         detail,
     );
     Ok(judgement)
-}
-
-/// Frames that several pages of the snapshot map, and how many of them the kernel counts otherwise.
-fn mappings(snapshot: &Snapshot) -> Result<(usize, usize), Failure> {
-    let mut mapped = std::collections::HashMap::new();
-    for seen in snapshot.seen.iter().filter(|seen| !seen.zero_frame) {
-        *mapped.entry(seen.frame).or_insert(0) += 1;
-    }
-    let frames = Frames::open()?;
-    let (mut shared, mut wrong) = (0, 0);
-    for (frame, count) in mapped.into_iter().filter(|(_, count)| *count > 1) {
-        shared += 1;
-        wrong += usize::from(frames.mappings(frame)? < count);
-    }
-    Ok((shared, wrong))
 }
 
 fn judge_guests(report: &mut Report, guests: &mut Guests, sums: &[guests::Said]) {

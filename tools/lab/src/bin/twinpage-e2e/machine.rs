@@ -61,7 +61,7 @@ const CONVERGE: Duration = Duration::from_secs(120);
 fn guest(name: &str, balloon: bool) -> Result<Machine, Failure> {
     let mut machine = Machine::start(&Kind {
         name: name.into(),
-        memory_mib: 160,
+        memory_mib: if balloon { 192 } else { 160 },
         content: Config {
             common: 8,
             own: 2,
@@ -144,17 +144,21 @@ fn a_balloon_inflates_and_deflates() -> Outcome {
     let sum = machine.sum()?;
     attach(&machine)?;
     let full = converge(&mut machine)?;
-    // Down to 112 MiB: the guest gives pages away that QEMU discards under the scanner.
-    for mib in [112_u64, 160, 120, 160] {
+    // The guest gives pages away that QEMU discards under the scanner, and takes them back.
+    for mib in [160_u64, 192, 168, 192] {
         machine.control("balloon", json!({ "value": mib << 20 }))?;
-        wait::until("the balloon", CONVERGE, || {
+        let mut actual = 0;
+        let result: Result<_, Failure> = wait::until("the balloon", CONVERGE, || {
             let answer = machine.control("query-balloon", json!({}))?;
-            let actual = answer
-                .get("actual")
-                .and_then(Value::as_u64)
-                .unwrap_or_default();
-            Ok::<_, Failure>(actual >> 20 == mib)
-        })?;
+            let bytes = answer.get("actual").and_then(Value::as_u64);
+            actual = bytes.unwrap_or_default() >> 20;
+            Ok(actual == mib)
+        });
+        ensure!(
+            result.is_ok(),
+            "the balloon stays at {actual} MiB\n{}",
+            machine.console()
+        );
         machine.fine(Request::Write(500))?;
         let now = judge(&mut machine)?;
         println!(
