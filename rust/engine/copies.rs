@@ -17,12 +17,12 @@
 //! decides when a copy is freed.
 
 use super::{
+    catalog::Digest,
     node::{
         Node,
         NIL, //
     },
-    page::CopyId,
-    world::DIGEST_BYTES, //
+    page::CopyId, //
 };
 use crate::mem::{
     AllocError,
@@ -31,7 +31,7 @@ use crate::mem::{
 };
 
 /// Copies in a chunk.
-const CHUNK: usize = 256;
+pub(super) const CHUNK: usize = 256;
 
 /// Chunks that numbers have room for, so that the greatest number is below 2^30 - 1.
 const MAX_CHUNKS: usize = (1 << 22) - 1;
@@ -58,9 +58,12 @@ pub enum State {
 
 /// What is known of a copy's digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Digested {
+pub(super) enum Digested {
+    /// Nothing.
     No,
+    /// It is kept.
     Known,
+    /// It is kept, and in the tree of digests.
     Listed,
 }
 
@@ -72,17 +75,7 @@ pub struct MergedCopy<F> {
     records: u32,
     planned: u16,
     state: State,
-    digested: Digested,
-}
-
-/// The digest of a copy, kept apart as few users ask for it.
-#[derive(Clone, Copy, Debug)]
-pub struct Digest {
-    node: Node,
-    /// Serial number of the copy, never used again.
-    pub serial: u64,
-    /// SHA-256 of the copy.
-    pub sha256: [u8; DIGEST_BYTES],
+    pub(super) digested: Digested,
 }
 
 impl<F> MergedCopy<F> {
@@ -126,9 +119,11 @@ impl<F> MergedCopy<F> {
 
 /// Room for [`CHUNK`] copies.
 #[derive(Debug)]
-struct Chunk<F> {
-    entries: KVVec<MergedCopy<F>>,
-    digests: KVVec<Digest>,
+pub(super) struct Chunk<F> {
+    /// The copies.
+    pub(super) entries: KVVec<MergedCopy<F>>,
+    /// Their digests, if anybody asked for one.
+    pub(super) digests: KVVec<Digest>,
     /// First free entry, or [`NIL`]; each has the next in its node's link.
     free: u32,
     used: u32,
@@ -170,7 +165,7 @@ impl<F> Chunk<F> {
 /// All merged copies of an index.
 #[derive(Debug)]
 pub struct Copies<F> {
-    chunks: KVVec<Chunk<F>>,
+    pub(super) chunks: KVVec<Chunk<F>>,
     /// First chunk that has room.
     room: u32,
     /// A chunk that may be empty and keeps its memory.
@@ -179,7 +174,8 @@ pub struct Copies<F> {
     shared: u32,
 }
 
-fn split(id: CopyId) -> (usize, usize) {
+/// Returns the chunk of a copy and its index there.
+pub(super) fn split(id: CopyId) -> (usize, usize) {
     // CAST: `usize` is wider.
     (id.0 as usize / CHUNK, id.0 as usize % CHUNK)
 }
@@ -244,7 +240,7 @@ impl<F> Copies<F> {
         (copy.state != State::Free).then_some(copy)
     }
 
-    fn get_mut(&mut self, id: CopyId) -> Option<&mut MergedCopy<F>> {
+    pub(super) fn get_mut(&mut self, id: CopyId) -> Option<&mut MergedCopy<F>> {
         let (chunk, index) = split(id);
         let copy = self.chunks.get_mut(chunk)?.entries.get_mut(index)?;
         (copy.state != State::Free).then_some(copy)
@@ -403,87 +399,6 @@ impl<F> Copies<F> {
             sum.wrapping_add(entries).wrapping_add(digests)
         })
     }
-
-    /// Returns the digest of a copy, if it is known.
-    pub fn digest(&self, id: CopyId) -> Option<&Digest> {
-        if self.get(id)?.digested == Digested::No {
-            return None;
-        }
-        let (chunk, index) = split(id);
-        self.chunks.get(chunk)?.digests.get(index)
-    }
-
-    /// Returns the node of a copy in the tree of digests.
-    pub fn digest_node(&self, id: CopyId) -> Option<&Node> {
-        let (chunk, index) = split(id);
-        Some(&self.chunks.get(chunk)?.digests.get(index)?.node)
-    }
-
-    /// Returns the node of a copy in the tree of digests.
-    pub fn digest_node_mut(&mut self, id: CopyId) -> Option<&mut Node> {
-        let (chunk, index) = split(id);
-        Some(&mut self.chunks.get_mut(chunk)?.digests.get_mut(index)?.node)
-    }
-
-    /// Returns whether a copy is in the tree of digests.
-    pub fn is_digest_listed(&self, id: CopyId) -> bool {
-        self.get(id)
-            .is_some_and(|copy| copy.digested == Digested::Listed)
-    }
-
-    /// Notes that a copy whose digest is known is in the tree of digests now.
-    pub fn digest_listed(&mut self, id: CopyId) {
-        if let Some(copy) = self.get_mut(id) {
-            copy.digested = Digested::Listed;
-        }
-    }
-
-    /// Forgets the digest of a copy that is not in the tree of digests any more.
-    pub fn clear_digest(&mut self, id: CopyId) {
-        if let Some(copy) = self.get_mut(id) {
-            copy.digested = Digested::No;
-        }
-    }
-
-    /// Makes room for the digests of a chunk.
-    ///
-    /// # Errors
-    ///
-    /// [`AllocError`] if there is no memory.
-    pub fn reserve_digest(&mut self, id: CopyId) -> Result<(), AllocError> {
-        let (chunk, _) = split(id);
-        let chunk = self.chunks.get_mut(chunk).ok_or(AllocError)?;
-        if chunk.digests.is_empty() {
-            const UNKNOWN: Digest = Digest {
-                node: Node::new(0),
-                serial: 0,
-                sha256: [0; DIGEST_BYTES],
-            };
-            chunk.digests = KVVec::from_elem(UNKNOWN, CHUNK, GFP_KERNEL)?;
-        }
-        Ok(())
-    }
-
-    /// Keeps the digest of a copy, for which room was reserved.
-    pub fn set_digest(&mut self, id: CopyId, serial: u64, sha256: [u8; DIGEST_BYTES]) {
-        let (chunk, index) = split(id);
-        let Some(chunk) = self.chunks.get_mut(chunk) else {
-            return;
-        };
-        let (Some(copy), Some(digest)) = (
-            chunk.entries.get_mut(index),
-            chunk.digests.get_mut(index), //
-        ) else {
-            return;
-        };
-        let [a, b, c, d, e, f, g, h, ..] = sha256;
-        *digest = Digest {
-            node: Node::new(u64::from_be_bytes([a, b, c, d, e, f, g, h])),
-            serial,
-            sha256,
-        };
-        copy.digested = Digested::Known;
-    }
 }
 
 impl<F> Default for Copies<F> {
@@ -596,32 +511,6 @@ mod tests {
         assert!(copies.get(id).is_some_and(|copy| copy.has_room(2)));
         copies.set_state(id, State::Odd);
         assert!(!copies.get(id).is_some_and(|copy| copy.has_room(9)));
-        Ok(())
-    }
-
-    #[test]
-    fn a_digest_goes_with_its_copy() -> Result<(), AllocError> {
-        let mut copies = Copies::new();
-        let id = add(&mut copies)?;
-        assert!(copies.digest(id).is_none());
-        copies.reserve_digest(id)?;
-        assert!(copies.digest(id).is_none());
-        let mut sha256 = [0x55; DIGEST_BYTES];
-        for (number, byte) in sha256.iter_mut().take(8).enumerate() {
-            *byte = number as u8;
-        }
-        copies.set_digest(id, 42, sha256);
-        assert_eq!(
-            copies.digest(id).map(|d| (d.serial, d.sha256)),
-            Some((42, sha256))
-        );
-        assert_eq!(
-            copies.digest_node(id).map(Node::key),
-            Some(0x0001_0203_0405_0607)
-        );
-        copies.kill(id);
-        assert_eq!(add(&mut copies)?, id);
-        assert!(copies.digest(id).is_none());
         Ok(())
     }
 }

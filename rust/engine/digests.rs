@@ -6,8 +6,8 @@
 //! cannot change. A second tree finds copies by the first 8 bytes of the digest.
 
 use super::{
+    catalog::Digest,
     copies::{
-        Digest,
         MergedCopy,
         State, //
     },

@@ -14,8 +14,7 @@ use super::{
         Level,
         PageId,
         Place,
-        Record,
-        UNKNOWN, //
+        Record, //
     },
     run::Run,
     scan::Visit,
@@ -242,46 +241,14 @@ impl<W: World> Visit<'_, W> {
 
     /// Records what came of one page.
     fn record_shared(&mut self, page: PageId, plan: Plan, shared: Shared) {
-        let old = self.index.record(page);
-        let level = old.level;
-        let new = match (shared, plan) {
-            (Shared::Done, Plan::Copy(copy)) => Record {
-                copy,
-                level,
-                ..Record::of(Kind::Merged)
-            },
-            (Shared::Done, _) => Record {
-                level,
-                ..Record::of(Kind::Zero)
-            },
-            // Once may be a write between hash and comparison.
-            (Shared::Differs, _) if old.mark => Record {
-                level: Level::LAST,
-                ..Record::skipped(Skip::Collision)
-            },
-            (Shared::Differs, _) => Record {
-                key: old.key,
-                level: level.raised(),
-                mark: true,
-                ..Record::of(Kind::Volatile)
-            },
-            (Shared::Gone, _) => Record {
-                key: UNKNOWN,
-                level,
-                ..Record::of(Kind::Volatile)
-            },
+        if let (Shared::Skip(Skip::Poison), Plan::Copy(copy)) = (shared, plan) {
             // The copy is broken, not the page.
-            (Shared::Skip(Skip::Poison), Plan::Copy(copy)) => {
-                return self.index.retire(Token(copy.0));
-            }
-            (Shared::Skip(reason), _) => Record {
-                level: level.raised(),
-                ..Record::skipped(reason)
-            },
-            // It is parked, and tries again at its next look.
-            (Shared::Busy, _) => return,
-        };
-        self.index.set(page, new);
+            return self.index.retire(Token(copy.0));
+        }
+        let old = self.index.record(page);
+        if let Some(new) = outcome(&old, plan, shared) {
+            self.index.set(page, new);
+        }
         if shared == Shared::Done {
             if let Some(block) = self.index.store.blocks.get(page.block()) {
                 self.count_merge(block.guest());
@@ -336,6 +303,31 @@ impl<W: World> Visit<'_, W> {
             }
         }
     }
+}
+
+/// Returns what a page becomes that was to map something else; `None`: it stays parked, and tries
+/// again at its next look.
+fn outcome(old: &Record, plan: Plan, shared: Shared) -> Option<Record> {
+    let (kind, level) = match shared {
+        Shared::Busy => return None,
+        Shared::Done if plan == Plan::Zero => (Record::of(Kind::Zero), old.level),
+        Shared::Done => (Record::of(Kind::Merged), old.level),
+        Shared::Gone => (Record::of(Kind::Volatile), old.level),
+        // Once may be a write between hash and comparison.
+        Shared::Differs if old.mark => (Record::skipped(Skip::Collision), Level::LAST),
+        Shared::Differs => (Record::of(Kind::Volatile), old.level.raised()),
+        Shared::Skip(reason) => (Record::skipped(reason), old.level.raised()),
+    };
+    let mut new = Record { level, ..kind };
+    match (shared, plan) {
+        (Shared::Done, Plan::Copy(copy)) => new.copy = copy,
+        (Shared::Differs, _) if !old.mark => {
+            new.key = old.key;
+            new.mark = true;
+        }
+        _ => {}
+    }
+    Some(new)
 }
 
 #[cfg(any(test, TWINPAGE_KUNIT))]

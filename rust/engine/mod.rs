@@ -27,6 +27,7 @@
 
 pub mod attach;
 pub mod blocks;
+pub mod catalog;
 pub mod check;
 pub mod copies;
 pub mod digests;

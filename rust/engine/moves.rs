@@ -2,7 +2,7 @@
 
 //! How pages and copies change state.
 //!
-//! [`Index::settle`] is the only place that changes what a page counts as: it keeps the guest's
+//! `Index::settle` is the only place that changes what a page counts as: it keeps the guest's
 //! gauges, the block's account of huge pages and the copy's count of records. The others decide who
 //! is in the tree, and call it.
 

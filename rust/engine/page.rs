@@ -139,8 +139,8 @@ impl Level {
     pub const SECOND: Self = Self(1);
     /// The most seldom that patience alone makes it.
     pub const PATIENT: Self = Self(3);
-    /// The most seldom.
-    pub const LAST: Self = Self(7);
+    /// The most seldom: long for what can hardly merge, not for ever if that was a coincidence.
+    pub const LAST: Self = Self(5);
 
     /// Returns the next level, at most [`Self::PATIENT`].
     pub fn raised(self) -> Self {

@@ -7,6 +7,7 @@
 use core::ops::Range;
 
 use super::{
+    guests::block_of,
     index::{
         Index,
         Refused,
@@ -26,7 +27,6 @@ use super::{
         Token,
         Unshared,
         World,
-        BLOCK_BYTES,
         BLOCK_PAGES,
         DIGEST_BYTES,
         PAGE_BYTES, //
@@ -238,7 +238,7 @@ impl World for Guests {
         _wanted: &[u64; BLOCK_PAGES / 64],
         seen: &mut [Seen],
     ) -> Result<(), Away> {
-        let first = Self::page_at(block / BLOCK_BYTES * BLOCK_BYTES);
+        let first = Self::page_at(block);
         self.looked = Self::place(guest.0, first);
         for index in pages {
             let found = match self.get(guest.0, first.wrapping_add(index)) {
@@ -312,7 +312,7 @@ impl World for Guests {
 
     fn split(&mut self, guest: GuestId, addr: u64) -> bool {
         self.splits = self.splits.wrapping_add(1);
-        let first = Self::page_at(addr) / BLOCK_PAGES * BLOCK_PAGES;
+        let first = Self::page_at(block_of(addr));
         for index in first..first.wrapping_add(BLOCK_PAGES) {
             match self.get(guest.0, index) {
                 Page::Huge(0) => self.put(guest.0, index, Page::Zero),

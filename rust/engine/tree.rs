@@ -56,6 +56,25 @@ fn side_of(key: u64, node: &Node) -> Side {
     }
 }
 
+/// Goes up to the next ancestor whose left side was taken, whose turn it is in the order of keys;
+/// `blacks` counts the black nodes on the path.
+fn next_in_order<N: Nodes>(
+    nodes: &N,
+    path: &mut Path,
+    blacks: &mut u32,
+) -> Result<Option<u32>, Corrupt> {
+    while let Some((up, side)) = path.pop() {
+        if side == Side::Left {
+            path.push(up, Side::Right)?;
+            return Ok(Some(up));
+        }
+        if get(nodes, up)?.colour() == Colour::Black {
+            *blacks = blacks.wrapping_sub(1);
+        }
+    }
+    Ok(None)
+}
+
 impl Tree {
     /// Makes an empty tree.
     pub const fn new() -> Self {
@@ -339,24 +358,14 @@ impl Tree {
             if *height.get_or_insert(blacks) != blacks {
                 return Err(Corrupt);
             }
-            // Up to the next ancestor whose left side was taken: its turn is now.
-            let node = loop {
-                let Some((up, side)) = path.pop() else {
-                    return if seen == self.len {
-                        Ok(())
-                    } else {
-                        Err(Corrupt)
-                    };
+            let Some(up) = next_in_order(nodes, &mut path, &mut blacks)? else {
+                return if seen == self.len {
+                    Ok(())
+                } else {
+                    Err(Corrupt)
                 };
-                let node = get(nodes, up)?;
-                if side == Side::Left {
-                    path.push(up, Side::Right)?;
-                    break node;
-                }
-                if node.colour() == Colour::Black {
-                    blacks = blacks.wrapping_sub(1);
-                }
             };
+            let node = get(nodes, up)?;
             seen = seen.wrapping_add(1);
             if last.is_some_and(|last| last >= node.key()) || seen > self.len {
                 return Err(Corrupt);
