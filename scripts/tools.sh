@@ -10,12 +10,13 @@ lock "build-$(hash_of <<<"$TOP/build/bin")"
 cd "$TOP/tools"
 say "userspace programs in build/bin"
 "$TOP/scripts/root.sh" cargo build --release --locked --workspace --bins
-rm -rf "$TOP/build/bin"
 mkdir -p "$TOP/build/bin"
 # shellcheck disable=SC2016
 "$TOP/scripts/root.sh" bash -euo pipefail -c '
 cargo metadata --locked --offline --no-deps --format-version 1 |
 	jq -r ".packages[].targets[] | select(.kind[] == \"bin\") | .name" |
 	while read -r name; do
-		cp "$CARGO_TARGET_DIR/release/$name" "$1/"
+		# Whoever boots a machine with the old one goes on reading that.
+		cp "$CARGO_TARGET_DIR/release/$name" "$1/.$name"
+		mv "$1/.$name" "$1/$name"
 	done' bash "$TOP/build/bin"
