@@ -142,7 +142,7 @@ impl<W: World> Visit<'_, W> {
         }
         let place = self.index.find(hashed.key);
         match place {
-            Some(Place::Copy(copy)) if self.has_room(copy) => {
+            Some(Place::Copy(copy)) if self.has_room(copy, hashed.page) => {
                 self.park(hashed);
                 self.plan(hashed, Plan::Copy(copy));
             }
@@ -228,10 +228,12 @@ impl<W: World> Visit<'_, W> {
         self.scratch.set_plan(hashed.index, plan);
     }
 
-    /// Returns whether another page may get the copy.
-    fn has_room(&self, copy: CopyId) -> bool {
-        let copy = self.index.store.copies.get(copy);
-        copy.is_some_and(|copy| copy.has_room(self.knobs.max_page_sharing))
+    /// Returns whether the page may get the copy: it has room, or is promised to it as a twin.
+    fn has_room(&self, copy: CopyId, page: PageId) -> bool {
+        let max = self.knobs.max_page_sharing;
+        let entry = self.index.store.copies.get(copy);
+        let twin = |fresh: &Fresh| fresh.copy == copy && fresh.twin == page;
+        entry.is_some_and(|entry| entry.has_room(max)) || self.scratch.fresh.iter().any(twin)
     }
 
     /// The page has the same content and the same place as before.

@@ -170,6 +170,21 @@ fn a_copy_has_no_more_pages_than_allowed() {
 }
 
 #[test]
+fn a_copy_for_two_is_given_to_both() {
+    for (first, second) in [(3, 70), (70, 3), (3, BLOCK + 3)] {
+        let mut driver = Driver::new(1);
+        driver.knobs.max_page_sharing = 2;
+        driver.add_guest(0, 0, 2 * BLOCK);
+        driver.host.write(0, first, 5);
+        driver.round();
+        driver.host.write(0, second, 5);
+        driver.round();
+        assert_eq!(driver.gauge(0, Gauge::Merged), 2);
+        driver.finish();
+    }
+}
+
+#[test]
 fn full_copies_are_given_out_again_when_pages_left_them() {
     let mut driver = Driver::new(1);
     driver.knobs.max_page_sharing = 4;
