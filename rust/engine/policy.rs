@@ -108,6 +108,17 @@ impl Pacer {
         }
     }
 
+    /// Returns whether rest is owed that is to be paid, by further calls of
+    /// [`rest_ns`](Self::rest_ns) with no work in between, before there is more work.
+    pub fn owes(&self) -> bool {
+        self.owed_ns >= MIN_REST_NS
+    }
+
+    /// Forgets what is owed: there is urgent work.
+    pub fn forgive(&mut self) {
+        self.owed_ns = 0;
+    }
+
     /// Adds the rest due for `busy_ns` at `percent` of a CPU, and pays what can be paid now.
     fn pay(&mut self, percent: u32, busy_ns: u64) -> u64 {
         let percent = u64::from(percent.clamp(1, 100));
@@ -232,6 +243,32 @@ mod tests {
         let second = pacer.rest_ns(&knobs, Pace::Steady, 0);
         assert_eq!(second, 990_000_000 - MAX_REST_NS);
         assert_eq!(pacer.rest_ns(&knobs, Pace::Steady, 0), 0);
+    }
+
+    #[test]
+    fn a_debt_is_paid_before_more_work() {
+        let mut pacer = Pacer::new();
+        let mut knobs = Knobs::DEFAULT;
+        knobs.advisor_max_cpu = 10;
+        // Batches that take so long that the rest they cost is longer than one rest may be.
+        let (batches, batch_ns) = (50_u64, 300_000_000_u64);
+        let mut rest = 0_u64;
+        for _ in 0..batches {
+            let mut busy_ns = batch_ns;
+            loop {
+                rest = rest.saturating_add(pacer.rest_ns(&knobs, Pace::Steady, busy_ns));
+                busy_ns = 0;
+                if !pacer.owes() {
+                    break;
+                }
+            }
+        }
+        let busy = batches.saturating_mul(batch_ns);
+        assert_eq!(rest, busy.saturating_mul(9));
+        let _ = pacer.rest_ns(&knobs, Pace::Steady, batch_ns);
+        assert!(pacer.owes());
+        pacer.forgive();
+        assert!(!pacer.owes());
     }
 
     #[test]

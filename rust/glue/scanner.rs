@@ -33,7 +33,13 @@ impl thread::Run for Shared {
         while !self.is_stopped() {
             thread::freeze_point();
             self.let_go();
-            let rest_ms = match self.batch(&mut clock) {
+            // A long rest is taken in parts, so that VMs which end are let go of meanwhile.
+            let worked = if pacer.owes() {
+                Some((Pace::Steady, 0))
+            } else {
+                self.batch(&mut clock)
+            };
+            let rest_ms = match worked {
                 Some((pace, busy_ns)) => {
                     let knobs = self.state.lock().knobs;
                     (pacer.rest_ns(&knobs, pace, busy_ns) / NS_PER_MS) as u32
@@ -46,8 +52,9 @@ impl thread::Run for Shared {
             if full_scans.replace(now) != Some(now) {
                 self.symbols.lru_drain();
             }
-            if rest_ms > 0 {
-                self.rest(rest_ms);
+            // Whoever rings has new work, or other settings.
+            if rest_ms > 0 && self.rest(rest_ms) {
+                pacer.forgive();
             }
         }
     }

@@ -100,8 +100,8 @@ impl Shared {
         )
     }
 
-    /// Rests for up to `ms` milliseconds, or until [`ring`](Self::ring).
-    pub(crate) fn rest(&self, ms: u32) {
+    /// Rests for up to `ms` milliseconds, or until [`ring`](Self::ring); says if it was rung.
+    pub(crate) fn rest(&self, ms: u32) -> bool {
         let mut alarm = self.alarm.lock();
         if !alarm.rung && !alarm.stop {
             // A rest that ends early does no harm, so why it ended does not matter.
@@ -109,7 +109,7 @@ impl Shared {
                 .rung
                 .wait_interruptible_timeout(&mut alarm, msecs_to_jiffies(ms));
         }
-        alarm.rung = false;
+        core::mem::take(&mut alarm.rung)
     }
 
     /// Ends the scanner's rest.

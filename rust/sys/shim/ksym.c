@@ -9,6 +9,7 @@
  */
 #include <linux/kallsyms.h>
 #include <linux/kprobes.h>
+#include <linux/kvm_host.h>
 #include <linux/utsname.h>
 
 #include "mm.h"
@@ -17,6 +18,7 @@ DEFINE_STATIC_CALL_NULL(twinpage_lookup, kallsyms_lookup_name);
 DEFINE_STATIC_CALL_NULL(twinpage_range_start, __mmu_notifier_invalidate_range_start);
 DEFINE_STATIC_CALL_NULL(twinpage_range_end, __mmu_notifier_invalidate_range_end);
 DEFINE_STATIC_CALL_NULL(twinpage_remove_rmap, folio_remove_rmap_ptes);
+DEFINE_STATIC_CALL_NULL(twinpage_file_is_kvm, file_is_kvm);
 DEFINE_STATIC_CALL_NULL(twinpage_split, __split_huge_page_to_list_to_order);
 DEFINE_STATIC_CALL_NULL(twinpage_free_swap, folio_free_swap);
 DEFINE_STATIC_CALL_NULL(twinpage_lru_drain, lru_add_drain_all);
@@ -103,6 +105,8 @@ int twinpage_shim_bind(unsigned int *features)
 			     "__mmu_notifier_invalidate_range_end", true);
 	all &= TWINPAGE_BIND(twinpage_remove_rmap, "folio_remove_rmap_ptes", true);
 	all &= TWINPAGE_BIND(twinpage_add_rmap, TWINPAGE_ADD_RMAP, true);
+	/* In kvm.ko, which this module links to: it is there, and stays. */
+	all &= TWINPAGE_BIND(twinpage_file_is_kvm, "file_is_kvm", true);
 	if (!all)
 		return -ENOENT;
 	twinpage_flush_bind(flush);

@@ -4,24 +4,12 @@
 #include <linux/kvm_host.h>
 #include <linux/module.h>
 #include <linux/sched/mm.h>
+#include <linux/static_call.h>
 
 #include "shim.h"
 
-/*
- * file_is_kvm() is exported to the vendor modules only. A symbol taken by name
- * is not bound by that namespace, and pins kvm while it is held.
- */
-static bool is_vm_file(struct file *file)
-{
-	bool (*is_kvm)(struct file *file) = __symbol_get("file_is_kvm");
-	bool yes;
-
-	if (!is_kvm)
-		return false;
-	yes = is_kvm(file);
-	__symbol_put("file_is_kvm");
-	return yes;
-}
+/* Exported to the vendor modules only, so bound by ksym.c. */
+DECLARE_STATIC_CALL(twinpage_file_is_kvm, file_is_kvm);
 
 /*
  * Encrypted memory cannot be compared, and invalidating it is dear
@@ -54,7 +42,7 @@ int twinpage_shim_vm_get(int fd, void **vm, void **owner)
 
 	if (fd_empty(f))
 		return -EBADF;
-	if (!is_vm_file(fd_file(f)))
+	if (!static_call(twinpage_file_is_kvm)(fd_file(f)))
 		return -EINVAL;
 	kvm = fd_file(f)->private_data;
 	if (is_encrypted(kvm))
