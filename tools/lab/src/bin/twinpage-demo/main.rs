@@ -12,6 +12,7 @@ use std::process::{
     Child,
     Command,
     ExitCode,
+    ExitStatus,
     Stdio, //
 };
 use std::sync::atomic::{
@@ -149,8 +150,30 @@ fn merge(report: &mut Report, guests: &mut Guests) -> Result<(), Failure> {
         attached.success(),
         format!("{count} guests"),
     );
+    let (status, rounds, bad) = show(guests)?;
+    report.converged_seconds = start.elapsed().as_secs();
+    report.scanner_cpu_ms = module::counter("cpu_ns")?.unsigned_abs() / 1_000_000;
+    let detail = format!(
+        "{} s, {} ms of scanner time",
+        report.converged_seconds, report.scanner_cpu_ms
+    );
+    report.check("the guests converge", status.success(), detail);
+    let detail = bad
+        .clone()
+        .unwrap_or(format!("{rounds} times by each guest, no byte differs"));
+    report.check(
+        "pages are verified while they merge",
+        bad.is_none() && rounds > 0,
+        detail,
+    );
+    Ok(())
+}
+
+/// Shows the table until nothing changes any more, while the guests verify themselves. How the table
+/// ended, how often each guest verified, and what was wrong if something was.
+fn show(guests: &mut Guests) -> Result<(ExitStatus, u32, Option<String>), Failure> {
     let done = AtomicBool::new(false);
-    let (status, rounds, bad) = std::thread::scope(|scope| -> Result<_, Failure> {
+    std::thread::scope(|scope| -> Result<_, Failure> {
         let watcher = scope.spawn(|| {
             let mut rounds = 0;
             while !done.load(Ordering::Acquire) {
@@ -174,23 +197,7 @@ fn merge(report: &mut Report, guests: &mut Guests) -> Result<(), Failure> {
         done.store(true, Ordering::Release);
         let (rounds, bad) = watcher.join().map_err(|_| "the watcher panicked")?;
         Ok((status?, rounds, bad))
-    })?;
-    report.converged_seconds = start.elapsed().as_secs();
-    report.scanner_cpu_ms = module::counter("cpu_ns")?.unsigned_abs() / 1_000_000;
-    let detail = format!(
-        "{} s, {} ms of scanner time",
-        report.converged_seconds, report.scanner_cpu_ms
-    );
-    report.check("the guests converge", status.success(), detail);
-    let detail = bad
-        .clone()
-        .unwrap_or(format!("{rounds} times by each guest, no byte differs"));
-    report.check(
-        "pages are verified while they merge",
-        bad.is_none() && rounds > 0,
-        detail,
-    );
-    Ok(())
+    })
 }
 
 /// Compares what is merged with what could be.

@@ -98,11 +98,19 @@ fn registered_io_uring_buffers_stay_where_they_are() -> Outcome {
         "{pinned} are counted pinned: {}",
         a.told()
     );
-    // What the kernel writes into the buffer must be what the process sees.
+    read_into_buffer(&mut ring, &a)?;
+    (0..PAGES).try_for_each(|page| check(b.memory(), page, page as u64))?;
+    ring.submitter().unregister_buffers()?;
+    drop(ring);
+    host.until_saved(&[&a], PAGES / 2)
+}
+
+/// What the kernel writes into the registered buffer must be what the process sees.
+fn read_into_buffer(ring: &mut IoUring, guest: &Guest) -> Outcome {
     let zeroes = File::open("/dev/zero")?;
     let read = opcode::ReadFixed::new(
         types::Fd(zeroes.as_raw_fd()),
-        a.memory().page(0),
+        guest.memory().page(0),
         (PAGES / 2 * 4096) as u32,
         0,
     );
@@ -116,14 +124,11 @@ fn registered_io_uring_buffers_stay_where_they_are() -> Outcome {
     );
     for page in 0..PAGES / 2 {
         ensure!(
-            a.memory().read_page(page) == [0; WORDS],
+            guest.memory().read_page(page) == [0; WORDS],
             "page {page} lost the read"
         );
     }
-    (0..PAGES).try_for_each(|page| check(b.memory(), page, page as u64))?;
-    ring.submitter().unregister_buffers()?;
-    drop(ring);
-    host.until_saved(&[&a], PAGES / 2)
+    Ok(())
 }
 
 fn pages_in_a_pipe_stay_where_they_are() -> Outcome {

@@ -39,7 +39,10 @@ use crate::host::{
     DOMAIN,
     PRIVATE, //
 };
-use crate::swap::Swap;
+use crate::swap::{
+    Kind,
+    Swap, //
+};
 
 pub const TESTS: &[Test] = &[
     Test {
@@ -65,7 +68,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Pages each writer owns.
-const OWNED: usize = 512;
+const OWNED: usize = 1024;
 
 /// Contents that occur.
 const KINDS: usize = 8;
@@ -141,13 +144,17 @@ impl<'a> Writer<'a> {
     ///
     /// A page that is seen to share its frame was merged, and the write unmerges it: these are two
     /// transitions. Some of the others are written too, so that the merger meets writers at every
-    /// moment of its work.
+    /// moment of its work; not too many, or it would never get to the end of it.
     fn run(mut self, progress: &Progress, goal: usize) -> Outcome {
         while !progress.stop.load(Ordering::Relaxed) {
-            for (page, merged) in self.merged()?.into_iter().enumerate() {
+            let merged = self.merged()?;
+            if merged.iter().filter(|merged| **merged).count() < OWNED / 4 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            for (page, merged) in merged.into_iter().enumerate() {
                 self.seed = self.seed.wrapping_add(1);
                 let choice = mix(self.seed);
-                if !merged && choice % 8 != 0 {
+                if !merged && choice % 16 != 0 {
                     continue;
                 }
                 if let Err(failure) = self.check(page) {
@@ -212,7 +219,7 @@ fn writers_lose_no_write_to_the_merger() -> Outcome {
 
 fn page_tables_may_vanish_under_the_scanner() -> Outcome {
     const TIME: Duration = Duration::from_secs(20);
-    let swap = Swap::on(128);
+    let swap = Swap::on(Kind::Zram, 128);
     if let Err(failure) = &swap {
         println!("without swap: {failure}");
     }

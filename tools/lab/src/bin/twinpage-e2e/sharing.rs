@@ -19,8 +19,6 @@ use twinpage_lab::{
 
 use crate::host::{
     common_frames,
-    saved_pages,
-    skipped,
     Host,
     CONVERGE,
     DOMAIN,
@@ -74,34 +72,9 @@ pub const TESTS: &[Test] = &[
         run: without_use_zero_pages_zeroes_share_an_ordinary_frame,
     },
     Test {
-        name: "a_frame_has_at_most_max_page_sharing_mappings",
-        seconds: 120,
-        run: a_frame_has_at_most_max_page_sharing_mappings,
-    },
-    Test {
-        name: "a_huge_page_with_few_twins_stays_whole",
-        seconds: 120,
-        run: a_huge_page_with_few_twins_stays_whole,
-    },
-    Test {
-        name: "a_huge_page_with_many_twins_is_split",
-        seconds: 120,
-        run: a_huge_page_with_many_twins_is_split,
-    },
-    Test {
         name: "every_batch_size_merges",
         seconds: 180,
         run: every_batch_size_merges,
-    },
-    Test {
-        name: "a_copy_that_nobody_maps_is_freed_within_a_pass",
-        seconds: 180,
-        run: a_copy_that_nobody_maps_is_freed_within_a_pass,
-    },
-    Test {
-        name: "the_shrinker_frees_copies_that_nobody_maps",
-        seconds: 180,
-        run: the_shrinker_frees_copies_that_nobody_maps,
     },
 ];
 
@@ -272,90 +245,6 @@ fn without_use_zero_pages_zeroes_share_an_ordinary_frame() -> Outcome {
     Ok(())
 }
 
-fn a_frame_has_at_most_max_page_sharing_mappings() -> Outcome {
-    const LIMIT: usize = 16;
-    let host = Host::new()?;
-    module::set("max_page_sharing", LIMIT)?;
-    let guest = host.guest(PAGES, Backing::Small, PRIVATE)?;
-    guest.fill_with(|_| 42);
-    // A race between two copies may leave some with fewer mappings than they could have.
-    host.until_saved(&[&guest], PAGES - 2 * PAGES / LIMIT)?;
-    host.passes(2)?;
-    let frames = Frames::open()?;
-    for frame in guest.frames()?.into_iter().flatten() {
-        let mappings = frames.mappings(frame)?;
-        ensure!(
-            mappings <= LIMIT as u64,
-            "{frame:?} has {mappings} mappings"
-        );
-    }
-    guest.check_with(|_| 42)
-}
-
-/// How many frames of a VM belong to a huge page.
-fn huge_pages(guest: &crate::host::Guest) -> Result<usize, twinpage_lab::tap::Failure> {
-    let frames = Frames::open()?;
-    let mut huge = 0;
-    for frame in guest.frames()?.into_iter().flatten() {
-        huge += usize::from(frames.flags(frame)?.huge());
-    }
-    Ok(huge)
-}
-
-fn a_huge_page_with_few_twins_stays_whole() -> Outcome {
-    let host = Host::new()?;
-    module::set("thp_split_threshold", 64)?;
-    // A fresh huge page is all zeroes, which would be reason enough to split it.
-    module::set("run", 0)?;
-    let guest = host.guest(512, Backing::Huge, PRIVATE)?;
-    // 32 of 512 pages have a twin.
-    guest.fill_with(|page| {
-        if page < 32 {
-            page as u64 / 2
-        } else {
-            page as u64
-        }
-    });
-    skip_without_huge(&guest)?;
-    module::set("run", 1)?;
-    host.passes(4)?;
-    ensure!(huge_pages(&guest)? == 512, "the huge page was split");
-    let reason = skipped(&guest, "huge")?;
-    ensure!(reason > 0, "not counted as huge: {}", guest.told());
-    Ok(())
-}
-
-fn skip_without_huge(guest: &crate::host::Guest) -> Outcome {
-    if huge_pages(guest)? < guest.memory().pages() {
-        return Err(twinpage_lab::tap::Failure::Skipped(
-            "the kernel gave no huge page".into(),
-        ));
-    }
-    Ok(())
-}
-
-fn a_huge_page_with_many_twins_is_split() -> Outcome {
-    let host = Host::new()?;
-    module::set("thp_split_threshold", 64)?;
-    module::set("run", 0)?;
-    let guest = host.guest(1024, Backing::Huge, PRIVATE)?;
-    let key = |page: usize| {
-        if page < 256 {
-            page as u64 / 2
-        } else {
-            page as u64
-        }
-    };
-    guest.fill_with(key);
-    skip_without_huge(&guest)?;
-    module::set("run", 1)?;
-    host.until_saved(&[&guest], 128)?;
-    // The second huge page has nothing to give and stays whole.
-    let huge = huge_pages(&guest)?;
-    ensure!(huge == 512, "{huge} pages are still huge");
-    guest.check_with(key)
-}
-
 fn every_batch_size_merges() -> Outcome {
     let host = Host::new()?;
     for batch in [1, 2, 7, 32, 512] {
@@ -365,54 +254,4 @@ fn every_batch_size_merges() -> Outcome {
         b.check_with(|page| page as u64 + 1)?;
     }
     Ok(())
-}
-
-/// Frames of the first VM, once both have dropped all their pages.
-fn copies_then_drop(
-    host: &Host,
-) -> Result<([crate::host::Guest; 2], u64), twinpage_lab::tap::Failure> {
-    const MANY: usize = 8192;
-    let twins = host.twins(MANY)?;
-    let shared = module::counter("pages_shared")?;
-    ensure!(shared >= MANY as i64, "pages_shared is {shared}");
-    module::set("run", 0)?;
-    let before = twinpage_lab::process::field("/proc/meminfo", "MemFree")?;
-    for twin in &twins {
-        twin.memory().advise(0, MANY, libc::MADV_DONTNEED)?;
-    }
-    Ok((twins, before))
-}
-
-/// Waits until the host has most of the 32 MiB of copies back.
-fn until_freed(before: u64) -> Outcome {
-    wait::until("getting the memory of the copies back", CONVERGE, || {
-        let free = twinpage_lab::process::field("/proc/meminfo", "MemFree")?;
-        Ok(free >= before + 24 * 1024)
-    })
-    .map(|_| ())
-}
-
-fn a_copy_that_nobody_maps_is_freed_within_a_pass() -> Outcome {
-    let host = Host::new()?;
-    let (twins, before) = copies_then_drop(&host)?;
-    module::set("run", 1)?;
-    host.passes(1)?;
-    let shared = module::counter("pages_shared")?;
-    ensure!(shared == 0, "pages_shared is {shared} after a pass");
-    until_freed(before)?;
-    ensure!(saved_pages(&[&twins[0]])? == 0, "still mapped");
-    Ok(())
-}
-
-fn the_shrinker_frees_copies_that_nobody_maps() -> Outcome {
-    let host = Host::new()?;
-    let (_twins, before) = copies_then_drop(&host)?;
-    // The scanner rests, so only the shrinker can do it. It leaves a few, since most copies are in
-    // use in real life and counting them exactly would take too long.
-    let limit = CONVERGE;
-    wait::until("freeing by the shrinker", limit, || {
-        std::fs::write("/proc/sys/vm/drop_caches", "2")?;
-        Ok::<_, twinpage_lab::tap::Failure>(module::counter("pages_shared")? < 1024)
-    })?;
-    until_freed(before)
 }

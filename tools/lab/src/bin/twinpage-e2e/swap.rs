@@ -2,60 +2,110 @@
 
 //! A swap device in memory, for as long as a test runs.
 
+use std::ffi::CString;
 use std::fs;
 use std::process::Command;
 
+use twinpage_lab::process::field;
 use twinpage_lab::tap::{
     Failure,
     Outcome, //
 };
 
-const DEVICE: &std::ffi::CStr = c"/dev/zram0";
+/// What is swapped to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A compressed disk in memory: fast enough for the kernel to give slots back at once.
+    Zram,
+    /// A file in memory behind a loop device: pages that come back keep their slots for a while.
+    Loop,
+}
 
 /// An active swap device.
-pub struct Swap(());
+pub struct Swap {
+    kind: Kind,
+    device: CString,
+}
+
+/// Where the file of the loop device is.
+const FILE: &str = "/tmp/swap";
 
 impl Swap {
     /// Turns swapping on.
-    pub fn on(mib: usize) -> Result<Swap, Failure> {
-        prepare(mib)?;
+    pub fn on(kind: Kind, mib: usize) -> Result<Swap, Failure> {
+        let path = match kind {
+            Kind::Zram => {
+                prepare(mib)?;
+                "/dev/zram0".to_owned()
+            }
+            Kind::Loop => attach_loop(mib)?,
+        };
         // A swap header: version 1, last page, then a signature at the end of the first page.
         let mut header = vec![0_u8; 4096];
         header[1024..1028].copy_from_slice(&1_u32.to_le_bytes());
         header[1028..1032].copy_from_slice(&(mib as u32 * 256 - 1).to_le_bytes());
         header[4086..].copy_from_slice(b"SWAPSPACE2");
-        fs::write("/dev/zram0", header)?;
+        fs::write(&path, header)?;
+        let device = CString::new(path)?;
         // SAFETY: the path is a C string.
-        if unsafe { libc::swapon(DEVICE.as_ptr(), 0) } != 0 {
+        if unsafe { libc::swapon(device.as_ptr(), 0) } != 0 {
             let error = std::io::Error::last_os_error();
             return Err(Failure::Skipped(format!("no swap: {error}")));
         }
-        Ok(Swap(()))
+        Ok(Swap { kind, device })
     }
 
     /// Turns it off: everything comes back to memory.
     pub fn off(self) -> Outcome {
         // SAFETY: the path is a C string.
-        if unsafe { libc::swapoff(DEVICE.as_ptr()) } != 0 {
+        if unsafe { libc::swapoff(self.device.as_ptr()) } != 0 {
             return Err(std::io::Error::last_os_error().into());
+        }
+        if self.kind == Kind::Loop {
+            command("losetup", &["-d", &self.device.to_string_lossy()])?;
+            fs::remove_file(FILE)?;
         }
         Ok(())
     }
+}
+
+/// KiB of swap in use.
+pub fn used_kib() -> std::io::Result<u64> {
+    let total = field("/proc/meminfo", "SwapTotal")?;
+    Ok(total - field("/proc/meminfo", "SwapFree")?)
+}
+
+/// Runs a command of the userland; skips the test when it fails.
+fn command(name: &str, arguments: &[&str]) -> Result<String, Failure> {
+    let output = Command::new(name).args(arguments).output()?;
+    if !output.status.success() {
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(Failure::Skipped(format!("{name}: {}", why.trim())));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// A loop device over a file in memory.
+fn attach_loop(mib: usize) -> Result<String, Failure> {
+    if fs::metadata("/dev/loop-control").is_err() {
+        command("modprobe", &["loop"])?;
+    }
+    // Swap files have no holes, and neither should this one.
+    fs::write(FILE, vec![1_u8; mib << 20])?;
+    let device = command("losetup", &["-f"])?;
+    command("losetup", &[&device, FILE])?;
+    Ok(device)
 }
 
 /// Makes an empty disk of this size in memory.
 pub fn prepare(mib: usize) -> Outcome {
     if fs::metadata("/dev/zram0").is_err() {
         // It needs compressors, which are modules too.
-        let loaded = Command::new("modprobe").arg("zram").output()?;
-        if !loaded.status.success() {
-            let why = String::from_utf8_lossy(&loaded.stderr).into_owned();
-            return Err(Failure::Skipped(format!("no zram: {why}")));
-        }
+        command("modprobe", &["zram"])?;
     }
     // A test that failed may have left it in use; the size is set once only.
     // SAFETY: the path is a C string.
-    unsafe { libc::swapoff(DEVICE.as_ptr()) };
+    unsafe { libc::swapoff(c"/dev/zram0".as_ptr()) };
     fs::write("/sys/block/zram0/reset", "1")?;
     fs::write("/sys/block/zram0/disksize", format!("{mib}M"))?;
     Ok(())
