@@ -57,7 +57,7 @@ struct twinpage_version {
  * Errors: -EBADF: @vm_fd is not an open file; -EINVAL: it is not a KVM VM, or a
  * field that must be zero is not; -EEXIST: this VM is attached; -ESRCH: its
  * address space is exiting; -EOPNOTSUPP: its memory is encrypted (SEV, TDX);
- * -ENOSPC: the domain has no room; -ENOMEM.
+ * -ENOSPC: no number is left for the VM or its domain; -ENOMEM.
  */
 struct twinpage_attach {
 	__s32 vm_fd;
