@@ -26,7 +26,7 @@ KERNEL='' MEM=2048 SMP=2 THREAD=multi TIMEOUT=900 APPEND='' OUT='' CHECK_LOG=''
 FILES=()
 # An emulated processor stands still while its machine is busy; that is no
 # lockup.
-PATIENCE='watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=180'
+KERNEL_LOG='loglevel=7 printk.time=1 watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=180'
 
 parse() {
 	while [ $# -gt 0 ]; do
@@ -111,7 +111,7 @@ machine() {
 		-M q35 -accel "tcg,thread=$THREAD" -cpu max,+svm,+npt \
 		-smp "$SMP" -m "$MEM" -display none -no-reboot \
 		-kernel "$image" -initrd "$dir/initrd" \
-		-append "console=ttyS0 loglevel=7 printk.time=1 panic=-1 rdinit=/init $PATIENCE$APPEND" \
+		-append "console=ttyS0 rdinit=/init panic=-1 $KERNEL_LOG$APPEND" \
 		-serial "file:$dir/console.log" \
 		-device virtio-serial-pci "${ports[@]}" \
 		</dev/null >"$dir/qemu.log" 2>&1
