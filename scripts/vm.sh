@@ -154,31 +154,37 @@ cleanup() {
 	rm -rf "$WORK"
 }
 
-parse "$@"
-MACHINE=''
-INITRD=$("$TOP/scripts/prepare.sh" initrd)
-IMAGE=$(kernel_image)
-in_use "$INITRD"
-in_use "${IMAGE%/arch/*}"
-mkdir -p "$CACHE/vm"
-# What a killed run left behind.
-find "$CACHE/vm" -maxdepth 1 -name 'run.*' -mmin +1440 -exec rm -rf {} +
-WORK=$(mktemp -d "$CACHE/vm/run.XXXXXX")
-trap cleanup EXIT
-trap 'exit 130' INT TERM
+# Read whole before it runs, so that the file may change meanwhile.
+main() {
+	parse "$@"
+	MACHINE=''
+	INITRD=$("$TOP/scripts/prepare.sh" initrd)
+	IMAGE=$(kernel_image)
+	in_use "$INITRD"
+	in_use "${IMAGE%/arch/*}"
+	mkdir -p "$CACHE/vm"
+	# What a killed run left behind.
+	find "$CACHE/vm" -maxdepth 1 -name 'run.*' -mmin +1440 -exec rm -rf {} +
+	WORK=$(mktemp -d "$CACHE/vm/run.XXXXXX")
+	trap cleanup EXIT
+	trap 'exit 130' INT TERM
 
-[ "$KERNEL" = stock ] || debug_modules
-stage "$WORK/tree"
-cp "$INITRD/base.cpio.zst" "$WORK/initrd"
-# shellcheck disable=SC2016
-(cd "$WORK/tree" && "$TOP/scripts/root.sh" sh -c \
-	'truncate -s %4 "$1" && find . | cpio -o -H newc --quiet >>"$1"' sh "$WORK/initrd")
-touch "$WORK/job" "$WORK/files" "$WORK/status" "$WORK/console.log"
-machine "$WORK" "$IMAGE" &
-MACHINE=$!
-tail -n +1 -f -s 0.2 --pid="$MACHINE" "$WORK/job"
-rc=0
-wait "$MACHINE" || rc=$?
-MACHINE=''
-keep "$WORK"
-verdict "$WORK" "$rc"
+	[ "$KERNEL" = stock ] || debug_modules
+	stage "$WORK/tree"
+	cp "$INITRD/base.cpio.zst" "$WORK/initrd"
+	# shellcheck disable=SC2016
+	(cd "$WORK/tree" && "$TOP/scripts/root.sh" sh -c \
+		'truncate -s %4 "$1" && find . | cpio -o -H newc --quiet >>"$1"' sh "$WORK/initrd")
+	touch "$WORK/job" "$WORK/files" "$WORK/status" "$WORK/console.log"
+	machine "$WORK" "$IMAGE" &
+	MACHINE=$!
+	tail -n +1 -f -s 0.2 --pid="$MACHINE" "$WORK/job"
+	rc=0
+	wait "$MACHINE" || rc=$?
+	MACHINE=''
+	keep "$WORK"
+	verdict "$WORK" "$rc"
+}
+
+main "$@"
+exit $?
