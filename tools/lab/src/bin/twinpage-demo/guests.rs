@@ -15,7 +15,7 @@ use twinpage_lab::qemu::{
 };
 
 /// Memory of each guest. The stock kernel needs about 100 MiB of it to boot.
-const MEMORY_MIB: usize = 192;
+const MEMORY_MIB: usize = 160;
 
 /// Name, image and seed of each guest: two of one image, one of another.
 const GUESTS: [(&str, u64, u64); 3] = [("web-1", 1, 1), ("web-2", 1, 2), ("db-1", 2, 3)];
@@ -44,11 +44,11 @@ impl Guests {
             let content = Config {
                 image,
                 seed,
-                common: 24,
-                own: 12,
-                dup: 8,
-                zero: 16,
-                churn: 4,
+                common: 16,
+                own: 8,
+                dup: 6,
+                zero: 10,
+                churn: 2,
             };
             println!("         {name}: {MEMORY_MIB} MiB, {content}");
             guests.0.push(Machine::start(&Kind {

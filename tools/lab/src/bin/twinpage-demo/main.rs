@@ -57,7 +57,7 @@ const KNOBS: [&str; 4] = [
 ];
 
 /// Seconds that the table is shown at most.
-const CONVERGE_SECONDS: &str = "100";
+const CONVERGE_SECONDS: &str = "240";
 
 fn main() -> ExitCode {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
