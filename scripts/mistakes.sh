@@ -21,7 +21,8 @@ PASSED=0 FAILED=0
 # fresh_tree: what is to be spoilt: the files of the checkout, as they are.
 fresh_tree() {
 	mkdir -p "$TREE"
-	git -C "$TOP" ls-files -z -co --exclude-standard -- Kbuild Makefile rust kunit-tests scripts |
+	git -C "$TOP" ls-files -z -co --exclude-standard -- \
+		Kbuild Makefile rust kunit-tests scripts |
 		tar -C "$TOP" --null -T - -c | tar -C "$TREE" -x
 }
 

@@ -4,13 +4,13 @@
 //!
 //! A copy is in one of these states:
 //!
-//! | state   | in the tree | has a frame | given to more pages                                     |
-//! |---------|-------------|-------------|----------------------------------------------------------|
-//! | Listed  | yes         | yes         | yes, up to the cap                                       |
-//! | Full    | no          | yes         | no; listed again when it has few pages (see `sweep`)     |
-//! | Odd     | no          | yes         | never: its content is not that of its hash               |
-//! | Retired | no          | yes         | never, and never read: the frame is broken               |
-//! | Dead    | no          | no          | never; the number is kept while a record refers to it    |
+//! | state   | in tree | has frame | given to more pages                                  |
+//! |---------|---------|-----------|------------------------------------------------------|
+//! | Listed  | yes     | yes       | yes, up to the cap                                   |
+//! | Full    | no      | yes       | no; listed again when it has few pages (see `sweep`) |
+//! | Odd     | no      | yes       | never: its content is not that of its hash           |
+//! | Retired | no      | yes       | never, and never read: the frame is broken           |
+//! | Dead    | no      | no        | never; the number is kept while a record refers to it |
 //!
 //! *Records* are pages that are recorded to map a copy. Others may map it too: children of a fork,
 //! pages that moved and were not looked at yet. That is why only the world's count of mappings

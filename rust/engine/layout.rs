@@ -153,8 +153,8 @@ impl Layout {
         self.slots.iter().any(|slot| slot.gmem)
     }
 
-    /// Is the guest being migrated? Then writes to most of its memory are noted; a display alone has
-    /// them noted in its frame buffer.
+    /// Is the guest being migrated? Then writes to most of its memory are noted; a display alone
+    /// has them noted in its frame buffer.
     pub fn is_migrating(&self) -> bool {
         let noted = self
             .normal()

@@ -127,8 +127,8 @@ impl<F> Index<F> {
         let _ = self.tree.remove(&mut self.store, Place::Page(page).node());
     }
 
-    /// Gives the tree place of `from` to `to`, which is in no tree. A page is parked then, a copy is
-    /// full.
+    /// Gives the tree place of `from` to `to`, which is in no tree. A page is parked then, a copy
+    /// is full.
     ///
     /// Returns whether that was possible: it always is while the tree is sound.
     pub(super) fn yield_place(&mut self, from: Place, to: Place) -> bool {
