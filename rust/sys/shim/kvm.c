@@ -138,10 +138,12 @@ long twinpage_shim_vm_slots(void *vm, struct twinpage_shim_slot *slots,
 
 	srcu = srcu_read_lock(&kvm->srcu);
 	for (as_id = 0; as_id < kvm_arch_nr_memslot_as_ids(kvm); as_id++) {
+		/* Once: the macro asks again at each step, and KVM swaps sets. */
+		struct kvm_memslots *slots_now = __kvm_memslots(kvm, as_id);
 		struct kvm_memory_slot *slot;
 		int bkt;
 
-		kvm_for_each_memslot(slot, bkt, __kvm_memslots(kvm, as_id)) {
+		kvm_for_each_memslot(slot, bkt, slots_now) {
 			if (slot->id >= KVM_USER_MEM_SLOTS ||
 			    slot->flags & KVM_MEMSLOT_INVALID)
 				continue;
