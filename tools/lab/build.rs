@@ -11,7 +11,8 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed={}", header.display());
-    // Ioctl numbers are function-like macros, which bindgen skips: as constants clang computes them.
+    // Ioctl numbers are function-like macros, which bindgen skips: as constants clang computes
+    // them.
     let numbers: String = ["VERSION", "ATTACH", "DETACH", "READ"]
         .map(|name| format!("static const unsigned int IOC_{name} = TWINPAGE_{name};\n"))
         .concat();

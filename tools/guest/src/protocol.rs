@@ -2,17 +2,17 @@
 
 //! One line a question, one line an answer, over the guest's second serial port.
 //!
-//! | question   | answer                                  | meaning                                    |
-//! |------------|-----------------------------------------|--------------------------------------------|
-//! | (none)     | `ready PAGES`                           | said once: the memory is filled            |
-//! | `sum`      | `sum HEX`                               | checksum over all pages that do not change |
-//! | `verify`   | `ok PAGES SEQUENCE` or `bad TEXT`       | every page against what it should hold     |
-//! | `stop`     | `ok`                                    | the churn rests                            |
-//! | `go`       | `ok`                                    | the churn goes on                          |
-//! | `write N`  | `ok N` or `bad TEXT`                    | writes to N common pages, checks, undoes   |
-//! | `reboot`   | (then `ready` again)                    | the machine is reset                       |
-//! | `poweroff` | (none)                                  | the machine goes off                       |
-//! | other      | `what? LINE`                            | the line is not understood                 |
+//! | question   | answer                         | meaning                              |
+//! |------------|--------------------------------|--------------------------------------|
+//! | (none)     | `ready PAGES`                  | said once: the memory is filled      |
+//! | `sum`      | `sum HEX`                      | checksum of what does not change     |
+//! | `verify`   | `ok PAGES WRITTEN`, `bad TEXT` | every page against what it should be |
+//! | `stop`     | `ok`                           | the churn rests                      |
+//! | `go`       | `ok`                           | the churn goes on                    |
+//! | `write N`  | `ok N`, `bad TEXT`             | writes to N common pages, undoes it  |
+//! | `reboot`   | (then `ready` again)           | the machine is reset                 |
+//! | `poweroff` | (none)                         | the machine goes off                 |
+//! | other      | `what? LINE`                   | the line is not understood           |
 
 use std::fmt;
 

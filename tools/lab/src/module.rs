@@ -274,8 +274,8 @@ impl Device {
     /// The module's.
     pub fn ioctl<T: Argument>(&self, number: u32, argument: &mut T) -> io::Result<()> {
         let pointer: *mut T = argument;
-        // SAFETY: `Argument` types are those of the UAPI header; the kernel reads and writes as many
-        // bytes as the number says, and `T::fits` makes sure that `argument` has them.
+        // SAFETY: `Argument` types are those of the UAPI header; the kernel reads and writes as
+        // many bytes as the number says, and `T::fits` makes sure that `argument` has them.
         let result = unsafe {
             assert!(T::fits(number));
             libc::ioctl(self.0.as_raw_fd(), libc::c_ulong::from(number), pointer)

@@ -2,10 +2,10 @@
 
 //! How many pages could be merged, and how many are: counted from contents and page tables alone.
 //!
-//! A [`Snapshot`] notes for each mapped page its content (as a 128-bit hash of our own, unrelated to
-//! the module's) and its frame. Pages of equal content are a group. Of a group of *n* pages in *f*
-//! frames, *n* - 1 could be saved and *n* - *f* are. Zero pages are a class of their own: each could
-//! be saved, and is when its frame is the kernel's page of zeroes.
+//! A [`Snapshot`] notes for each mapped page its content (as a 128-bit hash of our own, unrelated
+//! to the module's) and its frame. Pages of equal content are a group. Of a group of *n* pages in
+//! *f* frames, *n* - 1 could be saved and *n* - *f* are. Zero pages are a class of their own: each
+//! could be saved, and is when its frame is the kernel's page of zeroes.
 
 use std::collections::{
     HashMap,

@@ -8,8 +8,8 @@ use std::os::unix::fs::FileExt;
 
 /// The bytes of another process.
 ///
-/// `/proc/PID/mem` takes plain references; `process_vm_readv` pins pages, which gives a page of some
-/// kernels its own copy back: a judge must not change what it judges.
+/// `/proc/PID/mem` takes plain references; `process_vm_readv` pins pages, which gives a page of
+/// some kernels its own copy back: a judge must not change what it judges.
 pub struct Bytes(File);
 
 impl Bytes {

@@ -2,9 +2,9 @@
 
 //! Runs tests one after another, each in a process of its own, and says how each ended.
 //!
-//! Output is the Test Anything Protocol: `1..N`, then `ok I - NAME`, `not ok I - NAME` or
-//! `ok I - NAME # SKIP REASON`; lines that begin with `# ` explain. After each test whatever it left
-//! behind is killed, the module is unloaded, and the kernel's log must be free of alarms.
+//! Output is the Test Anything Protocol: `1..N`, then `ok I - NAME`, `not ok I - NAME` or `ok I -
+//! NAME # SKIP REASON`; lines that begin with `# ` explain. After each test whatever it left behind
+//! is killed, the module is unloaded, and the kernel's log must be free of alarms.
 
 use std::fmt;
 use std::io::{

@@ -2,8 +2,8 @@
 
 //! The demonstration: three guests, their memory comes together, and nobody but the host notices.
 //!
-//! Everything that decides is seen from outside the module: page tables, guest checksums, the host's
-//! MemAvailable, the kernel's log. The exit status is 0 only when every check held.
+//! Everything that decides is seen from outside the module: page tables, guest checksums, the
+//! host's MemAvailable, the kernel's log. The exit status is 0 only when every check held.
 
 mod guests;
 mod report;
@@ -169,8 +169,8 @@ fn merge(report: &mut Report, guests: &mut Guests) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Shows the table until nothing changes any more, while the guests verify themselves. How the table
-/// ended, how often each guest verified, and what was wrong if something was.
+/// Shows the table until nothing changes any more, while the guests verify themselves. How the
+/// table ended, how often each guest verified, and what was wrong if something was.
 fn show(guests: &mut Guests) -> Result<(ExitStatus, u32, Option<String>), Failure> {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| -> Result<_, Failure> {

@@ -138,7 +138,8 @@ fn run(tests: &[&Test], transitions: usize) -> ExitCode {
     // KVM flips a static key with the first and the last VM, which emulated processors may survive
     // badly while others run that code: one VM always exists.
     let _idle = tinyvm::Vm::new();
-    // Free pages on per-CPU lists, which may hold tens of MiB, are not in MemFree: keep those short.
+    // Free pages on per-CPU lists, which may hold tens of MiB, are not in MemFree: keep those
+    // short.
     if let Err(error) = std::fs::write("/proc/sys/vm/percpu_pagelist_high_fraction", "1000000") {
         println!("# MemFree may lag: {error}");
     }

@@ -270,11 +270,12 @@ fn collapsing_huge_pages_races_with_merging() -> Outcome {
     let host = Host::new()?;
     module::set("thp_split_threshold", 1)?;
     let guest = host.guest(1024, Backing::Huge, PRIVATE)?;
-    let key = |page: usize, round: u64| (page as u64 % 64) + round / 16;
+    let key = |page: usize, round: u64| (page as u64 % 64) + round / 2;
     let (mut collapsed, mut saved, mut round) = (0, 0, 0);
     let end = Instant::now() + TIME;
     while Instant::now() < end {
-        if round % 16 == 0 {
+        // Collapsing refuses merged pages, so it must find them while they are about to merge.
+        if round % 2 == 0 {
             guest.fill_with(|page| key(page, round));
         }
         for half in [0, 512] {
@@ -326,7 +327,8 @@ fn move_pages(memory: &Memory, node: i32) -> Outcome {
     let pages: Vec<_> = (0..memory.pages()).map(|page| memory.page(page)).collect();
     let nodes = vec![node; pages.len()];
     let mut status = vec![0_i32; pages.len()];
-    // SAFETY: the three lists have as many elements as the count says; the pages keep their content.
+    // SAFETY: the three lists have as many elements as the count says; the pages keep their
+    // content.
     let result = unsafe {
         libc::syscall(
             libc::SYS_move_pages,
