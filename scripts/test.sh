@@ -49,9 +49,24 @@ stage_kunit() {
 			rmmod twinpage_kunit'
 }
 
+# build_test_hmm: the kernel's own test of device memory, which the stock kernel
+# does not ship, from its source; what it is called with goes into PAYLOAD.
+build_test_hmm() {
+	local build source dir=$TOP/build/test_hmm
+	build=$("$TOP/scripts/prepare.sh" stock)
+	source=$("$TOP/scripts/prepare.sh" source)
+	mkdir -p "$dir"
+	cp "$source/src/lib/test_hmm.c" "$source/src/lib/test_hmm_uapi.h" "$dir/"
+	echo 'obj-m := test_hmm.o' >"$dir/Kbuild"
+	"$TOP/scripts/root.sh" make -s -C "$build" CC=x86_64-linux-gnu-gcc-14 M="$dir" \
+		CONFIG_DEBUG_INFO_BTF_MODULES= modules
+	PAYLOAD+=(--file "$dir/test_hmm.ko:/test_hmm.ko")
+}
+
 # stage_e2e KERNEL: the end-to-end program judges from inside the host.
 stage_e2e() {
 	build_payload "$1"
+	[ "$1" != stock ] || build_test_hmm
 	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 5400 --mem 3072 --check-log \
 		--out "$LOG/e2e-$1" "${PAYLOAD[@]}" \
 		-- twinpage-e2e ${ONLY:+--only "$ONLY"}

@@ -57,7 +57,7 @@ fn memory_of_a_device_and_merged_pages_keep_apart() -> Outcome {
     let [a, b] = host.twins(PAGES)?;
     let frame = a.frames()?[0].ok_or(Failure::Failed("not mapped".into()))?;
     if Frames::open()?.flags(frame)?.anonymous() {
-        // merge-mechanics calls this variant D2; migrate_vma cannot handle its pages.
+        // Documentation/design.rst, "Two kinds of copy": migrate_vma cannot handle these.
         let text = "merged pages are anonymous on this kernel, which HMM cannot migrate";
         return Err(Failure::Skipped(text.into()));
     }
