@@ -193,7 +193,7 @@ fn the_tool_attaches_shows_and_verifies() -> Outcome {
     let tail: Vec<_> = text.lines().rev().take(5).collect();
     println!("{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
     machine.fine(Request::Go)?;
-    tool(&["set", "pages_to_scan", "2000"])?;
+    tool(&["set", "pages_to_scan=2000"])?;
     ensure!(module::knob("pages_to_scan")? == "2000", "set did not set");
     tool(&["detach", "--pid", &pid, "--unmerge"])?;
     let judgement = judge(&mut machine)?;
