@@ -274,4 +274,39 @@ mod tests {
         assert_eq!(toy.index.totals().counters.merges, 100);
         Ok(())
     }
+
+    #[test]
+    fn votes_are_forgotten_when_the_block_is_looked_at() -> Result<(), Untested> {
+        let mut toy = Toy::new(3)?;
+        toy.fill(0, 0..BLOCK_PAGES, |index| Page::Huge(1 + index));
+        toy.fill(1, 0..BLOCK_PAGES, |index| {
+            Page::Huge(if index < 40 { 1 + index } else { 5000 + index })
+        });
+        assert!(toy.pass(2));
+        toy.fill(1, 0..BLOCK_PAGES, |index| Page::Huge(9000 + index));
+        assert!(toy.pass(2));
+        toy.fill(2, 0..40, |index| Page::Own(101 + index));
+        assert!(toy.pass(3));
+        assert_eq!(toy.world.splits, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn votes_are_cast_again_by_those_that_rest() -> Result<(), Untested> {
+        let mut toy = Toy::new(3)?;
+        toy.fill(0, 0..BLOCK_PAGES, |index| Page::Huge(1 + index));
+        toy.fill(1, 0..BLOCK_PAGES, |index| {
+            Page::Huge(if index < 40 { 1 + index } else { 5000 + index })
+        });
+        for _ in 0..16 {
+            assert!(toy.pass(2));
+        }
+        assert_eq!(toy.world.splits, 0);
+        toy.fill(2, 0..40, |index| Page::Own(101 + index));
+        assert!(toy.pass(3));
+        assert!(toy.pass(3));
+        assert_eq!(toy.world.splits, 1);
+        assert!(toy.gauge(2, Gauge::Merged) >= 16);
+        Ok(())
+    }
 }

@@ -336,12 +336,40 @@ mod tests {
     use crate::engine::{
         stats::Gauge,
         toy::{
+            Moment,
             Page,
             Toy,
             Untested,
+            Write,
             PAGES, //
         },
     };
+    use crate::mem::{
+        AllocError,
+        GFP_KERNEL, //
+    };
+
+    /// The guest writes 99 to a page at that moment.
+    fn write(toy: &mut Toy, moment: Moment, index: usize) -> Result<(), AllocError> {
+        let page = Page::Own(99);
+        let write = Write {
+            moment,
+            index,
+            page,
+        };
+        toy.world.writes.push(write, GFP_KERNEL)
+    }
+
+    /// A guest with a candidate that has changed since, and one with two pages of the hash that it
+    /// had.
+    fn changed_twin() -> Result<Toy, Untested> {
+        let mut toy = Toy::new(2)?;
+        toy.fill(0, 0..1, |_| Page::Own(5));
+        toy.step(0)?;
+        toy.fill(0, 0..1, |_| Page::Own(6));
+        toy.fill(1, 1..3, |_| Page::Own(5));
+        Ok(toy)
+    }
 
     #[test]
     fn zeroes_map_the_zero_page() -> Result<(), Untested> {
@@ -360,7 +388,7 @@ mod tests {
         toy.fill(0, 0..8, |index| Page::Own(1 + index));
         toy.fill(1, 0..8, |index| Page::Own(1 + index));
         toy.step(0)?;
-        toy.world.write_after_hash = Some((3, Page::Own(99)));
+        write(&mut toy, Moment::Hashed, 3)?;
         toy.step(1)?;
         assert_eq!(toy.index.check(), Ok(()));
         assert_eq!(toy.world.content(1, 3), 99);
@@ -368,6 +396,47 @@ mod tests {
         assert_eq!(toy.gauge(1, Gauge::Merged), 7);
         // The copy that was made of the new content is nobody's.
         assert_eq!(toy.index.copies(), 7);
+        Ok(())
+    }
+
+    #[test]
+    fn a_copy_that_nobody_took_is_freed_at_once() -> Result<(), Untested> {
+        let mut toy = changed_twin()?;
+        write(&mut toy, Moment::Copied, 1)?;
+        write(&mut toy, Moment::Hashed, 2)?;
+        toy.step(1)?;
+        assert_eq!(toy.index.check(), Ok(()));
+        assert_eq!(toy.index.copies(), 0);
+        assert_eq!(toy.gauge(1, Gauge::Volatile), 2);
+        Ok(())
+    }
+
+    #[test]
+    fn a_copy_that_one_page_took_is_found_by_others() -> Result<(), Untested> {
+        let mut toy = changed_twin()?;
+        write(&mut toy, Moment::Hashed, 2)?;
+        toy.step(1)?;
+        assert_eq!(toy.index.check(), Ok(()));
+        assert_eq!(toy.gauge(1, Gauge::Merged), 1);
+        toy.fill(1, 3..4, |_| Page::Own(5));
+        // The first one ends the pass in which the step was.
+        assert!(toy.pass(2));
+        assert!(toy.pass(2));
+        assert_eq!(toy.gauge(1, Gauge::Merged), 2);
+        assert_eq!(toy.index.copies(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_copy_of_other_content_than_its_hash_is_given_back() -> Result<(), Untested> {
+        let mut toy = changed_twin()?;
+        write(&mut toy, Moment::Hashed, 1)?;
+        toy.step(1)?;
+        assert_eq!(toy.index.check(), Ok(()));
+        assert_eq!(toy.index.copies(), 0);
+        assert_eq!(toy.gauge(1, Gauge::Merged), 0);
+        assert_eq!(toy.world.content(1, 1), 99);
+        assert_eq!(toy.world.content(1, 2), 5);
         Ok(())
     }
 

@@ -59,6 +59,26 @@ pub enum Page {
     Zero,
 }
 
+/// When a page changes behind the engine's back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// When it was hashed.
+    Hashed,
+    /// When a copy of it was made.
+    Copied,
+}
+
+/// A change behind the engine's back.
+#[derive(Clone, Copy, Debug)]
+pub struct Write {
+    /// When.
+    pub moment: Moment,
+    /// Which page of the block.
+    pub index: usize,
+    /// What it is then.
+    pub page: Page,
+}
+
 /// A merged copy.
 #[derive(Clone, Copy, Debug)]
 struct Made {
@@ -92,8 +112,8 @@ pub struct Guests {
     pub splits: u32,
     /// Whether there is memory for frames.
     pub has_memory: bool,
-    /// Contents change behind the engine's back, once: when a hash was computed.
-    pub write_after_hash: Option<(usize, Page)>,
+    /// Pages that change behind the engine's back, each once.
+    pub writes: KVVec<Write>,
 }
 
 impl Toy {
@@ -110,7 +130,7 @@ impl Toy {
                 looked: 0,
                 splits: 0,
                 has_memory: true,
-                write_after_hash: None,
+                writes: KVVec::new(),
             },
         };
         for guest in 0..guests {
@@ -196,6 +216,19 @@ impl Guests {
         }
     }
 
+    /// Does what was to happen to a page of the block last looked at.
+    fn write_behind(&mut self, moment: Moment, index: usize) {
+        for write in self.writes.iter() {
+            if write.moment == moment && write.index == index {
+                if let Some(page) = self.pages.get_mut(self.looked.wrapping_add(index)) {
+                    *page = write.page;
+                }
+            }
+        }
+        self.writes
+            .retain(|write| write.moment != moment || write.index != index);
+    }
+
     fn looked_at(&self, index: usize) -> u64 {
         let place = self.looked.wrapping_add(index);
         match self.pages.get(place) {
@@ -263,11 +296,7 @@ impl World for Guests {
 
     fn hash(&mut self, index: usize, seed: u64) -> u64 {
         let hash = hash_of(self.looked_at(index), seed);
-        if let Some((_, page)) = self.write_after_hash.take_if(|(at, _)| *at == index) {
-            if let Some(slot) = self.pages.get_mut(self.looked.wrapping_add(index)) {
-                *slot = page;
-            }
-        }
+        self.write_behind(Moment::Hashed, index);
         hash
     }
 
@@ -280,6 +309,7 @@ impl World for Guests {
         if !self.has_memory || self.made.push(made, GFP_KERNEL).is_err() {
             return None;
         }
+        self.write_behind(Moment::Copied, index);
         Some(Frame(self.made.len().wrapping_sub(1) as u32))
     }
 

@@ -150,6 +150,11 @@ impl<T> KVVec<T> {
         self.0.truncate(len);
     }
 
+    /// Removes the elements that are not to be kept.
+    pub fn retain(&mut self, keep: impl FnMut(&mut T) -> bool) {
+        self.0.retain_mut(keep);
+    }
+
     /// Removes all elements and keeps the memory.
     pub fn clear(&mut self) {
         self.0.clear();

@@ -164,11 +164,12 @@ fn copies_are_found_by_digest() {
     assert_eq!(find(&mut driver, 0, near), None);
     assert_eq!(find(&mut driver, 0, digest_of(0)), None);
     // New ones are found, those that are gone are not.
-    driver.host.write(0, 700, 999);
-    driver.host.write(0, 701, 999);
     for page in 0..2 {
         driver.host.discard(0, page);
     }
+    driver.round();
+    driver.host.write(0, 700, 999);
+    driver.host.write(0, 701, 999);
     driver.round();
     assert_eq!(find(&mut driver, 0, digest_of(999)), Some(999));
     assert_eq!(find(&mut driver, 0, digest_of(1)), None);
@@ -193,8 +194,7 @@ fn of_equal_copies_one_is_found_as_long_as_there_is_one() {
         ));
     }
     // Each copy in turn loses its pages.
-    let mut left: Vec<u64> = (0..6).collect();
-    while let Some(page) = left.pop() {
+    for page in 0..6 {
         assert_eq!(find(&mut driver, 0, digest_of(5)), Some(5));
         driver.host.discard(0, page);
         driver.sweep();

@@ -278,6 +278,28 @@ fn a_huge_page_is_split_when_enough_of_it_would_merge() {
 }
 
 #[test]
+fn what_cannot_be_split_is_not_tried_for_each_page() {
+    let mut driver = Driver::new(1);
+    driver.host.chaos.no_split = 1000;
+    driver.add_guest(0, 0, BLOCK);
+    driver.add_guest(1, 0, BLOCK);
+    fill_alike(&mut driver, &[0, 1], 0..BLOCK);
+    driver.host.collapse(0, 0, BLOCK);
+    driver.round();
+    assert_eq!(driver.host.split_calls, 1);
+    assert_eq!(driver.gauge(1, Gauge::Unshared), BLOCK);
+    driver.host.collapse(1, 0, BLOCK);
+    driver.round();
+    assert!(driver.host.split_calls < 12);
+    driver.host.calm();
+    for _ in 0..9 {
+        driver.round();
+    }
+    assert_eq!(driver.gauge(1, Gauge::Merged), BLOCK);
+    driver.finish();
+}
+
+#[test]
 fn zeroes_in_a_huge_page_count() {
     for (zeroes, split) in [(63, false), (64, true)] {
         let mut driver = Driver::new(1);

@@ -212,6 +212,7 @@ pub struct Host {
     next_child: u32,
     pub merges: u64,
     pub splits: u64,
+    pub split_calls: u64,
     pub hashed: u64,
     pub share_calls: u64,
     pub longest_run: usize,
@@ -233,6 +234,7 @@ impl Host {
             next_child: 1 << 20,
             merges: 0,
             splits: 0,
+            split_calls: 0,
             hashed: 0,
             share_calls: 0,
             longest_run: 0,
@@ -791,6 +793,7 @@ impl World for Host {
     fn split(&mut self, guest: GuestId, addr: u64) -> bool {
         self.happen();
         assert!(self.kept.is_empty(), "pages are kept while splitting");
+        self.split_calls += 1;
         if self.mms.get(&guest.0).is_none_or(|mm| mm.gone) || self.chance(self.chaos.no_split) {
             return false;
         }
