@@ -39,23 +39,23 @@ use crate::host::{
 pub const TESTS: &[Test] = &[
     Test {
         name: "a_guest_reboots_while_it_is_merged",
-        seconds: 600,
+        seconds: 1500,
         run: a_guest_reboots_while_it_is_merged,
     },
     Test {
         name: "a_balloon_inflates_and_deflates",
-        seconds: 600,
+        seconds: 1500,
         run: a_balloon_inflates_and_deflates,
     },
     Test {
         name: "the_tool_attaches_shows_and_verifies",
-        seconds: 600,
+        seconds: 1500,
         run: the_tool_attaches_shows_and_verifies,
     },
 ];
 
 /// The longest that a guest of this size may take to converge.
-const CONVERGE: Duration = Duration::from_secs(120);
+const CONVERGE: Duration = Duration::from_secs(400);
 
 /// A small guest with pages that repeat inside and zero pages.
 fn guest(name: &str, balloon: bool) -> Result<Machine, Failure> {
