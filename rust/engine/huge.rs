@@ -309,4 +309,19 @@ mod tests {
         assert!(toy.gauge(2, Gauge::Merged) >= 16);
         Ok(())
     }
+
+    #[test]
+    fn zeroes_that_appear_by_themselves_are_not_ours() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..BLOCK_PAGES, |index| {
+            Page::Huge(if index < 40 { 0 } else { index })
+        });
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Skip(Skip::Huge)), 40);
+        toy.fill(0, 0..BLOCK_PAGES, |_| Page::Zero);
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Zero), 0);
+        assert_eq!(toy.index.totals().counters.merges, 0);
+        Ok(())
+    }
 }

@@ -400,6 +400,23 @@ mod tests {
     }
 
     #[test]
+    fn a_page_that_went_away_is_volatile() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..4, |_| Page::Own(0));
+        let gone = Write {
+            moment: Moment::Hashed,
+            index: 2,
+            page: Page::Absent,
+        };
+        toy.world.writes.push(gone, GFP_KERNEL)?;
+        toy.step(0)?;
+        assert_eq!(toy.index.check(), Ok(()));
+        assert_eq!(toy.gauge(0, Gauge::Zero), 3);
+        assert_eq!(toy.gauge(0, Gauge::Volatile), 1);
+        Ok(())
+    }
+
+    #[test]
     fn a_copy_that_nobody_took_is_freed_at_once() -> Result<(), Untested> {
         let mut toy = changed_twin()?;
         write(&mut toy, Moment::Copied, 1)?;

@@ -238,7 +238,6 @@ fn folios_of_any_size_are_split() {
             }
         }
         driver.round();
-        driver.round();
         for guest in 0..2 {
             assert_eq!(driver.gauge(guest, Gauge::Merged), BLOCK);
         }
@@ -324,9 +323,18 @@ fn pages_that_never_change_are_looked_at_seldom() {
     for page in 0..BLOCK {
         driver.host.write(0, page, 1000 + page);
     }
-    for _ in 0..16 {
+    // Not while that is off.
+    driver.knobs.smart_scan = false;
+    for _ in 0..5 {
         driver.round();
     }
+    driver.knobs.smart_scan = true;
+    for passes in 6..16 {
+        driver.round();
+        let scanned = driver.stats(0).counters.scanned;
+        assert_eq!(scanned == passes * BLOCK, passes == 6);
+    }
+    driver.round();
     let early = driver.stats(0).counters.scanned;
     for _ in 0..8 {
         driver.round();
@@ -475,6 +483,17 @@ fn memory_that_comes_and_goes_is_followed() {
     driver.add_guest(0, 0, 4 * BLOCK);
     fill_alike(&mut driver, &[0], 0..4 * BLOCK);
     driver.round();
+    // Pages beside absent ones were not looked at.
+    driver
+        .ranges
+        .insert(0, vec![span(8 * BLOCK..8 * BLOCK + 10)]);
+    driver.round();
+    assert_eq!(driver.gauge(0, Gauge::Absent), 10);
+    driver
+        .ranges
+        .insert(0, vec![span(8 * BLOCK..8 * BLOCK + 20)]);
+    driver.refresh(0);
+    assert_eq!(driver.gauge(0, Gauge::Unseen), 20);
     let layouts = [
         vec![span(0..4 * BLOCK)],
         vec![
@@ -587,17 +606,84 @@ fn a_broken_copy_is_not_handed_out_again() {
     }
     driver.round();
     assert_eq!(driver.gauge(0, Gauge::Skip(Skip::Poison)), 4);
-    // The host panics if the broken one is shared or read again.
+    // The host panics if the broken one is read again.
     for page in 10..14 {
         driver.host.write(0, page, 5);
     }
     driver.round();
+    assert_eq!(driver.host.broken_shares, 0);
     assert_eq!(driver.gauge(0, Gauge::Merged), 4);
     for page in 0..4 {
         driver.host.discard(0, page);
     }
     driver.round();
     assert_eq!(driver.index(0).copies(), 1);
+    driver.finish();
+}
+
+#[test]
+fn a_copy_that_turns_out_to_be_broken_is_tried_once() {
+    let mut driver = Driver::new(1);
+    driver.add_guest(0, 0, 64);
+    for page in 0..4 {
+        driver.host.write(0, page, 5);
+    }
+    driver.round();
+    // Nobody that maps it is looked at before the others want it.
+    driver.ranges.insert(0, vec![span(4..64)]);
+    driver.refresh(0);
+    for info in driver.host.frames.borrow_mut().used.values_mut() {
+        info.poisoned = true;
+    }
+    for page in (10..30).step_by(2) {
+        driver.host.write(0, page, 5);
+    }
+    for _ in 0..3 {
+        driver.round();
+    }
+    assert_eq!(driver.host.broken_shares, 1);
+    assert_eq!(driver.gauge(0, Gauge::Merged), 10);
+    driver.finish();
+}
+
+#[test]
+fn pages_that_cannot_be_shared_are_tried_seldom() {
+    let mut driver = Driver::new(1);
+    driver.add_guest(0, 0, 64);
+    for page in 0..3 {
+        driver.host.write(0, page, 5);
+    }
+    driver.round();
+    driver.host.write(0, 3, 5);
+    if let host::Pte::Frame(pfn) = driver.host.pte(0, 3) {
+        driver.host.frames.borrow_mut().get_mut(pfn).pinned = true;
+    }
+    let calls = driver.host.share_calls;
+    for _ in 0..24 {
+        driver.round();
+    }
+    assert_eq!(driver.gauge(0, Gauge::Skip(Skip::Pinned)), 1);
+    assert!(driver.host.share_calls - calls <= 6);
+    driver.host.calm();
+    for _ in 0..8 {
+        driver.round();
+    }
+    assert_eq!(driver.gauge(0, Gauge::Merged), 4);
+    driver.finish();
+}
+
+#[test]
+fn a_busy_block_is_passed_over_in_the_end() {
+    let mut driver = Driver::new(1);
+    driver.add_guest(0, 0, 3 * BLOCK);
+    fill_alike(&mut driver, &[0], 0..3 * BLOCK);
+    driver.host.chaos.busy = 1000;
+    let steps: Vec<_> = (0..27).map(|_| driver.scan(0)).collect();
+    assert_eq!(steps.iter().filter(|step| step.is_err()).count(), 24);
+    assert!(steps[26].is_ok_and(|step| step.pass_ended));
+    driver.host.calm();
+    driver.round();
+    assert_eq!(driver.gauge(0, Gauge::Unshared), 3 * BLOCK);
     driver.finish();
 }
 

@@ -216,6 +216,8 @@ pub struct Host {
     pub hashed: u64,
     pub share_calls: u64,
     pub longest_run: usize,
+    /// Pages that were to map a broken frame.
+    pub broken_shares: u64,
 }
 
 impl Host {
@@ -238,6 +240,7 @@ impl Host {
             hashed: 0,
             share_calls: 0,
             longest_run: 0,
+            broken_shares: 0,
         }
     }
 
@@ -639,7 +642,10 @@ impl Host {
                 let frames = self.frames.borrow();
                 let info = frames.get(frame.pfn);
                 assert_eq!(info.usage, Use::Copy(self.current), "another domain's copy");
-                assert!(!info.poisoned, "a broken frame");
+                if info.poisoned {
+                    self.broken_shares += 1;
+                    return Shared::Skip(Skip::Poison);
+                }
                 (info.content, Pte::Frame(frame.pfn))
             }
         };
