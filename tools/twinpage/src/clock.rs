@@ -2,11 +2,15 @@
 
 //! Time, and the user who does not want to wait any longer.
 
-use std::cell::OnceCell;
 use std::sync::mpsc::{
     channel,
     Receiver,
     RecvTimeoutError, //
+};
+use std::sync::{
+    Mutex,
+    OnceLock,
+    PoisonError, //
 };
 use std::thread;
 use std::time::{
@@ -24,7 +28,7 @@ pub enum Pause {
 }
 
 /// Time as a command sees it.
-pub trait Clock {
+pub trait Clock: Send + Sync {
     /// Time since some fixed moment.
     fn now(&self) -> Duration;
 
@@ -42,14 +46,14 @@ pub struct SystemClock {
     /// The fixed moment.
     start: Instant,
     /// One message a signal, once they are caught.
-    signals: OnceCell<Option<Receiver<()>>>,
+    signals: OnceLock<Option<Mutex<Receiver<()>>>>,
 }
 
 impl Default for SystemClock {
     fn default() -> Self {
         Self {
             start: Instant::now(),
-            signals: OnceCell::new(),
+            signals: OnceLock::new(),
         }
     }
 }
@@ -64,6 +68,8 @@ impl Clock for SystemClock {
             thread::sleep(duration);
             return Pause::Elapsed;
         };
+        // A receiver cannot be left in a bad state.
+        let signals = signals.lock().unwrap_or_else(PoisonError::into_inner);
         match signals.recv_timeout(duration) {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => Pause::Interrupted,
             Err(RecvTimeoutError::Timeout) => Pause::Elapsed,
@@ -77,7 +83,7 @@ impl Clock for SystemClock {
             let handler = move || sender.send(()).unwrap_or_default();
             // Without a handler a signal ends the program, as it does by default.
             ctrlc::set_handler(handler).ok()?;
-            Some(receiver)
+            Some(Mutex::new(receiver))
         });
     }
 }

@@ -58,8 +58,8 @@ pub struct Version {
     pub features: u32,
 }
 
-/// An open `/dev/twinpage`.
-pub trait Device {
+/// An open `/dev/twinpage`, for any number of threads.
+pub trait Device: Send + Sync {
     /// What the module speaks.
     ///
     /// # Errors
@@ -86,7 +86,7 @@ pub trait Device {
 }
 
 /// The system calls that are more than reading and writing files.
-pub trait Kernel {
+pub trait Kernel: Send + Sync {
     /// Opens the device node at `path`.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ use std::path::{
     Path,
     PathBuf, //
 };
+use std::sync::Arc;
 
 use crate::clock::{
     Clock,
@@ -81,24 +82,25 @@ impl FileError {
     }
 }
 
-/// The machine, as the tool sees it.
+/// The machine, as the tool sees it. A clone is the same machine, for another thread.
+#[derive(Clone)]
 pub struct Host {
     /// The directory that stands for `/`.
     root: PathBuf,
     /// System calls.
-    kernel: Box<dyn Kernel>,
+    kernel: Arc<dyn Kernel>,
     /// Time.
-    clock: Box<dyn Clock>,
+    clock: Arc<dyn Clock>,
 }
 
 impl Host {
     /// The machine that this program runs on.
     pub fn running() -> Self {
-        Self::new("/", Box::new(Running), Box::<SystemClock>::default())
+        Self::new("/", Arc::new(Running), Arc::<SystemClock>::default())
     }
 
     /// A machine whose files are below `root`.
-    pub fn new(root: impl Into<PathBuf>, kernel: Box<dyn Kernel>, clock: Box<dyn Clock>) -> Self {
+    pub fn new(root: impl Into<PathBuf>, kernel: Arc<dyn Kernel>, clock: Arc<dyn Clock>) -> Self {
         let root = root.into();
         Self {
             root,

@@ -96,7 +96,12 @@ fn causes_are_named() {
     for (errno, code, message) in table {
         let machine = Machine::new();
         machine.process(812, "vmm", 1);
-        machine.state.borrow_mut().attach_errors.insert(812, errno);
+        machine
+            .state
+            .lock()
+            .unwrap()
+            .attach_errors
+            .insert(812, errno);
         let ran = machine.run("attach --pid 812");
         assert!(
             ran.bad(code).starts_with(&format!("twinpage: {message}")),
@@ -124,7 +129,7 @@ fn causes_of_not_getting_the_descriptor_are_named() {
     for (errno, code, message) in table {
         let machine = Machine::new();
         machine.process(812, "vmm", 1);
-        machine.state.borrow_mut().take_errors.insert(812, errno);
+        machine.state.lock().unwrap().take_errors.insert(812, errno);
         let ran = machine.run("attach --pid 812");
         assert!(
             ran.bad(code).starts_with(&format!("twinpage: {message}")),
@@ -162,14 +167,14 @@ fn module_must_be_there() {
         .contains("there is no /dev/twinpage"));
 
     let machine = Machine::new();
-    machine.state.borrow_mut().open_error = Some(Errno::ACCESS);
+    machine.state.lock().unwrap().open_error = Some(Errno::ACCESS);
     let ran = machine.run("attach --pid 1");
     assert!(ran
         .bad(3)
         .ends_with("Permission denied (os error 13)\n  Remedy: run as root\n"));
 
     let machine = Machine::new();
-    machine.state.borrow_mut().uapi = 0;
+    machine.state.lock().unwrap().uapi = 0;
     assert!(machine
         .run("attach --pid 1")
         .bad(3)
@@ -179,7 +184,7 @@ fn module_must_be_there() {
 #[test]
 fn newer_modules_are_fine() {
     let machine = Machine::new();
-    machine.state.borrow_mut().uapi = 2;
+    machine.state.lock().unwrap().uapi = 2;
     machine.process(812, "vmm", 1);
     machine.run("attach --pid 812").good();
 }

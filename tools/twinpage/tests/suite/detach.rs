@@ -11,7 +11,8 @@ fn detach_keeps_pages_merged_unless_told() {
     let machine = Machine::new();
     machine
         .state
-        .borrow_mut()
+        .lock()
+        .unwrap()
         .detach_results
         .insert(3, (0, 70, None));
     let ran = machine.run("detach --id 3");
@@ -24,7 +25,8 @@ fn unmerge_tells_how_much() {
     let machine = Machine::new();
     machine
         .state
-        .borrow_mut()
+        .lock()
+        .unwrap()
         .detach_results
         .insert(3, (70, 0, None));
     let ran = machine.run("detach --id 3 --unmerge");
@@ -46,7 +48,8 @@ fn failed_unmerge_tells_how_far_it_got() {
         let machine = Machine::new();
         machine
             .state
-            .borrow_mut()
+            .lock()
+            .unwrap()
             .detach_results
             .insert(3, (10, 60, Some(errno)));
         let ran = machine.run("detach --id 3 --unmerge");
@@ -67,7 +70,8 @@ fn all_means_every_attached_vm() {
         machine.vm(id, pid, 0, &[]);
         machine
             .state
-            .borrow_mut()
+            .lock()
+            .unwrap()
             .detach_results
             .insert(id, (0, 0, None));
     }
@@ -85,7 +89,8 @@ fn pid_means_the_vms_of_that_process() {
         machine.vm(id, pid, 0, &[]);
         machine
             .state
-            .borrow_mut()
+            .lock()
+            .unwrap()
             .detach_results
             .insert(id, (0, 0, None));
     }
@@ -121,7 +126,8 @@ fn signal_ends_the_rest_too() {
     let interrupted = (1, 2, Some(Errno::INTR));
     machine
         .state
-        .borrow_mut()
+        .lock()
+        .unwrap()
         .detach_results
         .insert(3, interrupted);
     let ran = machine.run("detach --all --unmerge");

@@ -210,7 +210,8 @@ fn page_is_read_by_digest() {
     let digest = Digest::of(&MERGED);
     machine
         .state
-        .borrow_mut()
+        .lock()
+        .unwrap()
         .pages
         .insert((7, digest), MERGED.to_vec());
     let ran = machine.run(&format!("read --domain 7 --digest {digest}"));
@@ -226,7 +227,8 @@ fn page_must_have_the_digest() {
     let digest = Digest::of(&MERGED);
     machine
         .state
-        .borrow_mut()
+        .lock()
+        .unwrap()
         .pages
         .insert((7, digest), PRIVATE.to_vec());
     let ran = machine.run(&format!("read --domain 7 --digest {digest}"));

@@ -2,7 +2,6 @@
 
 //! The fakes of a machine: a module that answers as told, a clock that runs at once.
 
-use std::cell::RefCell;
 use std::collections::{
     HashMap,
     HashSet,
@@ -21,7 +20,10 @@ use std::path::{
     Path,
     PathBuf, //
 };
-use std::rc::Rc;
+use std::sync::{
+    Arc,
+    Mutex, //
+};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -49,7 +51,7 @@ use twinpage::vm::Id;
 use crate::machine::SLOTS;
 
 /// What happens to the files while the program waits.
-type Step = Box<dyn FnOnce(&Path)>;
+type Step = Box<dyn FnOnce(&Path) + Send>;
 
 /// What the fake kernel knows and remembers.
 #[derive(Default)]
@@ -97,13 +99,13 @@ impl State {
 }
 
 /// System calls of the machine at a root.
-pub struct FakeKernel(pub PathBuf, pub Rc<RefCell<State>>);
+pub struct FakeKernel(pub PathBuf, pub Arc<Mutex<State>>);
 
 /// The device node of the machine at a root.
-struct FakeDevice(PathBuf, Rc<RefCell<State>>);
+struct FakeDevice(PathBuf, Arc<Mutex<State>>);
 
 /// The time of the machine at a root.
-pub struct FakeClock(pub PathBuf, pub Rc<RefCell<State>>);
+pub struct FakeClock(pub PathBuf, pub Arc<Mutex<State>>);
 
 /// `errno` as the result of a call.
 fn fail<T>(errno: Errno) -> io::Result<T> {
@@ -112,15 +114,15 @@ fn fail<T>(errno: Errno) -> io::Result<T> {
 
 impl Kernel for FakeKernel {
     fn open_device(&self, path: &Path) -> io::Result<Box<dyn Device>> {
-        if let Some(errno) = self.1.borrow().open_error {
+        if let Some(errno) = self.1.lock().unwrap().open_error {
             return fail(errno);
         }
         File::open(path)?;
-        Ok(Box::new(FakeDevice(self.0.clone(), Rc::clone(&self.1))))
+        Ok(Box::new(FakeDevice(self.0.clone(), Arc::clone(&self.1))))
     }
 
     fn take_fd(&self, pid: Pid, _: ForeignFd) -> io::Result<OwnedFd> {
-        let mut state = self.1.borrow_mut();
+        let mut state = self.1.lock().unwrap();
         if let Some(errno) = state.take_errors.get(&pid.0) {
             return fail(*errno);
         }
@@ -131,12 +133,12 @@ impl Kernel for FakeKernel {
 
 impl Device for FakeDevice {
     fn version(&self) -> io::Result<Version> {
-        let State { uapi, features, .. } = *self.1.borrow();
+        let State { uapi, features, .. } = *self.1.lock().unwrap();
         Ok(Version { uapi, features })
     }
 
     fn attach(&self, _: BorrowedFd<'_>, domain: Domain) -> io::Result<Id> {
-        let mut state = self.1.borrow_mut();
+        let mut state = self.1.lock().unwrap();
         let pid = state.taken;
         if let Some(errno) = state.attach_errors.get(&pid) {
             return fail(*errno);
@@ -156,7 +158,7 @@ impl Device for FakeDevice {
     }
 
     fn detach(&self, id: Id, copies: Copies) -> (Detached, io::Result<()>) {
-        let mut state = self.1.borrow_mut();
+        let mut state = self.1.lock().unwrap();
         state.log.push(format!("detach {id} {copies:?}"));
         let known = state.detach_results.get(&id.0).copied();
         let (unmerged, remaining, errno) = known.unwrap_or((0, 0, Some(Errno::NOENT)));
@@ -169,7 +171,7 @@ impl Device for FakeDevice {
     }
 
     fn read_page(&self, domain: Domain, digest: &Digest) -> io::Result<Box<Page>> {
-        let state = self.1.borrow();
+        let state = self.1.lock().unwrap();
         let Some(page) = state.pages.get(&(domain.0, *digest)) else {
             return fail(Errno::NOENT);
         };
@@ -179,19 +181,19 @@ impl Device for FakeDevice {
 
 impl Clock for FakeClock {
     fn now(&self) -> Duration {
-        self.1.borrow().now
+        self.1.lock().unwrap().now
     }
 
     fn pause(&self, duration: Duration) -> Pause {
-        let interrupted = self.1.borrow().interrupted;
+        let interrupted = self.1.lock().unwrap().interrupted;
         if duration.is_zero() {
             return match interrupted {
                 true => Pause::Interrupted,
                 false => Pause::Elapsed,
             };
         }
-        self.1.borrow_mut().now += duration;
-        let step = self.1.borrow_mut().steps.pop_front();
+        self.1.lock().unwrap().now += duration;
+        let step = self.1.lock().unwrap().steps.pop_front();
         let Some(step) = step else {
             return Pause::Interrupted;
         };

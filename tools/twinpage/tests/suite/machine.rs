@@ -2,14 +2,16 @@
 
 //! A machine made of fixtures: a tree of files, and the fakes of `fakes.rs`.
 
-use std::cell::RefCell;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{
     Path,
     PathBuf, //
 };
-use std::rc::Rc;
+use std::sync::{
+    Arc,
+    Mutex, //
+};
 
 use clap::Parser;
 use tempfile::TempDir;
@@ -37,7 +39,7 @@ pub struct Machine {
     /// Where its files are.
     root: TempDir,
     /// Its kernel.
-    pub state: Rc<RefCell<State>>,
+    pub state: Arc<Mutex<State>>,
 }
 
 /// What a run of the program gave.
@@ -77,7 +79,7 @@ impl Machine {
         let state = State::of_new_module();
         let machine = Self {
             root,
-            state: Rc::new(RefCell::new(state)),
+            state: Arc::new(Mutex::new(state)),
         };
         machine.file("/proc/mounts", "none /sys/kernel/debug debugfs rw 0 0\n");
         machine.file("/dev/twinpage", "");
@@ -135,7 +137,7 @@ impl Machine {
 
     /// Adds an attached VM; `changes` replace values of its statistics.
     pub fn vm(&self, id: u32, pid: u32, domain: u64, changes: &[(&str, u64)]) {
-        self.state.borrow_mut().attached.insert(pid);
+        self.state.lock().unwrap().attached.insert(pid);
         let directory = format!("/sys/kernel/debug/twinpage/{id}");
         let mut text = format!("id {id}\npid {pid}\ndomain {domain}\n");
         for (name, value) in STATS {
@@ -155,9 +157,9 @@ impl Machine {
     pub fn run_on(&self, screen: Option<Screen>, line: &str) -> Ran {
         let words = format!("twinpage {line}");
         let cli = Cli::try_parse_from(words.split_whitespace()).unwrap();
-        let kernel = FakeKernel(self.root.path().to_owned(), Rc::clone(&self.state));
-        let clock = FakeClock(self.root.path().to_owned(), Rc::clone(&self.state));
-        let host = Host::new(self.root.path(), Box::new(kernel), Box::new(clock));
+        let kernel = FakeKernel(self.root.path().to_owned(), Arc::clone(&self.state));
+        let clock = FakeClock(self.root.path().to_owned(), Arc::clone(&self.state));
+        let host = Host::new(self.root.path(), Arc::new(kernel), Arc::new(clock));
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let mut console = Console {
             out: &mut out,
@@ -177,12 +179,12 @@ impl Machine {
 
     /// What the module was asked, in words.
     pub fn log(&self) -> Vec<String> {
-        self.state.borrow().log.clone()
+        self.state.lock().unwrap().log.clone()
     }
 
     /// Lets something happen to the files while the program waits.
-    pub fn later(&self, step: impl FnOnce(&Path) + 'static) {
-        self.state.borrow_mut().steps.push_back(Box::new(step));
+    pub fn later(&self, step: impl FnOnce(&Path) + Send + 'static) {
+        self.state.lock().unwrap().steps.push_back(Box::new(step));
     }
 }
 
