@@ -10,6 +10,8 @@
 #	--thread MODE    of the emulation: multi (default) or single
 #	--timeout S      give up after S seconds (default 900)
 #	--append ARGS    more kernel parameters
+#	--net ROLE:PATH  a virtio network card; two machines with the same PATH, one
+#	                 as server and one as client, are on one cable
 #	--file H:G       put the file H of this machine at G in the host under test
 #	--out DIR        keep console.log, output.log and what COMMAND left in /out
 #	--check-log      fail when the kernel log has something to explain
@@ -22,7 +24,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 need_root_user
 
-KERNEL='' MEM=2048 SMP=2 THREAD=multi TIMEOUT=900 APPEND='' OUT='' CHECK_LOG=''
+KERNEL='' MEM=2048 SMP=2 THREAD=multi TIMEOUT=900 APPEND='' OUT='' CHECK_LOG='' NET=''
 FILES=()
 # An emulated processor stands still while its machine is busy; that is no
 # lockup.
@@ -42,6 +44,7 @@ parse() {
 		--thread) THREAD=$2 ;;
 		--timeout) TIMEOUT=$2 ;;
 		--append) APPEND+=" $2" ;;
+		--net) NET=$2 ;;
 		--file) FILES+=("$2") ;;
 		--out) OUT=$2 ;;
 		*) die "vm.sh does not know the option $1" ;;
@@ -53,6 +56,10 @@ parse() {
 	case $KERNEL in
 	stock | debug) ;;
 	*) die "vm.sh: --kernel must be stock or debug" ;;
+	esac
+	case $NET in
+	'' | server:?* | client:?*) ;;
+	*) die "vm.sh: --net wants server:PATH or client:PATH, not '$NET'" ;;
 	esac
 }
 
@@ -99,9 +106,21 @@ kernel_image() {
 	esac
 }
 
+# cable: arguments of the emulator for the network card, a word each.
+cable() {
+	local mac=52:54:00:77:00:01 plug="server=on"
+	case $NET in
+	'') return ;;
+	client:*) mac=52:54:00:77:00:02 plug="server=off,reconnect-ms=500" ;;
+	esac
+	printf '%s\0' -netdev "stream,id=cable,$plug,addr.type=unix,addr.path=${NET#*:}" \
+		-device "virtio-net-pci,netdev=cable,mac=$mac,romfile="
+}
+
 # machine DIR IMAGE: run the emulator; its files are in DIR.
 machine() {
 	local dir=$1 image=$2 name ports=()
+	mapfile -d '' -t ports < <(cable)
 	for name in job files status; do
 		ports+=(-chardev "file,id=$name,path=$dir/$name"
 			-device "virtserialport,chardev=$name,name=$name")
