@@ -3,7 +3,7 @@
 #
 # Prepares what the build and the tests need, once, in the cache:
 #
-#	scripts/prepare.sh root|source|stock|debug|initrd...
+#	scripts/prepare.sh root|source|stock|debug|initrd|peers...
 #
 # prints the path of each. What is there already costs nothing and needs no
 # network. "prepare.sh --newest" asks again which kernel is the newest.
@@ -21,11 +21,13 @@ HERE=$(dirname "$0")
 . "$HERE/prepare/debug.sh"
 # shellcheck source=scripts/prepare/initrd.sh
 . "$HERE/prepare/initrd.sh"
+# shellcheck source=scripts/prepare/peers.sh
+. "$HERE/prepare/peers.sh"
 
-[ $# -gt 0 ] || die "usage: scripts/prepare.sh root|source|stock|debug|initrd..."
+[ $# -gt 0 ] || die "usage: scripts/prepare.sh root|source|stock|debug|initrd|peers..."
 for thing in "$@"; do
 	case $thing in
-	root | source | stock | debug | initrd)
+	root | source | stock | debug | initrd | peers)
 		"prepare_$thing"
 		"${thing}_path"
 		;;
@@ -33,7 +35,7 @@ for thing in "$@"; do
 		forget_source
 		;;
 	*)
-		die "prepare.sh knows root, source, stock, debug and initrd, not '$thing'"
+		die "prepare.sh knows root, source, stock, debug, initrd and peers, not '$thing'"
 		;;
 	esac
 done
