@@ -7,13 +7,20 @@
 //! of the guest ([`qemu`]), whether the kernel minds is read from its log ([`dmesg`]). The module's
 //! own counters ([`module`]) are compared with those, never believed alone.
 
+pub mod cable;
+pub mod checks;
 pub mod dmesg;
 pub mod initramfs;
+pub mod lines;
 pub mod module;
 pub mod oracle;
 pub mod pagemap;
+pub mod payload;
 pub mod place;
 pub mod process;
 pub mod qemu;
+pub mod qmp;
+pub mod spent;
 pub mod tap;
+pub mod vmm;
 pub mod wait;

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The initramfs of a guest that runs the guest program and nothing else.
+
+use std::fs;
+use std::io;
+use std::path::{
+    Path,
+    PathBuf, //
+};
+
+use twinpage_guest::config::Config;
+
+use crate::initramfs::Archive;
+use crate::place;
+
+/// The libraries of the guest program: where it looks for each.
+const LIBRARIES: [&str; 3] = [
+    "lib64/ld-linux-x86-64.so.2",
+    "lib/libc.so.6",
+    "lib/libgcc_s.so.1",
+];
+
+/// Where Debian has libraries, and where the userland of the test host has them.
+const PLACES: [&str; 3] = ["/lib64", "/lib/x86_64-linux-gnu", "/lib"];
+
+/// The program and what it is linked with.
+///
+/// # Errors
+///
+/// A file is missing.
+pub fn initramfs() -> io::Result<Vec<u8>> {
+    let mut archive = Archive::default()
+        .directory("dev")
+        .device("dev/console", 5, 1)
+        .device("dev/null", 1, 3)
+        .directory("proc")
+        .directory("lib")
+        .directory("lib64")
+        .file("init", &fs::read(place::guest())?);
+    for library in LIBRARIES {
+        archive = archive.file(library, &fs::read(find(library)?)?);
+    }
+    Ok(archive.finish())
+}
+
+/// The guest kernel's command line: quiet, since every character costs an exit.
+pub fn command_line(content: &Config) -> String {
+    format!("console=ttyS0 quiet loglevel=3 panic=-1 rdinit=/init {content}")
+}
+
+fn find(library: &str) -> io::Result<PathBuf> {
+    let name = Path::new(library).file_name().unwrap_or_default();
+    PLACES
+        .iter()
+        .map(|place| Path::new(place).join(name))
+        .find(|path| path.exists())
+        .ok_or_else(|| io::Error::other(format!("there is no {library}")))
+}
