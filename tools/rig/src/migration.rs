@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Migrating, as the monitor of the source sees it.
+
+use std::time::Duration;
+
+use serde_json::{
+    json,
+    Value, //
+};
+
+use crate::error::Error;
+use crate::qemu::Qemu;
+use crate::qmp::poll;
+
+/// A capability of a migration, by QEMU's name.
+pub type Capability = &'static str;
+
+/// What a migration is to be like.
+#[derive(Clone, Debug, Default)]
+pub struct Migration {
+    /// Capabilities that are turned on.
+    pub capabilities: Vec<Capability>,
+    /// Parameters, by QEMU's names.
+    pub parameters: Value,
+}
+
+impl Migration {
+    /// With these capabilities turned on and these parameters (a JSON object).
+    pub fn new(capabilities: &[Capability], parameters: Value) -> Self {
+        Self {
+            capabilities: capabilities.into(),
+            parameters,
+        }
+    }
+
+    /// Sets a QEMU up for it.
+    ///
+    /// # Errors
+    ///
+    /// It does not know one of the names.
+    pub fn set_up(&self, qemu: &mut Qemu) -> Result<(), Error> {
+        let on = |name: &Capability| json!({ "capability": name, "state": true });
+        let capabilities: Vec<Value> = self.capabilities.iter().map(on).collect();
+        let arguments = json!({ "capabilities": capabilities });
+        qemu.qmp().run("migrate-set-capabilities", arguments)?;
+        if self.parameters.is_object() {
+            qemu.qmp()
+                .run("migrate-set-parameters", self.parameters.clone())?;
+        }
+        Ok(())
+    }
+}
+
+impl Qemu {
+    /// Starts to migrate to `uri`.
+    ///
+    /// # Errors
+    ///
+    /// QEMU refuses.
+    pub fn migrate(&mut self, uri: &str) -> Result<(), Error> {
+        self.qmp().run("migrate", json!({ "uri": uri })).map(|_| ())
+    }
+
+    /// What `query-migrate` says.
+    ///
+    /// # Errors
+    ///
+    /// QEMU is gone.
+    pub fn migration(&mut self) -> Result<Value, Error> {
+        self.qmp().run("query-migrate", json!({}))
+    }
+
+    /// Waits until the migration's status is one of `wanted` and gives all that is said of it.
+    ///
+    /// # Errors
+    ///
+    /// It is not in time, or becomes `failed` or `completed` when that is not wanted.
+    pub fn wait_migration(&mut self, wanted: &[&str], limit: Duration) -> Result<Value, Error> {
+        poll(&format!("Migration {}", wanted.join(" or ")), limit, || {
+            self.process().must_run()?;
+            let info = self.migration()?;
+            let status = info["status"].as_str().unwrap_or("none").to_owned();
+            if wanted.contains(&status.as_str()) {
+                return Ok(Ok(info));
+            }
+            match status.as_str() {
+                "failed" | "completed" | "cancelled" => Err(Error::Refused {
+                    command: "migrate".into(),
+                    answer: info.to_string(),
+                }),
+                _ => Ok(Err(info.to_string())),
+            }
+        })
+    }
+}
