@@ -26,8 +26,11 @@ title_of() {
 	esac
 }
 
+# stage_cargo: some tests talk to programs of another Debian.
 stage_cargo() {
 	cd "$TOP/tools"
+	TWINPAGE_PEERS=$("$TOP/scripts/prepare.sh" peers)
+	export TWINPAGE_PEERS
 	progress "building the cargo tests" "$LOG/cargo-build.log" '^ +Compiling' \
 		"$TOP/scripts/root.sh" cargo test --workspace --locked --no-run
 	"$TOP/scripts/root.sh" cargo test --workspace --locked --no-fail-fast
