@@ -7,6 +7,7 @@
 #
 #	--mem MIB        memory of the host (default 2048)
 #	--smp N          its processors (default 2)
+#	--numa N         split memory and processors among N nodes
 #	--thread MODE    of the emulation: multi (default) or single
 #	--timeout S      give up after S seconds (default 900)
 #	--append ARGS    more kernel parameters
@@ -24,7 +25,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 need_root_user
 
-KERNEL='' MEM=2048 SMP=2 THREAD=multi TIMEOUT=900 APPEND='' OUT='' CHECK_LOG='' NET=''
+KERNEL='' MEM=2048 SMP=2 THREAD=multi TIMEOUT=900 APPEND='' OUT='' CHECK_LOG='' NET='' NUMA=1
 FILES=()
 # An emulated processor stands still while its machine is busy; that is no
 # lockup.
@@ -41,6 +42,7 @@ parse() {
 		--kernel) KERNEL=$2 ;;
 		--mem) MEM=$2 ;;
 		--smp) SMP=$2 ;;
+		--numa) NUMA=$2 ;;
 		--thread) THREAD=$2 ;;
 		--timeout) TIMEOUT=$2 ;;
 		--append) APPEND+=" $2" ;;
@@ -117,9 +119,21 @@ cable() {
 		-device "virtio-net-pci,netdev=cable,mac=$mac,romfile="
 }
 
+# nodes: what makes the emulator show several NUMA nodes, a socket each.
+nodes() {
+	local node
+	[ "$NUMA" -gt 1 ] || return 0
+	for ((node = 0; node < NUMA; node++)); do
+		echo "-object memory-backend-ram,id=node$node,size=$((MEM / NUMA))M"
+		echo "-numa node,nodeid=$node,memdev=node$node"
+		echo "-numa cpu,node-id=$node,socket-id=$node"
+	done
+}
+
 # machine DIR IMAGE: run the emulator; its files are in DIR.
 machine() {
-	local dir=$1 image=$2 name ports=()
+	local dir=$1 image=$2 name ports=() numa
+	read -r -d '' -a numa < <(nodes) || true
 	mapfile -d '' -t ports < <(cable)
 	for name in job files status; do
 		ports+=(-chardev "file,id=$name,path=$dir/$name"
@@ -128,7 +142,7 @@ machine() {
 	exec timeout --kill-after=10 "$TIMEOUT" "$TOP/scripts/root.sh" \
 		nice -n 5 qemu-system-x86_64 -nodefaults -no-user-config \
 		-M q35 -accel "tcg,thread=$THREAD" -cpu max,+svm,+npt \
-		-smp "$SMP" -m "$MEM" -display none -no-reboot \
+		-smp "$SMP,sockets=$NUMA" -m "$MEM" "${numa[@]}" -display none -no-reboot \
 		-kernel "$image" -initrd "$dir/initrd" \
 		-append "console=ttyS0 rdinit=/init panic=-1 $KERNEL_LOG$APPEND" \
 		-serial "file:$dir/console.log" \

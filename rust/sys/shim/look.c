@@ -115,7 +115,7 @@ static bool classify_pte(pte_t pte, struct twinpage_shim_seen *seen)
 		set(seen, TWINPAGE_SHIM_ABSENT, 0);
 	else if (is_zero_pfn(pte_pfn(pte)))
 		set(seen, TWINPAGE_SHIM_ZERO, 0);
-	else if (pte_special(pte) || pte_protnone(pte))
+	else if (pte_special(pte))
 		set(seen, TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_SPECIAL);
 	else if (pte_uffd(pte))
 		set(seen, TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_UFFD);
@@ -154,10 +154,8 @@ static bool look_huge(struct mm_struct *mm, pmd_t *pmd, unsigned int first,
 		struct page *page = head + i;
 
 		/* The huge zero folio is neither anonymous nor a copy of ours. */
-		if (pmd_protnone(val) || pmd_uffd(val))
-			set(&seen[i], TWINPAGE_SHIM_SKIP,
-			    pmd_uffd(val) ? TWINPAGE_SHIM_SKIP_UFFD :
-					    TWINPAGE_SHIM_SKIP_SPECIAL);
+		if (pmd_uffd(val))
+			set(&seen[i], TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_UFFD);
 		else if (!folio_test_anon(page_folio(head)))
 			set(&seen[i], TWINPAGE_SHIM_ZERO, 0);
 		else if (classify_page(page, &seen[i]) && wants(wanted, i))

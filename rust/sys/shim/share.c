@@ -36,15 +36,19 @@ static bool pages_equal(struct page *a, struct page *b)
 	return !differ;
 }
 
-/* What pte maps, if it may be replaced: a small private page. */
+/*
+ * What pte maps, if it may be replaced: a small private page. An entry without
+ * rights in a mapping that has them is a NUMA hint, which does not matter here:
+ * idle memory of a host with several nodes is full of them.
+ */
 static struct page *candidate(pte_t pte, unsigned char *result)
 {
 	struct folio *folio;
 	struct page *page;
 
 	*result = TWINPAGE_SHIM_GONE;
-	if (!pte_present(pte) || pte_protnone(pte) || pte_special(pte) ||
-	    pte_uffd(pte) || is_zero_pfn(pte_pfn(pte)))
+	if (!pte_present(pte) || pte_special(pte) || pte_uffd(pte) ||
+	    is_zero_pfn(pte_pfn(pte)))
 		return NULL;
 	page = pte_page(pte);
 	folio = page_folio(page);

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tinyvm::{
@@ -34,6 +35,7 @@ use twinpage_lab::tap::{
 };
 use twinpage_lab::{
     ensure,
+    place,
     wait, //
 };
 
@@ -54,7 +56,12 @@ pub struct Host {
 impl Host {
     /// Loads the module and lets it scan without rest.
     pub fn new() -> Result<Host, Failure> {
-        module::load()?;
+        Host::of_file(place::module())
+    }
+
+    /// Loads another file of the module and lets it scan without rest.
+    pub fn of_file(path: PathBuf) -> Result<Host, Failure> {
+        module::load_file(path)?;
         hurry()?;
         Ok(Host {
             device: Device::open()?,

@@ -135,7 +135,7 @@ impl Victim {
 }
 
 /// A copy of a file that another process has open.
-fn borrow(pid: u32, file: i32) -> Result<OwnedFd, Failure> {
+pub fn borrow(pid: u32, file: i32) -> Result<OwnedFd, Failure> {
     let take = |number: libc::c_long| match number {
         -1 => Err(std::io::Error::last_os_error()),
         // SAFETY: the call just returned this file, and nobody else knows it.
@@ -153,7 +153,8 @@ fn borrow(pid: u32, file: i32) -> Result<OwnedFd, Failure> {
     }
 }
 
-fn until_gone(id: u32) -> Outcome {
+/// Waits until the module has let go of a VM.
+pub fn until_gone(id: u32) -> Outcome {
     wait::until("forgetting the VM", CONVERGE, || {
         Ok::<_, Failure>(fs::metadata(format!("{DEBUGFS}/{id}")).is_err())
     })

@@ -9,13 +9,16 @@
 mod copies;
 mod device;
 mod devices;
+mod dump;
 mod export;
+mod freezer;
 mod host;
 mod huge;
 mod knobs;
 mod life;
 mod machine;
 mod nested;
+mod nodes;
 mod pages;
 mod pins;
 mod pressure;
@@ -24,6 +27,7 @@ mod reasons;
 mod sharing;
 mod slots;
 mod swap;
+mod symbols;
 mod watch;
 
 use std::process::ExitCode;
@@ -116,6 +120,7 @@ fn main() -> ExitCode {
 /// The tests, in order of what they build upon.
 const TESTS: &[&[Test]] = &[
     device::TESTS,
+    symbols::TESTS,
     knobs::TESTS,
     sharing::TESTS,
     copies::TESTS,
@@ -129,7 +134,10 @@ const TESTS: &[&[Test]] = &[
     watch::TESTS,
     devices::TESTS,
     races::TESTS,
+    nodes::TESTS,
     life::TESTS,
+    dump::TESTS,
+    freezer::TESTS,
     pressure::TESTS,
     machine::TESTS,
 ];

@@ -32,7 +32,6 @@ use twinpage_lab::tap::{
 };
 
 use crate::host::{
-    fill,
     mismatch,
     saved_pages,
     Host,
@@ -59,11 +58,6 @@ pub const TESTS: &[Test] = &[
         name: "collapsing_huge_pages_races_with_merging",
         seconds: 180,
         run: collapsing_huge_pages_races_with_merging,
-    },
-    Test {
-        name: "moving_memory_between_nodes_races_with_merging",
-        seconds: 180,
-        run: moving_memory_between_nodes_races_with_merging,
     },
 ];
 
@@ -287,63 +281,5 @@ fn collapsing_huge_pages_races_with_merging() -> Outcome {
     }
     println!("{round} rounds, {collapsed} collapses, {saved} merges seen");
     ensure!(saved > 1024, "only {saved} merges were seen");
-    Ok(())
-}
-
-fn moving_memory_between_nodes_races_with_merging() -> Outcome {
-    const TIME: Duration = Duration::from_secs(15);
-    let nodes = (0..64)
-        .filter(|node| std::fs::metadata(format!("/sys/devices/system/node/node{node}")).is_ok())
-        .count()
-        .max(1);
-    let host = Host::new()?;
-    let guest = host.guest(1024, Backing::Small, PRIVATE)?;
-    guest.fill_with(|page| page as u64 % 64);
-    let (mut saved, mut round) = (0, 0_u64);
-    let end = Instant::now() + TIME;
-    while Instant::now() < end {
-        for page in (0..1024).filter(|page| page % 3 == round as usize % 3) {
-            fill(guest.memory(), page, page as u64 % 64);
-        }
-        // Compaction moves pages wherever it likes; with more nodes, so does this.
-        match nodes > 1 {
-            true => move_pages(guest.memory(), (round as usize % nodes) as i32)?,
-            false => drop(std::fs::write("/proc/sys/vm/compact_memory", "1")),
-        }
-        guest.check_with(|page| page as u64 % 64)?;
-        saved += saved_pages(&[&guest])?;
-        round += 1;
-    }
-    println!("{nodes} nodes, {round} rounds, {saved} merges seen");
-    ensure!(saved > 1024, "only {saved} merges were seen");
-    Ok(())
-}
-
-/// Moves only pages that no other process maps (`include/uapi/linux/mempolicy.h`).
-const MPOL_MF_MOVE: libc::c_int = 1 << 1;
-
-/// Asks for all pages to be on one node; pages that cannot move may stay.
-fn move_pages(memory: &Memory, node: i32) -> Outcome {
-    let pages: Vec<_> = (0..memory.pages()).map(|page| memory.page(page)).collect();
-    let nodes = vec![node; pages.len()];
-    let mut status = vec![0_i32; pages.len()];
-    // SAFETY: the three lists have as many elements as the count says; the pages keep their
-    // content.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_move_pages,
-            0,
-            pages.len(),
-            pages.as_ptr(),
-            nodes.as_ptr(),
-            status.as_mut_ptr(),
-            MPOL_MF_MOVE,
-        )
-    };
-    ensure!(
-        result >= 0,
-        "move_pages: {}",
-        std::io::Error::last_os_error()
-    );
     Ok(())
 }

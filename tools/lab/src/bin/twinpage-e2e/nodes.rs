@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Hosts with several NUMA nodes.
+
+use std::fs;
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering, //
+};
+use std::time::{
+    Duration,
+    Instant, //
+};
+
+use tinyvm::{
+    Backing,
+    Memory, //
+};
+use twinpage_lab::module;
+use twinpage_lab::process::field;
+use twinpage_lab::tap::{
+    Failure,
+    Outcome,
+    Test, //
+};
+use twinpage_lab::{
+    ensure,
+    wait, //
+};
+
+use crate::host::{
+    common_frames,
+    fill,
+    saved_pages,
+    Guest,
+    Host,
+    CONVERGE,
+    DOMAIN,
+    PRIVATE, //
+};
+
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "moving_memory_between_nodes_races_with_merging",
+        seconds: 180,
+        run: moving_memory_between_nodes_races_with_merging,
+    },
+    Test {
+        name: "merge_across_nodes_decides_whether_nodes_share",
+        seconds: 180,
+        run: merge_across_nodes_decides_whether_nodes_share,
+    },
+    Test {
+        name: "pages_that_numa_balancing_watches_merge",
+        seconds: 240,
+        run: pages_that_numa_balancing_watches_merge,
+    },
+];
+
+/// Moves only pages that no other process maps (`include/uapi/linux/mempolicy.h`).
+const MPOL_MF_MOVE: libc::c_int = 1 << 1;
+
+/// How many nodes there are.
+fn nodes() -> usize {
+    (0..64)
+        .filter(|node| fs::metadata(format!("/sys/devices/system/node/node{node}")).is_ok())
+        .count()
+        .max(1)
+}
+
+/// Skips a test that is about several nodes.
+fn several_nodes() -> Outcome {
+    match nodes() {
+        0 | 1 => Err(Failure::Skipped("the host has one node".into())),
+        _ => Ok(()),
+    }
+}
+
+/// Asks for all pages to be on one node, and says which are; pages that cannot move may stay.
+fn move_pages(memory: &Memory, node: usize) -> Result<usize, Failure> {
+    let node = node as i32;
+    let pages: Vec<_> = (0..memory.pages()).map(|page| memory.page(page)).collect();
+    let nodes = vec![node; pages.len()];
+    let mut status = vec![-1_i32; pages.len()];
+    // SAFETY: the three lists have as many elements as the count says; the pages keep their
+    // content.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            0,
+            pages.len(),
+            pages.as_ptr(),
+            nodes.as_ptr(),
+            status.as_mut_ptr(),
+            MPOL_MF_MOVE,
+        )
+    };
+    ensure!(
+        result >= 0,
+        "move_pages: {}",
+        std::io::Error::last_os_error()
+    );
+    Ok(status.into_iter().filter(|&on| on == node).count())
+}
+
+fn moving_memory_between_nodes_races_with_merging() -> Outcome {
+    const TIME: Duration = Duration::from_secs(15);
+    let nodes = nodes();
+    let host = Host::new()?;
+    let guest = host.guest(1024, Backing::Small, PRIVATE)?;
+    guest.fill_with(|page| page as u64 % 64);
+    let (mut saved, mut moved, mut round) = (0, 0, 0);
+    let end = Instant::now() + TIME;
+    while Instant::now() < end {
+        for page in (0..1024).filter(|page| page % 3 == round % 3) {
+            fill(guest.memory(), page, page as u64 % 64);
+        }
+        // Compaction moves pages wherever it likes; with more nodes, so does this.
+        match nodes > 1 {
+            true => moved += move_pages(guest.memory(), round % nodes)?,
+            false => drop(fs::write("/proc/sys/vm/compact_memory", "1")),
+        }
+        guest.check_with(|page| page as u64 % 64)?;
+        saved += saved_pages(&[&guest])?;
+        round += 1;
+    }
+    println!("{nodes} nodes, {round} rounds, {moved} pages where they should be, {saved} merges");
+    ensure!(saved > 512, "only {saved} merges were seen");
+    ensure!(nodes == 1 || moved > 512, "only {moved} pages were moved");
+    Ok(())
+}
+
+fn merge_across_nodes_decides_whether_nodes_share() -> Outcome {
+    const PAGES: usize = 512;
+    several_nodes()?;
+    let host = Host::new()?;
+    module::set("run", 0)?;
+    module::set("merge_across_nodes", 0)?;
+    let guests = [0, 1, 1].map(|_| host.guest(PAGES, Backing::Small, DOMAIN));
+    let [here, there, too] = guests;
+    let guests = [here?, there?, too?];
+    for (guest, node) in guests.iter().zip([0, 1, 1]) {
+        guest.fill_with(|page| page as u64 + 1);
+        let moved = move_pages(guest.memory(), node)?;
+        ensure!(moved == PAGES, "{moved} pages are on node {node}");
+    }
+    let [here, there, too] = &guests;
+    module::set("run", 1)?;
+    host.until_saved(&[there, too], PAGES)?;
+    host.passes(2)?;
+    let common = common_frames(here, there)? + common_frames(here, too)?;
+    ensure!(common == 0, "{common} pages are shared across nodes");
+    // The copies are where the pages were.
+    let where_now = |guest: &Guest, node| move_pages(guest.memory(), node);
+    ensure!(where_now(too, 1)? == PAGES, "copies are on another node");
+    module::set("run", 2)?;
+    module::set("merge_across_nodes", 1)?;
+    module::set("run", 1)?;
+    host.until_saved(&[here, there, too], 2 * PAGES)?;
+    for guest in &guests {
+        guest.check_with(|page| page as u64 + 1)?;
+    }
+    Ok(())
+}
+
+/// Makes the kernel watch which pages this process uses, as soon and as often as it can.
+struct Balancing(Vec<(String, String)>);
+
+impl Balancing {
+    fn on() -> Result<Balancing, Failure> {
+        let scan = "/sys/kernel/debug/sched/numa_balancing";
+        let settings = [
+            ("/proc/sys/kernel/numa_balancing".to_owned(), "1"),
+            (format!("{scan}/scan_delay_ms"), "10"),
+            (format!("{scan}/scan_period_min_ms"), "100"),
+            (format!("{scan}/scan_period_max_ms"), "100"),
+        ];
+        let mut before = Vec::new();
+        for (path, value) in settings {
+            let Ok(text) = fs::read_to_string(&path) else {
+                return Err(Failure::Skipped(format!("there is no {path}")));
+            };
+            before.push((path.clone(), text));
+            fs::write(path, value)?;
+        }
+        Ok(Balancing(before))
+    }
+}
+
+impl Drop for Balancing {
+    fn drop(&mut self) {
+        for (path, text) in &self.0 {
+            drop(fs::write(path, text.trim()));
+        }
+    }
+}
+
+/// The kernel takes the right to access pages away, to see who comes for them. Idle pages stay so.
+fn pages_that_numa_balancing_watches_merge() -> Outcome {
+    const PAGES: usize = 4096;
+    several_nodes()?;
+    let watched = || field("/proc/vmstat", "numa_pte_updates");
+    let _balancing = Balancing::on()?;
+    let host = Host::new()?;
+    module::set("run", 0)?;
+    let small = host.guest(PAGES, Backing::Small, PRIVATE)?;
+    let huge = host.guest(PAGES, Backing::Huge, PRIVATE)?;
+    module::set("thp_split_threshold", 1)?;
+    let key = |page: usize| page as u64 % 100 + 1;
+    small.fill_with(key);
+    huge.fill_with(key);
+    let (before, stop) = (watched()?, AtomicBool::new(false));
+    std::thread::scope(|scope| -> Outcome {
+        // Only a process that uses its processor is looked at.
+        scope.spawn(|| while !stop.load(Ordering::Relaxed) {});
+        let result = wait::until("watching", CONVERGE, || {
+            Ok::<_, Failure>(watched()? >= before + PAGES as u64)
+        });
+        stop.store(true, Ordering::Relaxed);
+        result.map(|_| ())
+    })?;
+    println!("{} entries are watched", watched()? - before);
+    module::set("run", 1)?;
+    host.until_saved(&[&small, &huge], 2 * (PAGES - 100))?;
+    small.check_with(key)?;
+    huge.check_with(key)?;
+    // Being watched, written and merged at once loses nothing.
+    let end = Instant::now() + Duration::from_secs(10);
+    let mut round = 0;
+    while Instant::now() < end {
+        round += 1;
+        for guest in [&small, &huge] {
+            guest.check_with(|page| key(page) + (round - 1) / 4)?;
+            guest.fill_with(|page| key(page) + round / 4);
+        }
+    }
+    println!("{round} rounds, {} entries watched", watched()? - before);
+    Ok(())
+}
