@@ -26,34 +26,43 @@ fresh_tree() {
 		tar -C "$TOP" --null -T - -c | tar -C "$TREE" -x
 }
 
-# noticed_e2e KERNEL TEST LOG: does an end-to-end test fail?
-noticed_e2e() {
+# run_e2e KERNEL TEST LOG: an end-to-end test, in a host like that of test.sh.
+run_e2e() {
 	local payload=() program
 	payload=(--file "$TREE/build/$1/twinpage.ko:/twinpage.ko")
 	for program in "$TOP"/build/bin/*; do
 		payload+=(--file "$program:/usr/bin/$(basename "$program")")
 	done
-	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 400 --mem 3072 --check-log \
-		--out "$LOG/$2.$1" "${payload[@]}" -- twinpage-e2e --only "$2" >"$3" 2>&1 ||
-		return 0
-	! grep -qE "^ok [0-9]+ - $2\$" "$3"
+	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 400 --mem 3072 --numa 2 --check-log \
+		--out "$LOG/$2.$1" "${payload[@]}" -- twinpage-e2e --only "$2" >"$3" 2>&1
 }
 
-# noticed_kunit CASE LOG: does a KUnit case fail?
-noticed_kunit() {
+# run_kunit CASE LOG: all KUnit cases, since loading the module runs them.
+run_kunit() {
 	"$TOP/scripts/vm.sh" --kernel debug --timeout 300 --check-log --out "$LOG/$1.kunit" \
 		--file "$TREE/build/debug/twinpage_kunit.ko:/twinpage_kunit.ko" \
 		-- sh -c 'insmod /twinpage_kunit.ko
-			cat /sys/kernel/debug/kunit/twinpage_*/results' >"$2" 2>&1 || return 0
-	! grep -qE "^ +ok [0-9]+ $1\$" "$2"
+			cat /sys/kernel/debug/kunit/twinpage_*/results' >"$2" 2>&1
 }
 
-# noticed KERNEL TEST LOG
+# noticed KERNEL TEST LOG: does the test fail, or the machine? Says how.
 noticed() {
+	local rc=0 name=${2#kunit:}
 	case $2 in
-	kunit:*) noticed_kunit "${2#kunit:}" "$3" ;;
-	*) noticed_e2e "$@" ;;
+	kunit:*) run_kunit "$name" "$3" || rc=$? ;;
+	*) run_e2e "$@" || rc=$? ;;
 	esac
+	if grep -qE "^ *not ok [0-9]+ (- )?$name\$" "$3"; then
+		echo "it fails"
+	elif [ "$rc" -eq 124 ]; then
+		echo "it never ends"
+	elif [ "$rc" -eq 125 ]; then
+		echo "the machine dies"
+	elif [ "$rc" -eq 126 ]; then
+		echo "the kernel complains"
+	else
+		return 1
+	fi
 }
 
 # report OK WHAT
@@ -68,7 +77,7 @@ report() {
 
 # make_mistake NAME: put it in, see what its tests say, take it out.
 make_mistake() {
-	local patch=$TOP/scripts/mistakes/$1.patch kernel test built=''
+	local patch=$TOP/scripts/mistakes/$1.patch kernel test how built=''
 	say "$1: $(sed -n 's/^What: *//p' "$patch")"
 	patch -s -d "$TREE" -p1 <"$patch" || die "$1.patch does not apply: bring it up to date"
 	while read -r kernel test; do
@@ -77,8 +86,8 @@ make_mistake() {
 				die "$1 does not build for $kernel: see $LOG/$1.build.$kernel"
 			built+=" $kernel"
 		fi
-		if noticed "$kernel" "$test" "$LOG/$1.$kernel.${test#kunit:}.log"; then
-			report ok "$1: $test notices ($kernel)"
+		if how=$(noticed "$kernel" "$test" "$LOG/$1.$kernel.${test#kunit:}.log"); then
+			report ok "$1: $test notices ($kernel): $how"
 		else
 			report 'not ok' "$1: $test does not notice ($kernel)"
 		fi

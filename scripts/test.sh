@@ -66,11 +66,12 @@ build_test_hmm() {
 	PAYLOAD+=(--file "$dir/test_hmm.ko:/test_hmm.ko")
 }
 
-# stage_e2e KERNEL: the end-to-end program judges from inside the host.
+# stage_e2e KERNEL: the end-to-end program judges from inside the host, which has
+# two NUMA nodes.
 stage_e2e() {
 	build_payload "$1"
 	[ "$1" != stock ] || build_test_hmm
-	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 5400 --mem 3072 --check-log \
+	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 5400 --mem 3072 --numa 2 --check-log \
 		--out "$LOG/e2e-$1" "${PAYLOAD[@]}" \
 		-- twinpage-e2e ${ONLY:+--only "$ONLY"}
 }
