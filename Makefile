@@ -38,6 +38,12 @@ prepare:
 demo:
 	@$(SCRIPTS)/demo.sh
 
+.PHONY: demo-migrate bench-migrate
+demo-migrate:
+	@$(SCRIPTS)/demo-migrate.sh
+bench-migrate:
+	@$(SCRIPTS)/bench-migrate.sh $(if $(ONLY),--only $(ONLY) --keep)
+
 .PHONY: test
 test:
 	@$(SCRIPTS)/test.sh $(STAGES)
@@ -65,6 +71,8 @@ help:
 	@echo 'make                 twinpage.ko for the stock kernel (build/stock/)'
 	@echo 'make KDIR=TREE       twinpage.ko for a kernel tree of yours (build/custom/)'
 	@echo 'make demo            boot a KVM host and three guests, merge, judge'
+	@echo 'make demo-migrate    two KVM hosts; a guest moves from one to the other as digests'
+	@echo 'make bench-migrate   against QEMU alone; ONLY=WORD,... chooses (bench-migrate.sh --list)'
 	@echo 'make test            every test; STAGES="cargo kunit e2e-stock e2e-debug" chooses'
 	@echo 'make kunit, make e2e parts of it'
 	@echo 'make mistakes        put mistakes in, see the tests fail; MISTAKES="name..." chooses'

@@ -12,6 +12,7 @@ pub mod checks;
 pub mod dmesg;
 pub mod initramfs;
 pub mod lines;
+pub mod listen;
 pub mod module;
 pub mod oracle;
 pub mod pagemap;

@@ -37,11 +37,17 @@ pub fn initramfs() -> io::Result<Vec<u8>> {
         .directory("proc")
         .directory("lib")
         .directory("lib64")
-        .file("init", &fs::read(place::guest())?);
+        .file("init", &read(&place::guest())?);
     for library in LIBRARIES {
-        archive = archive.file(library, &fs::read(find(library)?)?);
+        archive = archive.file(library, &read(&find(library)?)?);
     }
     Ok(archive.finish())
+}
+
+/// Reads a file, and names it if it cannot be read.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    fs::read(path)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 /// The guest kernel's command line: quiet, since every character costs an exit.

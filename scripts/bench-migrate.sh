@@ -1,0 +1,51 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Measures migration: QEMU alone in three ways against twinpage, over the same
+# limited link, with guests that are the same each time:
+#
+#	scripts/bench-migrate.sh [--only WORD,...] [--keep]
+#	scripts/bench-migrate.sh --list
+#
+# --list says which words there are (workloads, links, methods), --keep keeps
+# the rows of the last run that are not measured again. The first run makes a
+# Debian image and ages guests of it, which the cache keeps. Results are in
+# build/report/bench-migrate.json and .md.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+# shellcheck source=scripts/prepare/debian.sh
+. "$(dirname "$0")/prepare/debian.sh"
+need_root_user
+
+SCRATCH=''
+
+# shellcheck disable=SC2317
+cleanup() {
+	rm -rf "$SCRATCH"
+}
+
+main() {
+	local image initrd commit
+	image=$(prepare_image | tail -n 1)
+	initrd=$("$TOP/scripts/prepare.sh" root initrd | tail -n 1)
+	in_use "$image"
+	in_use "$initrd"
+	progress "userspace programs" "$TOP/build/log/tools.log" '^ +Compiling' \
+		"$TOP/scripts/tools.sh"
+	commit=$("$TOP/scripts/root.sh" git -C "$TOP" describe --always --dirty)
+	mkdir -p "$CACHE/vm" "$CACHE/bench" "$TOP/build/report"
+	lock bench
+	SCRATCH=$(mktemp -d "$CACHE/vm/bench.XXXXXX")
+	trap cleanup EXIT
+	trap 'exit 130' INT TERM
+	TWINPAGE_COMMIT=$commit TWINPAGE_OUT=$TOP/build/report \
+		TWINPAGE_GUEST=$TOP/build/bin/twinpage-guest \
+		TWINPAGE_TOOL=$TOP/build/bin/twinpage \
+		TWINPAGE_KERNEL=$initrd/vmlinuz-stock \
+		"$TOP/scripts/root.sh" "$TOP/build/bin/twinpage-bench-migrate" \
+		--image "$image" --cache "$CACHE/bench" --scratch "$SCRATCH" "$@"
+}
+
+main "$@"
+exit $?
