@@ -109,6 +109,12 @@ pub enum Error {
         /// Why the last one failed.
         last: Option<String>,
     },
+    /// Links wait to be taken, and there is no room for more.
+    #[error("{peer} was turned away: too many other peers wait")]
+    Unwanted {
+        /// The peer.
+        peer: String,
+    },
     /// The listener was stopped.
     #[error("Waiting for a peer was interrupted")]
     Stopped,

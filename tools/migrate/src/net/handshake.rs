@@ -329,7 +329,10 @@ fn tls_error(source: rustls::Error, peer: &str, kind: Option<&Kind>) -> Error {
             Error::WrongKey { peer }
         }
         Tls::AlertReceived(AlertDescription::AccessDenied) if key => Error::WrongKey { peer },
-        Tls::AlertReceived(AlertDescription::UnsupportedCertificate)
+        // What both sides of this program offer but for the certificates is the same.
+        Tls::AlertReceived(
+            AlertDescription::UnsupportedCertificate | AlertDescription::HandshakeFailure,
+        )
         | Tls::PeerIncompatible(rustls::PeerIncompatible::IncorrectCertificateTypeExtension)
         | Tls::PeerIncompatible(rustls::PeerIncompatible::UnsolicitedCertificateTypeExtension) => {
             Error::OtherKind { peer }

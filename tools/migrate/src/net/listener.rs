@@ -28,7 +28,8 @@ use std::sync::mpsc::{
     sync_channel,
     Receiver,
     RecvTimeoutError,
-    SyncSender, //
+    SyncSender,
+    TrySendError, //
 };
 use std::sync::{
     Arc,
@@ -289,12 +290,17 @@ impl Inner {
         let spawned = thread::Builder::new()
             .name("handshake".to_owned())
             .spawn(move || {
-                match establish(socket, &inner.terms, &peer, inner.limits, start) {
+                let result = establish(socket, &inner.terms, &peer, inner.limits, start);
+                // From here on the socket is the link's, and stopping the listener spares it.
+                inner.leave(id);
+                match result.map(|link| links.try_send(link)) {
                     // Nobody takes the link if the listener is gone.
-                    Ok(link) => drop(links.send(link)),
+                    Ok(Ok(()) | Err(TrySendError::Disconnected(_))) => {}
+                    Ok(Err(TrySendError::Full(link))) => inner.failed(&Error::Unwanted {
+                        peer: link.peer().to_owned(),
+                    }),
                     Err(error) => inner.failed(&error),
                 }
-                inner.leave(id);
             });
         if let Err(source) = spawned {
             self.leave(id);

@@ -22,10 +22,10 @@ use std::time::{
 };
 
 /// How much time's worth of bytes an idle writer may send at once.
-const BURST: Duration = Duration::from_millis(5);
+const BURST: Duration = Duration::from_millis(10);
 
 /// How late a sleeper may wake up without losing what it could have sent.
-const LATENESS: Duration = Duration::from_millis(50);
+const LATENESS: Duration = Duration::from_millis(100);
 
 /// A writer should take no more bytes at once than this time's worth.
 const STEP: Duration = Duration::from_millis(5);
@@ -45,7 +45,7 @@ pub struct RateLimit {
 struct Schedule {
     /// From this time on all bytes granted so far are paid for.
     next: Instant,
-    /// How much too late the last sleeper woke up.
+    /// How much too late the last sleeper woke up, as far as it was not made good since.
     late: Duration,
 }
 
@@ -91,11 +91,12 @@ impl RateLimit {
     fn reserve(&self, bytes: usize, now: Instant) -> Instant {
         let cost = self.cost(bytes);
         let mut schedule = self.schedule();
-        let saved = BURST + std::mem::take(&mut schedule.late);
-        let earliest = now.checked_sub(saved).unwrap_or(now);
+        let earliest = now.checked_sub(BURST + schedule.late).unwrap_or(now);
         let due = schedule.next.max(earliest);
         // OVERFLOW: a duration of 584 years is not reached by lengths of buffers in memory.
         schedule.next = due.checked_add(cost).unwrap_or(due);
+        let behind = now.saturating_duration_since(schedule.next);
+        schedule.late = schedule.late.min(behind.saturating_sub(BURST));
         due
     }
 
@@ -130,49 +131,62 @@ mod tests {
         bytes as f64 / start.elapsed().as_secs_f64()
     }
 
+    /// Measures until the rate is as high as it should be, since a machine that is busy with
+    /// other things may not get there each time; it must never be higher.
+    fn check(rate: u64, measure: impl Fn(&RateLimit) -> f64) {
+        let found = (0..8).map(|_| {
+            let found = measure(&limit(rate)) / rate as f64;
+            assert!(found < 1.02, "{rate} B/s became {found} of that");
+            found
+        });
+        assert!(
+            found.into_iter().any(|found| found > 0.98),
+            "{rate} B/s is never reached"
+        );
+    }
+
     #[test]
     fn a_second_is_exact_to_two_percent() {
         for rate in [1_000_000, 12_500_000, 125_000_000, 1_250_000_000] {
-            let found = measured(&limit(rate));
-            let off = (found / rate as f64 - 1.0).abs();
-            assert!(off < 0.02, "{rate} B/s became {found}");
+            check(rate, measured);
         }
     }
 
     #[test]
     fn clones_share_the_limit() {
-        let limit = limit(10_000_000);
-        let sum: f64 = thread::scope(|scope| {
-            let threads: Vec<_> = (0..4)
-                .map(|_| {
-                    let limit = limit.clone();
-                    scope.spawn(move || measured(&limit))
-                })
-                .collect();
-            threads.into_iter().map(|t| t.join().unwrap()).sum()
+        check(10_000_000, |limit| {
+            thread::scope(|scope| {
+                let threads: Vec<_> = (0..4)
+                    .map(|_| {
+                        let limit = limit.clone();
+                        scope.spawn(move || measured(&limit))
+                    })
+                    .collect();
+                threads.into_iter().map(|t| t.join().unwrap()).sum()
+            })
         });
-        assert!((sum / 1e7 - 1.0).abs() < 0.05, "{sum}");
     }
 
     #[test]
     fn idling_saves_up_no_more_than_the_burst() {
         let limit = limit(1_000_000);
-        let start = Instant::now();
-        let later = start + Duration::from_secs(3600);
-        assert_eq!(limit.reserve(10_000, later), later - BURST);
-        // 10,000 bytes cost 10 ms, of which the burst paid 5.
+        let later = Instant::now() + Duration::from_secs(3600);
+        assert_eq!(limit.reserve(20_000, later), later - BURST);
+        // 20,000 bytes cost 20 ms, of which the burst paid 10.
         assert_eq!(limit.reserve(1, later), later + BURST);
     }
 
     #[test]
-    fn a_late_wake_up_is_made_good_once() {
+    fn a_late_wake_up_is_made_good_but_no_more() {
         let limit = limit(1_000_000);
         let later = Instant::now() + Duration::from_secs(3600);
-        limit.schedule().late = Duration::from_millis(20);
-        assert_eq!(
-            limit.reserve(0, later),
-            later - BURST - Duration::from_millis(20)
-        );
+        let ms = Duration::from_millis;
+        limit.schedule().late = ms(20);
+        for granted in 0..6 {
+            let due = limit.reserve(5_000, later);
+            assert_eq!(due, later - BURST - ms(20) + ms(5) * granted);
+        }
+        assert_eq!(limit.reserve(5_000, later), later);
         let again = later + Duration::from_secs(1);
         assert_eq!(limit.reserve(0, again), again - BURST);
     }
@@ -180,7 +194,7 @@ mod tests {
     #[test]
     fn chunks_are_bounded() {
         assert_eq!(limit(1).chunk(), 1500);
-        assert_eq!(limit(12_500_000).chunk(), 62_500);
+        assert_eq!(limit(2_500_000).chunk(), 12_500);
         assert_eq!(limit(u64::MAX).chunk(), 64 << 10);
     }
 }
