@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The dictionary: the last pages that were sent, on both ends alike.
+//!
+//! Pages are numbered from 0 in the order of operations. The rule, which all three types here
+//! follow:
+//!
+//! * a page and a reference get the next number each;
+//! * a back reference names a page by its *distance*, the next number less that of the page; it is
+//!   valid from 1 to the capacity, and not beyond page 0;
+//! * a back reference of a distance above half of the capacity gives the page the next number, too,
+//!   so that pages which are in use stay;
+//! * zero pages have no number.
+
+use std::collections::hash_map::RandomState;
+use std::collections::HashMap;
+use std::hash::{
+    BuildHasher,
+    Hasher, //
+};
+
+use crate::digest::Digest;
+use crate::error::Fault;
+use crate::limits;
+use crate::page::{
+    Page,
+    PAGE_BYTES, //
+};
+
+/// Pages that memory is taken for at once.
+const CHUNK_PAGES: usize = 64;
+
+/// The arithmetic of the rule.
+#[derive(Debug)]
+struct Mirror {
+    /// How many pages there are at most.
+    capacity: u32,
+    /// The next number.
+    next: u64,
+}
+
+/// What a valid back reference names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seat {
+    /// The slot of the page.
+    slot: usize,
+    /// The slot that the page goes to in addition, if it is an old one.
+    again: Option<usize>,
+}
+
+impl Mirror {
+    /// An empty one.
+    fn new(pages: u32) -> Self {
+        Self {
+            capacity: pages.min(limits::DICTIONARY_PAGES),
+            next: 0,
+        }
+    }
+
+    /// The slot of the page of number `number`.
+    fn slot(&self, number: u64) -> usize {
+        // CAST: The rest is less than the capacity.
+        (number % u64::from(self.capacity.max(1))) as usize
+    }
+
+    /// The slot for one more page, if there may be any.
+    fn append(&mut self) -> Option<usize> {
+        let slot = self.slot(self.next);
+        self.next += 1;
+        (self.capacity > 0).then_some(slot)
+    }
+
+    /// What a back reference names.
+    fn back(&mut self, distance: u32) -> Result<Seat, Fault> {
+        let known = self.next.min(self.capacity.into());
+        if distance == 0 || u64::from(distance) > known {
+            return Err(Fault::Distance { distance, known });
+        }
+        let slot = self.slot(self.next - u64::from(distance));
+        let again = (distance > self.capacity / 2)
+            .then(|| self.append())
+            .flatten();
+        Ok(Seat { slot, again })
+    }
+}
+
+/// The sender's end: from digests to distances.
+#[derive(Debug)]
+pub struct SenderDictionary {
+    /// The rule.
+    mirror: Mirror,
+    /// Digests by slot.
+    ring: Vec<Digest>,
+    /// The last number of each digest in the ring.
+    numbers: HashMap<Digest, u64, Keyed>,
+}
+
+impl SenderDictionary {
+    /// An empty one for `pages` pages, as agreed by the HELLOs.
+    pub fn new(pages: u32) -> Self {
+        Self {
+            mirror: Mirror::new(pages),
+            ring: Vec::new(),
+            numbers: HashMap::with_hasher(Keyed::new()),
+        }
+    }
+
+    /// The distance of the page of `digest`, if it is there.
+    pub fn find(&self, digest: &Digest) -> Option<u32> {
+        let number = *self.numbers.get(digest)?;
+        u32::try_from(self.mirror.next - number).ok()
+    }
+
+    /// Follows a page or a reference that was sent.
+    pub fn append(&mut self, digest: &Digest) {
+        let number = self.mirror.next;
+        if let Some(slot) = self.mirror.append() {
+            self.place(slot, number, *digest);
+        }
+    }
+
+    /// Follows a back reference that was sent, of a distance that [`Self::find`] gave just before.
+    ///
+    /// # Errors
+    ///
+    /// Nothing has that distance.
+    pub fn hit(&mut self, distance: u32) -> Result<(), Fault> {
+        let number = self.mirror.next;
+        let Seat { slot, again } = self.mirror.back(distance)?;
+        if let (Some(to), Some(&digest)) = (again, self.ring.get(slot)) {
+            self.place(to, number, digest);
+        }
+        Ok(())
+    }
+
+    /// Puts a digest of number `number` into its slot.
+    fn place(&mut self, slot: usize, number: u64, digest: Digest) {
+        if let Some(old) = put(&mut self.ring, slot, digest) {
+            let gone = number - u64::from(self.mirror.capacity);
+            if self.numbers.get(&old) == Some(&gone) {
+                self.numbers.remove(&old);
+            }
+        }
+        self.numbers.insert(digest, number);
+    }
+}
+
+/// The receiver's digests, for [`Block::verify`](crate::Block::verify).
+#[derive(Debug)]
+pub struct DigestRing {
+    /// The rule.
+    mirror: Mirror,
+    /// Digests by slot.
+    ring: Vec<Digest>,
+}
+
+impl DigestRing {
+    /// An empty one for `pages` pages, as agreed by the HELLOs.
+    pub fn new(pages: u32) -> Self {
+        Self {
+            mirror: Mirror::new(pages),
+            ring: Vec::new(),
+        }
+    }
+
+    /// Follows a page or a reference.
+    pub(crate) fn append(&mut self, digest: &Digest) {
+        if let Some(slot) = self.mirror.append() {
+            put(&mut self.ring, slot, *digest);
+        }
+    }
+
+    /// Follows a back reference: the digest of its page.
+    ///
+    /// # Errors
+    ///
+    /// Nothing has that distance.
+    pub(crate) fn back(&mut self, distance: u32) -> Result<Digest, Fault> {
+        let known = self.mirror.next;
+        let Seat { slot, again } = self.mirror.back(distance)?;
+        let found = self.ring.get(slot).copied();
+        let digest = found.ok_or(Fault::Distance { distance, known })?;
+        if let Some(to) = again {
+            put(&mut self.ring, to, digest);
+        }
+        Ok(digest)
+    }
+}
+
+/// The receiver's pages, filled in the order of operations while they are written out.
+#[derive(Debug)]
+pub struct PageRing {
+    /// The rule.
+    mirror: Mirror,
+    /// Pages by slot, some to a piece of memory, taken as pages come.
+    chunks: Vec<Box<[u8]>>,
+}
+
+impl PageRing {
+    /// An empty one for `pages` pages, as agreed by the HELLOs.
+    pub fn new(pages: u32) -> Self {
+        Self {
+            mirror: Mirror::new(pages),
+            chunks: Vec::new(),
+        }
+    }
+
+    /// Follows a page, or a reference whose page was supplied.
+    pub fn append(&mut self, page: &Page) {
+        if let Some(slot) = self.mirror.append() {
+            self.put(slot, page);
+        }
+    }
+
+    /// Follows a back reference: its page.
+    ///
+    /// # Errors
+    ///
+    /// Nothing has that distance.
+    pub fn back(&mut self, distance: u32) -> Result<&Page, Fault> {
+        let known = self.mirror.next;
+        let Seat { slot, again } = self.mirror.back(distance)?;
+        if let Some(to) = again {
+            let page = self.page(slot).copied();
+            self.put(to, &page.ok_or(Fault::Distance { distance, known })?);
+        }
+        self.page(slot).ok_or(Fault::Distance { distance, known })
+    }
+
+    /// How much memory the pages take.
+    pub fn memory_bytes(&self) -> usize {
+        self.chunks.iter().map(|chunk| chunk.len()).sum()
+    }
+
+    /// The page in `slot`.
+    fn page(&self, slot: usize) -> Option<&Page> {
+        let chunk = self.chunks.get(slot / CHUNK_PAGES)?;
+        chunk[slot % CHUNK_PAGES * PAGE_BYTES..].first_chunk()
+    }
+
+    /// Puts a page into `slot`, which is at most one behind the last that was used.
+    fn put(&mut self, slot: usize, page: &Page) {
+        let (chunk, at) = (slot / CHUNK_PAGES, slot % CHUNK_PAGES);
+        if chunk == self.chunks.len() {
+            let capacity = self.mirror.capacity as usize;
+            let pages = CHUNK_PAGES.min(capacity - chunk * CHUNK_PAGES);
+            self.chunks.push(vec![0; pages * PAGE_BYTES].into());
+        }
+        let from = at * PAGE_BYTES;
+        self.chunks[chunk][from..from + PAGE_BYTES].copy_from_slice(page);
+    }
+}
+
+/// Puts a digest into `slot`, which is at most one behind the last: what was there before.
+fn put(ring: &mut Vec<Digest>, slot: usize, digest: Digest) -> Option<Digest> {
+    match ring.get_mut(slot) {
+        Some(place) => Some(std::mem::replace(place, digest)),
+        None => {
+            ring.push(digest);
+            None
+        }
+    }
+}
+
+/// Makes hashers of digests. A guest chooses pages, and could choose those whose digests fall
+/// together if it knew the keys.
+#[derive(Clone, Debug)]
+struct Keyed([u64; 4]);
+
+impl Keyed {
+    /// New random keys.
+    fn new() -> Self {
+        Self(std::array::from_fn(|n| RandomState::new().hash_one(n)))
+    }
+}
+
+impl BuildHasher for Keyed {
+    type Hasher = Folded;
+
+    fn build_hasher(&self) -> Folded {
+        Folded {
+            keys: self.0,
+            sum: 0,
+        }
+    }
+}
+
+/// Hashes a digest: two products of keyed halves, folded.
+struct Folded {
+    /// The keys.
+    keys: [u64; 4],
+    /// The hash.
+    sum: u64,
+}
+
+impl Hasher for Folded {
+    fn write(&mut self, bytes: &[u8]) {
+        let mut words = bytes.chunks_exact(8).zip(self.keys).map(|(chunk, key)| {
+            let mut word = [0; 8];
+            word.copy_from_slice(chunk);
+            u64::from_le_bytes(word) ^ key
+        });
+        while let (Some(a), Some(b)) = (words.next(), words.next()) {
+            let product = u128::from(a) * u128::from(b);
+            // CAST: Both halves are used.
+            self.sum ^= product as u64 ^ (product >> 64) as u64;
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A digest that is not one of any page, but differs for each `n`.
+    fn digest(n: u64) -> Digest {
+        let mut bytes = [0; Digest::BYTES];
+        bytes[8..16].copy_from_slice(&n.to_le_bytes());
+        Digest(bytes)
+    }
+
+    #[test]
+    fn distances_count_from_the_next_number() {
+        let mut dictionary = SenderDictionary::new(8);
+        assert_eq!(dictionary.find(&digest(0)), None);
+        (0..3).for_each(|n| dictionary.append(&digest(n)));
+        let found = [0, 1, 2, 3].map(|n| dictionary.find(&digest(n)));
+        assert_eq!(found, [Some(3), Some(2), Some(1), None]);
+    }
+
+    #[test]
+    fn old_pages_make_room() {
+        let mut dictionary = SenderDictionary::new(4);
+        (0..6).for_each(|n| dictionary.append(&digest(n)));
+        let found = [0, 1, 2, 5].map(|n| dictionary.find(&digest(n)));
+        assert_eq!(found, [None, None, Some(4), Some(1)]);
+        assert_eq!(dictionary.numbers.len(), 4);
+    }
+
+    #[test]
+    fn pages_in_use_stay() -> Result<(), Fault> {
+        let mut dictionary = SenderDictionary::new(4);
+        dictionary.append(&digest(100));
+        for n in 0..100 {
+            dictionary.append(&digest(n));
+            let distance = dictionary.find(&digest(100));
+            assert!(distance.is_some_and(|distance| distance <= 4), "{n}");
+            dictionary.hit(distance.unwrap_or(0))?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_page_of_half_the_capacity_is_not_moved() -> Result<(), Fault> {
+        let mut dictionary = SenderDictionary::new(4);
+        (0..3).for_each(|n| dictionary.append(&digest(n)));
+        dictionary.hit(2)?;
+        assert_eq!(dictionary.find(&digest(1)), Some(2));
+        dictionary.hit(3)?;
+        let found = [0, 1].map(|n| dictionary.find(&digest(n)));
+        assert_eq!(found, [Some(1), Some(3)]);
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_known_beyond_either_end() {
+        for pages in [0, 1, 4] {
+            let mut ring = PageRing::new(pages);
+            assert!(ring.back(1).is_err());
+            (0..3).for_each(|_| ring.append(&[1; PAGE_BYTES]));
+            let known = u64::from(pages.min(3));
+            for distance in [0, 5, u32::MAX] {
+                assert_eq!(
+                    ring.back(distance),
+                    Err(Fault::Distance { distance, known })
+                );
+            }
+            assert_eq!(ring.back(1).is_ok(), pages > 0);
+        }
+    }
+
+    #[test]
+    fn memory_grows_with_the_pages() {
+        let mut ring = PageRing::new(limits::DICTIONARY_PAGES);
+        assert_eq!(ring.memory_bytes(), 0);
+        ring.append(&[1; PAGE_BYTES]);
+        assert_eq!(ring.memory_bytes(), CHUNK_PAGES * PAGE_BYTES);
+        let mut ring = PageRing::new(3);
+        (0..10).for_each(|_| ring.append(&[1; PAGE_BYTES]));
+        assert_eq!(ring.memory_bytes(), 3 * PAGE_BYTES);
+    }
+}
