@@ -23,5 +23,6 @@ pub mod qemu;
 pub mod qmp;
 pub mod spent;
 pub mod tap;
+pub mod told;
 pub mod vmm;
 pub mod wait;

@@ -22,6 +22,7 @@ use serde_json::{
     json,
     Value, //
 };
+use twinpage_lab::told::Told;
 use twinpage_lab::{
     listen,
     place,
@@ -58,8 +59,8 @@ pub struct Running(Vec<Proxy>);
 pub struct Proxies {
     /// Processor time of all of them.
     pub spent: Duration,
-    /// The report of the sending one.
-    report: Value,
+    /// Of the pages that are not zero, the part that each source had.
+    pub hit_ratios: BTreeMap<String, f64>,
 }
 
 /// Begins a migration.
@@ -171,8 +172,11 @@ pub fn finish(running: Running) -> Result<Proxies, Failure> {
             let said = fs::read_to_string(&proxy.errors).unwrap_or_default();
             return Err(format!("a proxy ends with {status}: {}", said.trim()).into());
         }
-        // The sender is the last: it knows what became of each page.
-        proxies.report = serde_json::from_str(&fs::read_to_string(&proxy.output)?)?;
+        let told = Told::parse(&fs::read_to_string(&proxy.output)?)?;
+        // Only the receiver has sources.
+        if !told.sources.is_empty() || proxies.hit_ratios.is_empty() {
+            proxies.hit_ratios = told.hit_ratios();
+        }
     }
     Ok(proxies)
 }
@@ -202,12 +206,5 @@ impl Drop for Proxy {
         // It has ended, unless the measurement failed.
         let _ = self.process.kill();
         let _ = self.process.wait();
-    }
-}
-
-impl Proxies {
-    /// Of the pages that are not zero, the part that each source had.
-    pub fn hit_ratios(&self) -> BTreeMap<String, f64> {
-        BTreeMap::new()
     }
 }

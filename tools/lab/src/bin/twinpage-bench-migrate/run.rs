@@ -137,7 +137,7 @@ impl Bench {
             qemu_cpu_seconds: after.saturating_sub(before).as_secs_f64(),
             rounds: seen["ram"]["dirty-sync-count"].as_u64().unwrap_or_default(),
             qemu_bytes: seen["ram"]["transferred"].as_u64().unwrap_or_default(),
-            hit_ratios: proxies.hit_ratios(),
+            hit_ratios: proxies.hit_ratios,
         })
     }
 

@@ -174,6 +174,7 @@ impl Destination {
 
     /// Takes the memory of the guest that came.
     fn ram(&mut self) -> Result<Value, Failure> {
+        let mut received = Value::Null;
         if let Some(mut receiver) = self.receiver.take() {
             wait::until("the receiver ends", SOON, || {
                 Ok::<_, Failure>(receiver.try_wait()?.is_some())
@@ -182,6 +183,8 @@ impl Destination {
             self.host
                 .checks
                 .check("the receiver ends well", status.success(), status);
+            let text = std::fs::read_to_string(self.host.file("received.json"))?;
+            received = serde_json::from_str(&text)?;
         }
         let guest = self.arrived.as_mut().ok_or("nobody was waited for")?;
         let status = guest.qmp.status()?;
@@ -191,7 +194,8 @@ impl Destination {
             .check("the guest has arrived, and rests", rests, status);
         let file = self.host.file("ram");
         save_ram(guest, &file)?;
-        Ok(json!({ "bytes": std::fs::metadata(file)?.len() }))
+        let bytes = std::fs::metadata(file)?.len();
+        Ok(json!({ "bytes": bytes, "received": received }))
     }
 
     /// Lets the guest run, and asks it whether it still has what it had.

@@ -4,6 +4,14 @@
 
 use std::fs::File;
 use std::io::BufReader;
+use std::net::{
+    IpAddr,
+    SocketAddr, //
+};
+use std::process::{
+    Command,
+    Stdio, //
+};
 use std::time::{
     Duration,
     Instant, //
@@ -15,7 +23,13 @@ use serde_json::{
 };
 use twinpage_guest::protocol::Request;
 use twinpage_lab::checks::Verdict;
+use twinpage_lab::told::Told;
 use twinpage_lab::vmm::Vmm;
+use twinpage_lab::{
+    listen,
+    place,
+    wait, //
+};
 
 use crate::host::{
     filled,
@@ -36,6 +50,12 @@ use crate::talk::{
     Talk, //
 };
 use crate::MIGRANT;
+
+/// Where a receiver listens that has no pages at all.
+const EMPTY: SocketAddr = SocketAddr::new(IpAddr::V4(SOURCE), 7003);
+
+/// How long it may take to listen.
+const SOON: Duration = Duration::from_secs(60);
 
 /// Runs the source's part and writes the report; whether all held on both hosts.
 ///
@@ -89,6 +109,7 @@ impl Source {
         let mut talk = Talk::connect(TALK)?;
         self.ask(&mut talk, Ask::Neighbours)?;
         self.ask(&mut talk, Ask::Receive)?;
+        self.plan(&guest)?;
         self.migrate(&mut guest)?;
         self.compare(&mut guest, &mut talk)?;
         guest.end();
@@ -114,6 +135,66 @@ impl Source {
         }
     }
 
+    /// Asks which host holds most of the guest already: the destination, or one that has nothing,
+    /// which is another receiver on this host.
+    fn plan(&mut self, guest: &Vmm) -> Result<(), Failure> {
+        let empty = EMPTY.to_string();
+        let mut nobody = Command::new(place::tool())
+            .args([
+                "migrate",
+                "receive",
+                "--listen",
+                &empty,
+                "--no-module",
+                "--quiet",
+            ])
+            .args(["--domain", DOMAIN, "--key", KEY])
+            .stdin(Stdio::null())
+            .spawn()?;
+        let planned = self.plan_between(guest, &empty);
+        nobody.kill()?;
+        nobody.wait()?;
+        planned
+    }
+
+    fn plan_between(&mut self, guest: &Vmm, empty: &str) -> Result<(), Failure> {
+        wait::until("the receiver listens", SOON, || {
+            Ok::<_, Failure>(listen::heard(EMPTY.port()))
+        })?;
+        let (pid, receiver) = (guest.pid().to_string(), RECEIVER.to_string());
+        let arguments = [
+            "plan",
+            "--pid",
+            &pid,
+            "--candidates",
+            empty,
+            &receiver,
+            "--domain",
+            DOMAIN,
+            "--key",
+            KEY,
+        ];
+        let status = tool(&arguments)?;
+        let output = Command::new(place::tool())
+            .args(arguments)
+            .arg("--json")
+            .stdin(Stdio::null())
+            .output()?;
+        self.report.plan = serde_json::from_slice(&output.stdout)?;
+        let first = &self.report.plan["candidates"][0];
+        let holds = status.success()
+            && output.status.success()
+            && first["address"] == receiver.as_str()
+            && first["held_percent"].as_u64() > Some(0);
+        let detail = format!("{}: {} %", first["address"], first["held_percent"]);
+        self.host.checks.check(
+            "the plan prefers who holds most of the guest",
+            holds,
+            detail,
+        );
+        Ok(())
+    }
+
     /// Moves the guest while it writes.
     fn migrate(&mut self, guest: &mut Vmm) -> Result<(), Failure> {
         let before = guest.fine(Request::Verify)?;
@@ -131,10 +212,6 @@ impl Source {
             status.success(),
             format!("{status}; pages, pages written until then: {before}"),
         );
-        let _ = guest
-            .qmp
-            .event(&["STOP"], Duration::from_secs(1))
-            .map(|event| event.at);
         let seen = guest.qmp.run("query-migrate", json!({}))?;
         let ended = seen["status"] == "completed";
         let detail = format!(
@@ -157,11 +234,44 @@ impl Source {
         Ok(())
     }
 
+    /// Takes over what the receiver counted.
+    fn received(&mut self, received: &Value) -> Result<(), Failure> {
+        let told: Told = serde_json::from_value(received.clone())?;
+        let totals = told.totals;
+        self.report.receiver = received.clone();
+        self.report.stream_bytes = totals.stream_bytes;
+        self.report.wire_bytes = totals.wire_bytes;
+        self.report.pages_sent = totals.pages_sent;
+        self.report.pages_referenced = totals.pages_referenced + totals.pages_back;
+        self.report.pages_zero = totals.pages_zero + totals.pages_zero_body;
+        let ratios: Vec<_> = told
+            .hit_ratios()
+            .into_iter()
+            .map(|(name, ratio)| format!("{name} {:.1} %", 100.0 * ratio))
+            .collect();
+        let module = told.sources.iter().find(|source| source.name == "module");
+        let hits = module.map_or(0, |source| source.hits);
+        let detail = format!(
+            "{hits} pages; of those that are not zero: {}",
+            ratios.join(", ")
+        );
+        self.host
+            .checks
+            .check("merged pages of the destination are used", hits > 0, detail);
+        let less = totals.wire_bytes < totals.stream_bytes / 2;
+        let detail = format!("{} of {}", totals.wire_bytes, totals.stream_bytes);
+        self.host
+            .checks
+            .check("less than half of QEMU's bytes travel", less, detail);
+        Ok(())
+    }
+
     /// Compares the memory that is left here with the one that arrived.
     fn compare(&mut self, guest: &mut Vmm, talk: &mut Talk) -> Result<(), Failure> {
         let file = self.host.file("ram");
         save_ram(guest, &file)?;
         let seen = self.ask(talk, Ask::Ram)?;
+        self.received(&seen["received"])?;
         let there = seen["bytes"].as_u64().unwrap_or_default();
         let here = std::fs::metadata(&file)?.len();
         let difference = ram::compare(BufReader::new(File::open(&file)?), talk.bytes(), there)?;
