@@ -34,6 +34,11 @@ impl Entry {
         (self.0 >> 55) & 1 == 1
     }
 
+    /// Whether no other page table entry maps the frame.
+    pub fn exclusive(self) -> bool {
+        (self.0 >> 56) & 1 == 1
+    }
+
     /// Whether a userfaultfd write-protects the page.
     pub fn write_protected(self) -> bool {
         (self.0 >> 57) & 1 == 1

@@ -79,8 +79,13 @@ fn key(page: usize) -> Option<u64> {
         0 => None,
         1 => Some(1),
         2 => Some(1_000_000 + page as u64),
-        _ => Some(u64::from(std::process::id()) << 32 | page as u64),
+        _ => Some(own_key(std::process::id(), page)),
     }
+}
+
+/// The key of a page that no other monitor has.
+fn own_key(pid: u32, page: usize) -> u64 {
+    (u64::from(pid) << 32) | page as u64
 }
 
 fn content(key: Option<u64>) -> Vec<u8> {
@@ -111,7 +116,7 @@ impl Monitor {
             address: u64::from_le_bytes(address.try_into().unwrap_or_default()),
             keys: (0..PAGES)
                 .map(|page| match page % 4 {
-                    3 => Some(u64::from(pid) << 32 | page as u64),
+                    3 => Some(own_key(pid, page)),
                     _ => key(page),
                 })
                 .collect(),

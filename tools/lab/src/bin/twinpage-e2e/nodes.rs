@@ -212,7 +212,11 @@ fn pages_that_numa_balancing_watches_merge() -> Outcome {
     let (before, stop) = (watched()?, AtomicBool::new(false));
     std::thread::scope(|scope| -> Outcome {
         // Only a process that uses its processor is looked at.
-        scope.spawn(|| while !stop.load(Ordering::Relaxed) {});
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
         let result = wait::until("watching", CONVERGE, || {
             Ok::<_, Failure>(watched()? >= before + PAGES as u64)
         });

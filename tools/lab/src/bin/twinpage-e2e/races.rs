@@ -2,7 +2,6 @@
 
 //! Everybody at once: writers, unmappers, collapsers and forkers against the scanner.
 
-use std::collections::HashMap;
 use std::sync::atomic::{
     AtomicBool,
     AtomicUsize,
@@ -62,10 +61,13 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Pages each writer owns.
-const OWNED: usize = 1024;
+const OWNED: usize = 2048;
 
-/// Contents that occur.
+/// Contents that occur; one of them is all zeroes.
 const KINDS: usize = 8;
+
+/// After so many transitions there is a line about it.
+const MILESTONE: usize = 100_000;
 
 /// Threads that write.
 const WRITERS: usize = 2;
@@ -105,19 +107,14 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// Which of this writer's pages share their frame with another page of any writer.
+    /// Which of this writer's pages are merged: the kernel says that their frame is mapped more
+    /// than once, or that it is the page of zeroes, and nothing forks here.
     fn merged(&self) -> Result<Vec<bool>, Failure> {
-        let entries = self
-            .pagemap
-            .read(self.memory.address(), self.memory.pages())?;
-        let mut mappings = HashMap::new();
-        for frame in entries.iter().filter_map(|entry| entry.frame()) {
-            *mappings.entry(frame).or_insert(0) += 1;
-        }
-        let own = &entries[self.first..self.first + OWNED];
-        Ok(own
-            .iter()
-            .map(|entry| entry.frame().is_some_and(|frame| mappings[&frame] > 1))
+        let address = self.memory.page_address(self.first);
+        let entries = self.pagemap.read(address, OWNED)?;
+        Ok(entries
+            .into_iter()
+            .map(|entry| entry.frame().is_some() && !entry.exclusive())
             .collect())
     }
 
@@ -136,38 +133,48 @@ impl<'a> Writer<'a> {
 
     /// Rewrites pages until somebody says stop; each is checked first.
     ///
-    /// A page that is seen to share its frame was merged, and the write unmerges it: these are two
-    /// transitions. Some of the others are written too, so that the merger meets writers at every
-    /// moment of its work; not too many, or it would never get to the end of it.
+    /// A page that is seen to be merged is unmerged by the write: these are two transitions. They
+    /// are awaited until half of the pages are merged, or the merger would spend its time on
+    /// rounds, not on pages. Some of the others are written all the time, so that it meets writers
+    /// at every moment of its work; not too many, or it would never get to the end of it.
     fn run(mut self, progress: &Progress, goal: usize) -> Outcome {
         while !progress.stop.load(Ordering::Relaxed) {
             let merged = self.merged()?;
-            if merged.iter().filter(|merged| **merged).count() < OWNED / 4 {
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            let wait = merged.iter().filter(|merged| **merged).count() < OWNED / 2;
             for (page, merged) in merged.into_iter().enumerate() {
                 self.seed = self.seed.wrapping_add(1);
                 let choice = mix(self.seed);
-                if !merged && choice % 16 != 0 {
+                if (merged && wait) || (!merged && choice % 16 != 0) {
                     continue;
                 }
-                if let Err(failure) = self.check(page) {
+                let made = 2 * usize::from(merged);
+                if let Err(failure) = self.rewrite(page, (choice >> 32) as usize % KINDS) {
                     progress.stop.store(true, Ordering::Relaxed);
                     return Err(failure);
                 }
-                let kind = (choice >> 32) as usize % KINDS;
-                self.kinds[page] = kind;
-                self.memory
-                    .write_page(self.first + page, &self.contents[kind]);
                 progress.writes.fetch_add(1, Ordering::Relaxed);
-                let made = 2 * usize::from(merged);
                 let before = progress.transitions.fetch_add(made, Ordering::Relaxed);
-                if before + made >= goal {
+                let now = before + made;
+                if before / MILESTONE != now / MILESTONE {
+                    println!("{now} transitions");
+                }
+                if now >= goal {
                     progress.stop.store(true, Ordering::Relaxed);
                 }
             }
+            if wait {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
         (0..OWNED).try_for_each(|page| self.check(page))
+    }
+
+    fn rewrite(&mut self, page: usize, kind: usize) -> Outcome {
+        self.check(page)?;
+        self.kinds[page] = kind;
+        let content = &self.contents[kind];
+        self.memory.write_page(self.first + page, content);
+        Ok(())
     }
 }
 
@@ -180,7 +187,7 @@ fn writers_lose_no_write_to_the_merger() -> Outcome {
     let contents: Vec<[u64; WORDS]> = (0..KINDS)
         .map(|kind| {
             let mut stream = Stream::new(kind as u64);
-            std::array::from_fn(|_| stream.next())
+            std::array::from_fn(|_| stream.next() * u64::from(kind != 0))
         })
         .collect();
     let progress = Progress::default();
@@ -203,11 +210,15 @@ fn writers_lose_no_write_to_the_merger() -> Outcome {
         progress.transitions.into_inner(),
         progress.writes.into_inner(),
     );
+    let told = guest.stats()?;
+    let (merges, breaks) = (told.get("merges")?, told.get("breaks")?);
     println!(
-        "{transitions} transitions (goal {goal}), {writes} writes in {:.0} s, no differing byte",
+        "{transitions} transitions (goal {goal}), {writes} writes in {:.0} s, no differing byte; \
+         the module tells of {merges} merges and {breaks} ends of them",
         start.elapsed().as_secs_f32()
     );
     ensure!(transitions >= goal, "only {transitions} transitions");
+    ensure!(merges >= transitions as u64 / 2, "more were seen than told");
     Ok(())
 }
 
