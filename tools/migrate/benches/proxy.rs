@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Throughput of the two proxies.
+
+fn main() {}

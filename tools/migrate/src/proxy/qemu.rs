@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The two directions of a connection to QEMU.
+//!
+//! A unix socket as a rule. With `exec:` QEMU writes into the standard input of the helper and
+//! reads the return path from its standard output; those may be pipes, which cannot be shut down
+//! from another thread: there a failed session ends by the end of the process.
+
+use std::fs::File;
+use std::io::{
+    self,
+    Read,
+    Write, //
+};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{
+    Duration,
+    Instant, //
+};
+
+use rustix::event::{
+    poll,
+    PollFd,
+    PollFlags,
+    Timespec, //
+};
+
+/// Between two tries to connect.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// Where the stream comes from, or the return path.
+pub enum QemuReader {
+    /// One half of a socket.
+    Socket(UnixStream),
+    /// A pipe.
+    Pipe(File),
+}
+
+/// Where the return path goes, or the stream.
+pub enum QemuWriter {
+    /// One half of a socket.
+    Socket(UnixStream),
+    /// A pipe, until it was closed.
+    Pipe(Option<File>),
+}
+
+/// Breaks the connection, from any thread; clones share it.
+#[derive(Clone)]
+pub struct QemuCloser(Option<Arc<UnixStream>>);
+
+/// A connection in its parts.
+pub struct Qemu {
+    /// What QEMU says.
+    pub reader: QemuReader,
+    /// What QEMU hears.
+    pub writer: QemuWriter,
+    /// Breaks it.
+    pub closer: QemuCloser,
+}
+
+impl Qemu {
+    /// The parts of a socket.
+    ///
+    /// # Errors
+    ///
+    /// There are no more file descriptors.
+    pub fn socket(socket: UnixStream) -> io::Result<Self> {
+        Ok(Self {
+            reader: QemuReader::Socket(socket.try_clone()?),
+            closer: QemuCloser(Some(Arc::new(socket.try_clone()?))),
+            writer: QemuWriter::Socket(socket),
+        })
+    }
+
+    /// The parts of a pair of pipes.
+    pub fn pipes(input: OwnedFd, output: OwnedFd) -> Self {
+        Self {
+            reader: QemuReader::Pipe(input.into()),
+            writer: QemuWriter::Pipe(Some(output.into())),
+            closer: QemuCloser(None),
+        }
+    }
+
+    /// Connects to the socket of a QEMU that may not listen yet, trying for `wait`.
+    ///
+    /// # Errors
+    ///
+    /// The last try's, or `stopped` said so.
+    pub fn connect(path: &Path, wait: Duration, stopped: impl Fn() -> bool) -> io::Result<Self> {
+        let end = Instant::now() + wait;
+        loop {
+            match UnixStream::connect(path) {
+                Ok(socket) => return Self::socket(socket),
+                Err(error) if Instant::now() >= end || stopped() => return Err(error),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::NotFound
+                    | io::ErrorKind::ConnectionRefused
+                    | io::ErrorKind::WouldBlock => std::thread::sleep(RETRY),
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+}
+
+impl QemuCloser {
+    /// Breaks both directions. Bytes on their way may be lost, which is the point.
+    pub fn close(&self) {
+        if let Some(socket) = &self.0 {
+            // It may be closed already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Whether QEMU has closed both directions, even if its last bytes were not read yet.
+    pub fn hung_up(&self) -> bool {
+        let Some(socket) = &self.0 else {
+            return false;
+        };
+        let mut state = [PollFd::new(&**socket, PollFlags::empty())];
+        let polled = poll(&mut state, Some(&Timespec::default()));
+        polled.is_ok()
+            && state[0]
+                .revents()
+                .intersects(PollFlags::HUP | PollFlags::ERR)
+    }
+}
+
+impl QemuWriter {
+    /// Tells QEMU that nothing more comes; the other direction stays.
+    pub fn finish(&mut self) {
+        match self {
+            Self::Socket(socket) => {
+                // QEMU may have closed it first.
+                let _ = socket.shutdown(Shutdown::Write);
+            }
+            Self::Pipe(pipe) => *pipe = None,
+        }
+    }
+}
+
+impl Read for QemuReader {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let result = match self {
+                Self::Socket(socket) => socket.read(into),
+                Self::Pipe(pipe) => pipe.read(into),
+            };
+            match result {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Write for QemuWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Socket(socket) => socket.write(bytes),
+            Self::Pipe(Some(pipe)) => pipe.write(bytes),
+            Self::Pipe(None) => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    #[test]
+    fn closing_wakes_a_reader_and_breaks_the_peer() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let Qemu {
+            mut reader,
+            mut writer,
+            closer,
+        } = Qemu::socket(ours).unwrap();
+        let waiter = thread::spawn(move || reader.read(&mut [0; 8]).unwrap());
+        thread::sleep(Duration::from_millis(20));
+        closer.close();
+        assert_eq!(waiter.join().unwrap(), 0);
+        assert!(writer.write(b"x").is_err());
+        assert_eq!(theirs.read(&mut [0; 8]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_full_close_is_seen_behind_unread_bytes() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let qemu = Qemu::socket(ours).unwrap();
+        theirs.write_all(b"abc").unwrap();
+        theirs.shutdown(Shutdown::Write).unwrap();
+        assert!(!qemu.closer.hung_up());
+        drop(theirs);
+        assert!(qemu.closer.hung_up());
+    }
+
+    #[test]
+    fn finishing_leaves_the_other_direction_open() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut qemu = Qemu::socket(ours).unwrap();
+        qemu.writer.finish();
+        assert_eq!(theirs.read(&mut [0; 8]).unwrap(), 0);
+        theirs.write_all(b"abc").unwrap();
+        let mut got = [0; 3];
+        qemu.reader.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"abc");
+    }
+
+    #[test]
+    fn connecting_waits_for_a_late_listener() {
+        let path = std::env::temp_dir().join(format!("tw-qemu-{}", std::process::id()));
+        let there = path.clone();
+        let late = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(100));
+            std::os::unix::net::UnixListener::bind(there).unwrap()
+        });
+        assert!(Qemu::connect(&path, Duration::from_secs(5), || false).is_ok());
+        drop(late.join().unwrap());
+        std::fs::remove_file(&path).unwrap();
+        assert!(Qemu::connect(&path, Duration::from_millis(50), || false).is_err());
+        assert!(Qemu::connect(&path, Duration::from_secs(5), || true).is_err());
+    }
+}

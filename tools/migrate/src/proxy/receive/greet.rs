@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Takes links, hears what each is for, and begins it or refuses.
+
+use std::path::PathBuf;
+use std::sync::atomic::{
+    AtomicUsize,
+    Ordering, //
+};
+use std::sync::{
+    Arc,
+    Mutex,
+    MutexGuard,
+    PoisonError, //
+};
+use std::time::{
+    Duration,
+    Instant, //
+};
+
+use twinpage_store::Sources;
+use twinpage_wire::{
+    Direction,
+    FilterKey,
+    Hello,
+    Message,
+    PeerError,
+    Purpose,
+    Sealer,
+    SessionId, //
+};
+
+use crate::net::{
+    Link,
+    LinkHandle,
+    LinkWriter,
+    Listener, //
+};
+use crate::proxy::error::Error;
+use crate::proxy::handshake::{
+    self,
+    Greeting, //
+};
+use crate::proxy::inbox::Inbox;
+use crate::proxy::outbox::{
+    Outbox,
+    Sent, //
+};
+use crate::proxy::qemu::Qemu;
+use crate::proxy::receive::channel::Connection;
+use crate::proxy::receive::{
+    offer,
+    OfDomain, //
+};
+use crate::proxy::session::Session;
+
+/// How long a new link may take to say HELLO, and an old one to close.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Links that may be about to say what they are for, or be told what this host holds.
+const GUESTS: usize = 64;
+
+/// What the receiver serves.
+pub struct Host {
+    /// The migration.
+    pub session: Arc<Session>,
+    /// The socket of QEMU.
+    pub qemu: Option<PathBuf>,
+    /// Gives the sources of a domain.
+    pub sources: Arc<OfDomain>,
+    /// How long QEMU may take to listen.
+    pub connect_wait: Duration,
+    /// Hears of links that came to nothing.
+    pub notice: Arc<dyn Fn(&str) + Send + Sync>,
+    /// Whose migration it is, once one has begun.
+    pub migration: Mutex<Option<Migration>>,
+    /// Links that are not channels (yet).
+    pub guests: Arc<AtomicUsize>,
+}
+
+/// The one migration of a receiver.
+pub struct Migration {
+    /// Its name.
+    id: SessionId,
+    /// Its domain.
+    domain: String,
+    /// The key of its filter.
+    key: FilterKey,
+    /// Where its pages are.
+    sources: Arc<Sources>,
+}
+
+/// A link whose sender has said HELLO.
+struct Caller {
+    handle: LinkHandle,
+    inbox: Inbox,
+    writer: LinkWriter,
+    sealer: Sealer,
+    hello: Hello,
+}
+
+/// Counts a link until it is dropped.
+struct Guest(Arc<AtomicUsize>);
+
+impl Host {
+    /// Takes links until the session is over.
+    pub fn listen(self: &Arc<Self>, listener: &Listener) {
+        while !self.session.stop.failed() {
+            let link = match listener.accept(None) {
+                Ok(link) => link,
+                Err(error) => {
+                    if !self.session.finished() && !self.session.main_ended() {
+                        self.session.stop.fail(Error::Listen {
+                            address: listener.address().to_string(),
+                            reason: error.chain(),
+                        });
+                    }
+                    return;
+                }
+            };
+            let Some(guest) = Guest::new(&self.guests) else {
+                (self.notice)(&format!("{}: too many connections", link.peer()));
+                continue;
+            };
+            let host = Arc::clone(self);
+            let thread = self.session.roster.spawn("greet", move || {
+                let peer = link.peer().to_owned();
+                if let Err(error) = host.greet(link, guest) {
+                    (host.notice)(&format!("{peer}: {error}"));
+                }
+            });
+            if let Err(error) = thread {
+                (self.notice)(&format!("Cannot start a thread: {error}"));
+            }
+        }
+    }
+
+    /// The sources of the migration.
+    pub fn sources_in_use(&self) -> Option<Arc<Sources>> {
+        let migration = self.lock();
+        migration
+            .as_ref()
+            .map(|migration| Arc::clone(&migration.sources))
+    }
+
+    /// Hears what a link is for, and serves it.
+    fn greet(&self, link: Link, guest: Guest) -> Result<(), Error> {
+        let handle = link.handle();
+        let (reader, writer) = link.split();
+        let mut inbox = Inbox::new(reader, Direction::ToReceiver);
+        inbox.link().set_deadline(Some(Instant::now() + PATIENCE));
+        let failed = |what: String| Error::Protocol {
+            channel: 0,
+            offset: 0,
+            what,
+        };
+        let hello = match handshake::read(&mut inbox).map_err(|b| failed(b.to_string()))? {
+            Greeting::Hello(hello) => hello,
+            Greeting::Refused(_, text) => return Err(failed(text)),
+        };
+        inbox.link().set_deadline(None);
+        let caller = Caller {
+            handle,
+            inbox,
+            writer,
+            sealer: Sealer::new(Direction::ToSender, &hello.session, hello.channel),
+            hello,
+        };
+        match caller.hello.purpose {
+            Purpose::Plan => self.plan(caller),
+            Purpose::Migrate => self.migrate(caller),
+        }?;
+        drop(guest);
+        Ok(())
+    }
+
+    /// Sends the filter, and closes.
+    fn plan(&self, mut caller: Caller) -> Result<(), Error> {
+        let failed = |what: String| Error::Protocol {
+            channel: 0,
+            offset: 0,
+            what,
+        };
+        let sources = match self.sources_of(&caller.hello.domain) {
+            Ok(sources) => sources,
+            Err(error) => return caller.refuse(error),
+        };
+        let key = FilterKey(handshake::random()?);
+        let answer = handshake::of_receiver(&caller.hello, key, &self.session.limits);
+        if let Err(error) = answer.agree(&caller.hello) {
+            return caller.refuse(failed(error.to_string()));
+        }
+        caller
+            .say(&Message::Hello(answer))
+            .map_err(|e| failed(e.to_string()))?;
+        let ping = self.session.limits.ping;
+        let mut last = Instant::now();
+        let filter = offer::filter(&sources, &key, || {
+            if last.elapsed() >= ping {
+                last = Instant::now();
+                // If the link broke, the next frame says so.
+                let _ = caller.say(&Message::Ping);
+            }
+        });
+        let filter = filter.map_err(|error| failed(error.to_string()))?;
+        for part in filter.parts() {
+            let sent = caller.say(&Message::Filter(part));
+            sent.map_err(|error| failed(error.to_string()))?;
+        }
+        caller.part();
+        Ok(())
+    }
+
+    /// Begins a channel of the migration.
+    fn migrate(&self, caller: Caller) -> Result<(), Error> {
+        let Some(path) = &self.qemu else {
+            return caller.refuse(Error::PlanOnly);
+        };
+        // Held until QEMU has taken the connection, so that it sees them in the sender's order.
+        let mut migration = self.lock();
+        let hello = &caller.hello;
+        let admitted = self
+            .admit(&mut migration, hello)
+            .and_then(|(key, sources)| {
+                let begun = self.session.begin(Some(hello.channel))?;
+                Ok((key, sources, begun))
+            });
+        let (key, sources, begun) = match admitted {
+            Ok(admitted) => admitted,
+            Err(error) => {
+                drop(migration);
+                return caller.refuse(error);
+            }
+        };
+        self.session.note_peer(hello.software.clone());
+        let channel = Arc::clone(&begun.channel);
+        let stop = &self.session.stop;
+        let give_up = |caller: Caller, error: Error| {
+            let text = error.to_string();
+            let code = error.code();
+            stop.fail(error);
+            channel.end();
+            caller.refuse_with(PeerError::new(code, &text))
+        };
+        let answer = handshake::of_receiver(hello, key, &self.session.limits);
+        let agreed = match answer.agree(hello) {
+            Ok(agreed) => agreed,
+            Err(error) => {
+                let error = channel.protocol(error);
+                return give_up(caller, error);
+            }
+        };
+        let qemu = match Qemu::connect(path, self.connect_wait, || stop.failed()) {
+            Ok(qemu) => qemu,
+            Err(source) => {
+                let path = path.clone();
+                return give_up(caller, Error::Destination { path, source });
+            }
+        };
+        let closer = qemu.closer.clone();
+        stop.on_failure(move || closer.close());
+        drop(migration);
+        let mut caller = caller;
+        if let Err(error) = caller.say(&Message::Hello(answer)) {
+            let error = channel.link(&error);
+            return give_up(caller, error);
+        }
+        let outbox = Outbox::start(caller.writer, caller.sealer, &channel, Sent::Back);
+        let outbox = outbox.map_err(crate::proxy::session::no_thread);
+        let started = outbox.and_then(|outbox| {
+            Connection {
+                begun,
+                qemu,
+                link: caller.handle,
+                inbox: caller.inbox,
+                outbox,
+                agreed,
+                sources,
+            }
+            .start()
+        });
+        if let Err(error) = started {
+            stop.fail(error);
+            channel.end();
+        }
+        Ok(())
+    }
+
+    /// Decides whether a channel belongs to the migration, or begins one.
+    fn admit(
+        &self,
+        migration: &mut Option<Migration>,
+        hello: &Hello,
+    ) -> Result<(FilterKey, Arc<Sources>), Error> {
+        if self.session.stop.failed() || self.session.main_ended() {
+            return Err(Error::Busy);
+        }
+        let current = match migration {
+            Some(current) if current.id == hello.session && current.domain == hello.domain => {
+                current
+            }
+            None if hello.channel == 0 => migration.insert(Migration {
+                id: hello.session,
+                domain: hello.domain.clone(),
+                key: FilterKey(handshake::random()?),
+                sources: self.sources_of(&hello.domain)?,
+            }),
+            _ => return Err(Error::Busy),
+        };
+        Ok((current.key, Arc::clone(&current.sources)))
+    }
+
+    /// The sources of `domain`.
+    fn sources_of(&self, domain: &str) -> Result<Arc<Sources>, Error> {
+        (self.sources)(domain).map_err(|reason| Error::Sources {
+            domain: domain.to_owned(),
+            reason,
+        })
+    }
+
+    /// The migration, also after a panic elsewhere.
+    fn lock(&self) -> MutexGuard<'_, Option<Migration>> {
+        self.migration
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Caller {
+    /// Writes a message.
+    fn say(&mut self, message: &Message) -> std::io::Result<()> {
+        handshake::write(&mut self.writer, &mut self.sealer, message)
+    }
+
+    /// Says why this link comes to nothing, and gives that back.
+    fn refuse(self, error: Error) -> Result<(), Error> {
+        let said = PeerError::new(error.code(), &error.to_string());
+        // It is refused whether it hears why or not.
+        let _ = self.refuse_with(said);
+        Err(error)
+    }
+
+    /// Says why this link comes to nothing.
+    fn refuse_with(mut self, error: PeerError) -> Result<(), Error> {
+        // It is refused whether it hears why or not.
+        let _ = self.say(&Message::Error(error));
+        self.part();
+        Ok(())
+    }
+
+    /// Closes the link once the sender has.
+    fn part(mut self) {
+        // What was written is what counts.
+        let _ = self.writer.finish();
+        self.inbox
+            .link()
+            .set_deadline(Some(Instant::now() + PATIENCE));
+        while let Ok(Some(_)) = self.inbox.next() {}
+        self.handle.abort();
+    }
+}
+
+impl Guest {
+    /// Counts one more, if that is not too many.
+    fn new(count: &Arc<AtomicUsize>) -> Option<Self> {
+        let before = count.fetch_add(1, Ordering::SeqCst);
+        let guest = Self(Arc::clone(count));
+        (before < GUESTS).then_some(guest)
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}

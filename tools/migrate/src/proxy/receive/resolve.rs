@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Finds the pages of references in the sources of this host.
+
+use std::sync::Arc;
+
+use twinpage_store::Sources;
+use twinpage_wire::{
+    Digest,
+    Message,
+    Page,
+    PAGE_BYTES, //
+};
+
+use crate::proxy::outbox::Outbox;
+use crate::proxy::progress::Progress;
+use crate::proxy::receive::heals::Heals;
+use crate::proxy::shelf::Shelf;
+
+/// Finds pages for one channel.
+pub struct Resolver {
+    /// Where pages are.
+    pub sources: Arc<Sources>,
+    /// Pages that are asked for.
+    pub heals: Arc<Heals>,
+    /// Where it asks.
+    pub outbox: Outbox,
+    /// Buffers.
+    pub shelf: Arc<Shelf>,
+    /// Counters.
+    pub progress: Arc<Progress>,
+}
+
+/// The pages of a group of references.
+pub struct Resolved {
+    /// Their bytes, where they were found.
+    buffer: Vec<u8>,
+    /// Which of them were not.
+    missing: Vec<usize>,
+    /// Where the buffer goes in the end.
+    shelf: Arc<Shelf>,
+}
+
+impl Resolver {
+    /// Finds the pages of references from `number` on, and asks the sender for those it does not
+    /// find. There are no more of them than pages in a buffer of the shelf.
+    pub fn find(&self, number: u64, digests: &[Digest]) -> Resolved {
+        let mut buffer = self.shelf.take();
+        let mut missing = Vec::new();
+        for (n, digest) in digests.iter().enumerate() {
+            let place = buffer.chunks_exact_mut(PAGE_BYTES).nth(n);
+            let place = place.and_then(|place| <&mut Page>::try_from(place).ok());
+            let found = place.is_some_and(|place| self.sources.fetch(digest, place).is_some());
+            if !found {
+                missing.push(n);
+                self.ask(number + n as u64, digest);
+            }
+        }
+        Resolved {
+            buffer,
+            missing,
+            shelf: Arc::clone(&self.shelf),
+        }
+    }
+
+    /// Asks the sender for the page of reference `number`.
+    fn ask(&self, number: u64, digest: &Digest) {
+        self.progress.misses.add(1);
+        self.heals.expect(number, *digest);
+        if let Ok(frame) = (Message::Miss { reference: number }).frame() {
+            // If the outbox has ended, the link broke, which it has told.
+            let _ = self.outbox.send(frame);
+        }
+    }
+}
+
+impl Resolved {
+    /// The `n`-th page; empty if it was not found.
+    pub fn page(&self, n: usize) -> Option<&Page> {
+        if self.missing.contains(&n) {
+            return None;
+        }
+        let start = n.checked_mul(PAGE_BYTES)?;
+        let bytes = self.buffer.get(start..start + PAGE_BYTES)?;
+        bytes.try_into().ok()
+    }
+}
+
+impl Drop for Resolved {
+    fn drop(&mut self) {
+        self.shelf.put(std::mem::take(&mut self.buffer));
+    }
+}

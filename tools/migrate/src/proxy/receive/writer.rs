@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Verifies blocks in order, and only then writes what they stand for to the destination QEMU.
+
+use std::io::{
+    self,
+    Write, //
+};
+use std::sync::mpsc::{
+    Receiver,
+    TryRecvError, //
+};
+
+use twinpage_wire::{
+    page_header,
+    write_zeros,
+    Block,
+    Digest,
+    DigestRing,
+    Header,
+    Item,
+    Message,
+    Page,
+    PageRing,
+    PAGE_BYTES, //
+};
+
+use crate::proxy::error::Error;
+use crate::proxy::pool::Ticket;
+use crate::proxy::qemu::QemuWriter;
+use crate::proxy::receive::channel::Flow;
+use crate::proxy::receive::decoder::{
+    Pending,
+    Work,
+    GROUP_PAGES, //
+};
+use crate::proxy::receive::heals::Missing;
+use crate::proxy::receive::resolve::Resolved;
+use crate::proxy::session::Event;
+use crate::proxy::window::Amount;
+
+/// Bytes that are gathered before they are written: they stay in the processor's cache.
+const STAGE_BYTES: usize = 256 << 10;
+
+/// Zero records that are made at once.
+const ZEROS_AT_ONCE: u32 = 4096;
+
+/// The writer of one channel.
+pub struct Writer {
+    /// What it is about.
+    pub flow: Flow,
+    /// Blocks, in order.
+    pub queue: Receiver<Work>,
+    /// The destination QEMU.
+    pub qemu: QemuWriter,
+    /// Digests of earlier pages.
+    pub digests: DigestRing,
+    /// Earlier pages.
+    pub pages: PageRing,
+    /// Bytes on their way to QEMU.
+    pub stage: Vec<u8>,
+    /// What is delivered.
+    pub done: Amount,
+    /// What was acknowledged.
+    pub acked: Amount,
+    /// After so much more it is acknowledged.
+    pub step: Amount,
+    /// QEMU has everything and takes no more.
+    pub deaf: bool,
+}
+
+/// What a block added to the counters.
+#[derive(Default)]
+struct Tally {
+    sent: u64,
+    back: u64,
+    referenced: u64,
+    zero_body: u64,
+    zero: u64,
+    literal: u64,
+}
+
+/// The pages of a block's references.
+struct Found(Vec<Resolved>);
+
+impl Writer {
+    /// Writes until the stream ends.
+    pub fn run(mut self) {
+        match self.write_all() {
+            Ok(true) => self.flow.channel.tell(Event::Delivered),
+            Ok(false) => (),
+            Err(error) => self.flow.channel.fail(error),
+        }
+    }
+
+    /// Writes until the stream ends; false if another thread failed.
+    fn write_all(&mut self) -> Result<bool, Error> {
+        loop {
+            let work = match self.queue.try_recv() {
+                Ok(work) => work,
+                Err(TryRecvError::Disconnected) => return Ok(false),
+                Err(TryRecvError::Empty) => {
+                    self.acknowledge();
+                    match self.queue.recv() {
+                        Ok(work) => work,
+                        Err(_) => return Ok(false),
+                    }
+                }
+            };
+            match work {
+                Work::Block(pending) => self.block(pending)?,
+                Work::End(bytes) => return self.end(bytes).map(|()| true),
+            }
+        }
+    }
+
+    /// Verifies and writes a block.
+    fn block(&mut self, pending: Pending) -> Result<(), Error> {
+        let bodies = wait(pending.bodies).ok_or_else(|| self.flow.channel.bug())?;
+        let bodies: Vec<Digest> = bodies.into_iter().flatten().collect();
+        let found = wait(pending.references).ok_or_else(|| self.flow.channel.bug())?;
+        let block = &*pending.block;
+        let verified = block.verify(&mut self.digests, &bodies);
+        verified.map_err(|error| self.flow.channel.protocol(error))?;
+        let mut tally = Tally::default();
+        self.put_items(block, &Found(found), &mut tally)?;
+        self.push_out()?;
+        self.count(&tally, block.stream_bytes());
+        self.done.stream += block.stream_bytes();
+        self.done.wire += pending.charge;
+        self.flow.channel.advance(self.done.stream);
+        let due = self.done.stream - self.acked.stream >= self.step.stream
+            || self.done.wire - self.acked.wire >= self.step.wire;
+        if due {
+            self.acknowledge();
+        }
+        self.flow.spare.put(pending.block);
+        Ok(())
+    }
+
+    /// Puts out what the items of a block stand for.
+    fn put_items(&mut self, block: &Block, found: &Found, tally: &mut Tally) -> Result<(), Error> {
+        for item in block.items() {
+            match *item {
+                Item::Literal { start, len } => {
+                    tally.literal += u64::from(len);
+                    self.put(block.literal(start, len))?;
+                }
+                Item::Zeros { first, count } => {
+                    tally.zero += u64::from(count);
+                    self.put_zeros(first, count)?;
+                }
+                Item::ZeroPage { header } => {
+                    tally.zero_body += 1;
+                    self.put_page(header, &[0; PAGE_BYTES])?;
+                }
+                Item::Page { header, start } => {
+                    tally.sent += 1;
+                    let page = block.page(start);
+                    self.put_page(header, page)?;
+                    self.pages.append(page);
+                }
+                Item::Reference { header, index } => {
+                    tally.referenced += 1;
+                    let number = block.first_reference() + u64::from(index);
+                    self.put_reference(header, index as usize, number, found)?;
+                }
+                Item::Back { header, distance } => {
+                    tally.back += 1;
+                    self.put_back(header, distance)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts out a page of a source, or the one that the sender sent instead.
+    fn put_reference(
+        &mut self,
+        header: Header,
+        index: usize,
+        number: u64,
+        found: &Found,
+    ) -> Result<(), Error> {
+        if let Some(page) = found.page(index) {
+            self.put_page(header, page)?;
+            self.pages.append(page);
+            return Ok(());
+        }
+        // What came before may be what the sender waits for.
+        self.push_out()?;
+        let waited = self.flow.channel.session.limits.silence;
+        let page = self.flow.heals.take(number, waited).map_err(|missing| {
+            let channel = self.flow.channel.number;
+            match missing {
+                // The session has failed already, or the sender closed the link.
+                Missing::Closed => {
+                    let reason = io::Error::other("it ended while a page was asked for");
+                    self.flow.channel.link(&reason)
+                }
+                Missing::TimedOut => Error::Unhealed {
+                    channel,
+                    offset: self.done.stream,
+                    reference: number,
+                    waited,
+                },
+            }
+        })?;
+        self.put_page(header, &page)?;
+        self.pages.append(&page);
+        Ok(())
+    }
+
+    /// Puts out a page that was earlier in the stream.
+    fn put_back(&mut self, header: Header, distance: u32) -> Result<(), Error> {
+        self.put_header(header)?;
+        let page = self.pages.back(distance);
+        let page = page.map_err(|error| self.flow.channel.protocol(error))?;
+        self.stage.extend_from_slice(page);
+        self.push_out_if_full()
+    }
+
+    /// Puts out a page and its header.
+    fn put_page(&mut self, header: Header, page: &Page) -> Result<(), Error> {
+        self.put_header(header)?;
+        self.put(page)
+    }
+
+    /// Puts out the header of a page, if there is one.
+    fn put_header(&mut self, header: Header) -> Result<(), Error> {
+        match header {
+            Some(offset) => self.put(&page_header(offset)),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts out records of zero pages.
+    fn put_zeros(&mut self, first: u64, count: u32) -> Result<(), Error> {
+        let mut done = 0;
+        while done < count {
+            let now = (count - done).min(ZEROS_AT_ONCE);
+            let offset = first.wrapping_add(u64::from(done) * PAGE_BYTES as u64);
+            write_zeros(offset, now, &mut self.stage);
+            done += now;
+            self.push_out_if_full()?;
+        }
+        Ok(())
+    }
+
+    /// Puts out bytes.
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.stage.extend_from_slice(bytes);
+        self.push_out_if_full()
+    }
+
+    /// Writes what was gathered, once it is enough.
+    fn push_out_if_full(&mut self) -> Result<(), Error> {
+        if self.stage.len() >= STAGE_BYTES {
+            self.push_out()?;
+        }
+        Ok(())
+    }
+
+    /// Writes what was gathered.
+    fn push_out(&mut self) -> Result<(), Error> {
+        let result = if self.deaf {
+            Ok(())
+        } else {
+            self.qemu.write_all(&self.stage)
+        };
+        self.stage.clear();
+        let Err(source) = result else {
+            return Ok(());
+        };
+        // A QEMU that has said that it has everything may leave before the last byte.
+        if self.flow.channel.session.destination().0 == Some(0) {
+            self.deaf = true;
+            return Ok(());
+        }
+        Err(Error::DestinationGone {
+            channel: self.flow.channel.number,
+            offset: self.done.stream,
+            source,
+        })
+    }
+
+    /// Tells the sender how far the stream is, if that is new.
+    fn acknowledge(&mut self) {
+        if self.done == self.acked {
+            return;
+        }
+        self.acked = self.done;
+        self.flow.acked.set(self.acked);
+        let message = Message::Ack {
+            stream_bytes: self.acked.stream,
+            wire_bytes: self.acked.wire,
+        };
+        if let Ok(frame) = message.frame() {
+            // If the outbox has ended, the link broke, which it has told.
+            let _ = self.flow.outbox.send(frame);
+        }
+        let progress = &self.flow.channel.session.progress;
+        progress.acked_bytes.set(self.acked.stream);
+    }
+
+    /// Ends the stream to QEMU.
+    fn end(&mut self, bytes: u64) -> Result<(), Error> {
+        if bytes != self.done.stream {
+            let done = self.done.stream;
+            return Err(self.flow.channel.protocol(format_args!(
+                "the stream ends after {bytes} bytes, but {done} have come"
+            )));
+        }
+        self.acknowledge();
+        self.qemu.finish();
+        Ok(())
+    }
+
+    /// Adds to the counters of the session.
+    fn count(&self, tally: &Tally, bytes: u64) {
+        let progress = &self.flow.channel.session.progress;
+        progress.blocks.add(1);
+        progress.stream_bytes.add(bytes);
+        progress.pages_sent.add(tally.sent);
+        progress.pages_back.add(tally.back);
+        progress.pages_referenced.add(tally.referenced);
+        progress.pages_zero_body.add(tally.zero_body);
+        progress.pages_zero.add(tally.zero);
+        progress.literal_bytes.add(tally.literal);
+    }
+}
+
+impl Found {
+    /// The page of the block's reference `index`; empty if no source has it.
+    fn page(&self, index: usize) -> Option<&Page> {
+        let group = self.0.get(index / GROUP_PAGES)?;
+        group.page(index % GROUP_PAGES)
+    }
+}
+
+/// The results of all tickets; empty if one is lost.
+fn wait<T>(tickets: Vec<Ticket<T>>) -> Option<Vec<T>> {
+    tickets
+        .into_iter()
+        .map(|ticket| ticket.wait().ok())
+        .collect()
+}

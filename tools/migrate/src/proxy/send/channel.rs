@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One connection of QEMU at the sender: opens its link and starts its threads.
+
+use std::io;
+use std::sync::mpsc::{
+    sync_channel,
+    Receiver, //
+};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use twinpage_wire::{
+    Agreed,
+    BlockLimits,
+    BlockWriter,
+    Compression,
+    Purpose,
+    SenderDictionary, //
+};
+
+use crate::proxy::error::Error;
+use crate::proxy::filter::FilterGate;
+use crate::proxy::handshake::{
+    self,
+    Opened, //
+};
+use crate::proxy::limits::BLOCK_STREAM_BYTES;
+use crate::proxy::outbox::{
+    Outbox,
+    Sent, //
+};
+use crate::proxy::oversight::{
+    oversee,
+    Task, //
+};
+use crate::proxy::qemu::{
+    Qemu,
+    QemuReader, //
+};
+use crate::proxy::send::back::Back;
+use crate::proxy::send::encoder::{
+    Encoder,
+    Mode, //
+};
+use crate::proxy::send::kept::Kept;
+use crate::proxy::send::reader::{
+    End,
+    Parcel,
+    Reader,
+    QUEUE_CHUNKS, //
+};
+use crate::proxy::send::Sender;
+use crate::proxy::session::{
+    no_thread,
+    Begun,
+    Channel, //
+};
+use crate::proxy::spy::Spy;
+use crate::proxy::window::{
+    Amount,
+    Window, //
+};
+
+/// Opens a channel for `qemu` and leaves it to its own thread.
+///
+/// # Errors
+///
+/// There are too many channels, no link to the receiver came about, or it refuses the channel.
+pub fn open(sender: &Arc<Sender>, qemu: Qemu) -> Result<(), Error> {
+    let session = &sender.session;
+    let closer = qemu.closer.clone();
+    session.stop.on_failure({
+        let closer = closer.clone();
+        move || closer.close()
+    });
+    let Begun { channel, told } = session.begin(None)?;
+    let opened = greet(sender, &channel).and_then(|opened| {
+        let link = opened.handle.clone();
+        let (outbox, threads) = start(sender, &channel, qemu, opened)?;
+        Ok((link, outbox, threads))
+    });
+    let (link, outbox, threads) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            session.stop.fail(error);
+            channel.end();
+            return Ok(());
+        }
+    };
+    let task = Task {
+        channel: Arc::clone(&channel),
+        told,
+        link,
+        outbox,
+        threads,
+        source: Some(closer),
+    };
+    let overseer = session.roster.spawn("channel", move || oversee(task));
+    overseer.map(drop).map_err(|error| {
+        channel.end();
+        no_thread(error)
+    })
+}
+
+/// Connects to the receiver and exchanges HELLO.
+fn greet(sender: &Sender, channel: &Channel) -> Result<Opened, Error> {
+    let session = &sender.session;
+    let hello = handshake::of_sender(
+        Purpose::Migrate,
+        sender.id,
+        channel.number,
+        &sender.domain,
+        sender.compression.is_some(),
+        &session.limits,
+    );
+    let stop = &session.stop;
+    let opened = handshake::open(&sender.to, &sender.security, &hello, &session.limits, stop)?;
+    session.note_peer(opened.theirs.software.clone());
+    Ok(opened)
+}
+
+/// What the threads of a channel share.
+#[derive(Clone)]
+pub struct Flow {
+    /// The channel.
+    pub channel: Arc<Channel>,
+    /// Where frames go.
+    pub outbox: Outbox,
+    /// How much may be under way.
+    pub window: Arc<Window>,
+    /// Pages that the receiver may ask for.
+    pub kept: Arc<Kept>,
+    /// What the receiver holds.
+    pub gate: Arc<FilterGate>,
+}
+
+/// Starts the threads of a channel.
+fn start(
+    sender: &Sender,
+    channel: &Arc<Channel>,
+    qemu: Qemu,
+    opened: Opened,
+) -> Result<(Outbox, Vec<JoinHandle<()>>), Error> {
+    let Opened {
+        mut writer, sealer, ..
+    } = opened;
+    writer.set_limit(sender.rate.clone());
+    let outbox = Outbox::start(writer, sealer, channel, Sent::Forth).map_err(no_thread)?;
+    let agreed = opened.agreed;
+    let window = Arc::new(Window::new(Amount {
+        stream: agreed.window_stream,
+        wire: agreed.window_wire,
+    }));
+    channel.session.stop.on_failure({
+        let window = Arc::clone(&window);
+        move || window.close()
+    });
+    let flow = Flow {
+        channel: Arc::clone(channel),
+        outbox: outbox.clone(),
+        window,
+        kept: Arc::default(),
+        gate: Arc::clone(&sender.gate),
+    };
+    let (queue, parcels) = sync_channel(QUEUE_CHUNKS);
+    let encoder = encoder(sender, &flow, &agreed, parcels)?;
+    let back = Back {
+        inbox: opened.inbox,
+        key: agreed.filter_key,
+        qemu: qemu.writer,
+        spy: Spy::default(),
+        ended: false,
+        deaf: false,
+        acked: 0,
+        flow,
+    };
+    let reader = Reader {
+        source: qemu.reader,
+        shelf: Arc::default(),
+        pool: Arc::clone(&channel.session.pool),
+        queue,
+    };
+    let roster = &channel.session.roster;
+    let owner = Arc::clone(channel);
+    let threads = [
+        roster.spawn("qemu-read", move || read(&owner, reader)),
+        roster.spawn("encode", move || encoder.run()),
+        roster.spawn("link-read", move || back.run()),
+    ];
+    let threads = threads.into_iter().collect::<io::Result<Vec<_>>>();
+    Ok((outbox, threads.map_err(no_thread)?))
+}
+
+/// The encoder of a channel.
+fn encoder(
+    sender: &Sender,
+    flow: &Flow,
+    agreed: &Agreed,
+    queue: Receiver<Parcel>,
+) -> Result<Encoder, Error> {
+    let compression = match sender.compression {
+        Some(level) if agreed.zstd => Compression::Level(level),
+        _ => Compression::Off,
+    };
+    let writer = BlockWriter::new(compression).map_err(|error| flow.channel.protocol(error))?;
+    Ok(Encoder {
+        queue,
+        writer: writer.with_limits(BlockLimits {
+            stream: BLOCK_STREAM_BYTES,
+            ..BlockLimits::default()
+        }),
+        dictionary: SenderDictionary::new(agreed.dictionary_pages),
+        filter_wait: sender.filter_wait,
+        mode: Mode::Any,
+        filter: None,
+        position: 0,
+        flow: flow.clone(),
+    })
+}
+
+/// Reads QEMU's stream and says how that ended.
+fn read(channel: &Channel, reader: Reader<QemuReader>) {
+    let number = channel.number;
+    match reader.run() {
+        End::Eof | End::Stopped => (),
+        End::NoReturnPath => channel.fail(Error::NoReturnPath { channel: number }),
+        End::Failed(offset, source) => channel.fail(Error::Source {
+            channel: number,
+            offset,
+            source,
+        }),
+    }
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Takes QEMU's stream as it comes, finds the page bodies in it and has them hashed.
+
+use std::io::{
+    self,
+    Read, //
+};
+use std::sync::mpsc::SyncSender;
+use std::sync::Arc;
+
+use twinpage_stream::{
+    Mark,
+    Parser,
+    Piece, //
+};
+
+use crate::proxy::pool::{
+    Pool,
+    Ticket, //
+};
+use crate::proxy::send::chunk::{
+    Body,
+    Chunk, //
+};
+use crate::proxy::shelf::Shelf;
+
+/// Chunks between the reader and the encoder.
+pub const QUEUE_CHUNKS: usize = 8;
+
+/// What the encoder gets from the reader.
+pub enum Parcel {
+    /// Bytes and what lies in them, and the bodies, in order, that the pool hashes meanwhile.
+    Chunk(Arc<Chunk>, Option<Ticket<Vec<Body>>>),
+    /// The stream has ended.
+    End,
+}
+
+/// Reads one connection.
+pub struct Reader<R> {
+    /// QEMU.
+    pub source: R,
+    /// Buffers.
+    pub shelf: Arc<Shelf>,
+    /// Where pages are hashed.
+    pub pool: Arc<Pool>,
+    /// Where chunks go.
+    pub queue: SyncSender<Parcel>,
+}
+
+/// How reading ended.
+#[derive(Debug)]
+pub enum End {
+    /// QEMU closed its end; everything went to the encoder.
+    Eof,
+    /// QEMU announces RAM and did not ask for a return path.
+    NoReturnPath,
+    /// The encoder has gone, which has said why.
+    Stopped,
+    /// Reading failed at this offset.
+    Failed(u64, io::Error),
+}
+
+impl<R: Read> Reader<R> {
+    /// Reads until the stream ends.
+    pub fn run(mut self) -> End {
+        let mut parser = Parser::new();
+        let mut rest = Vec::new();
+        let mut return_path = false;
+        loop {
+            let mut buffer = self.shelf.take();
+            let held = rest.len();
+            buffer[..held].copy_from_slice(&rest);
+            let got = match self.source.read(&mut buffer[held..]) {
+                Ok(got) => got,
+                Err(error) => return End::Failed(parser.position(), error),
+            };
+            let total = held + got;
+            let mut pieces = Vec::new();
+            let mut used = parser.feed(&buffer[..total], &mut pieces);
+            if got == 0 {
+                // The body of a page that never came to its end.
+                pieces.push(Piece::Literal(total - used));
+                used = total;
+            }
+            rest.clear();
+            rest.extend_from_slice(&buffer[used..total]);
+            return_path |= has(&pieces, |mark| matches!(mark, Mark::ReturnPath));
+            if !return_path && has(&pieces, |mark| matches!(mark, Mark::RamStart { .. })) {
+                return End::NoReturnPath;
+            }
+            if self
+                .pass_on(Chunk::new(buffer, pieces, used, &self.shelf))
+                .is_err()
+            {
+                return End::Stopped;
+            }
+            if got == 0 {
+                return match self.queue.send(Parcel::End) {
+                    Ok(()) => End::Eof,
+                    Err(_) => End::Stopped,
+                };
+            }
+        }
+    }
+
+    /// Hands a chunk to the encoder, and its pages to the pool.
+    fn pass_on(&self, chunk: Chunk) -> Result<(), ()> {
+        if chunk.pieces.is_empty() {
+            return Ok(());
+        }
+        let chunk = Arc::new(chunk);
+        let bodies = chunk.has_pages().then(|| {
+            let chunk = Arc::clone(&chunk);
+            self.pool.submit(move || chunk.hash())
+        });
+        self.queue
+            .send(Parcel::Chunk(chunk, bodies))
+            .map_err(|_| ())
+    }
+}
+
+/// Whether a mark that `is` wanted is among `pieces`.
+fn has(pieces: &[Piece], is: impl Fn(&Mark) -> bool) -> bool {
+    pieces
+        .iter()
+        .any(|piece| matches!(piece, Piece::Mark(mark) if is(mark)))
+}

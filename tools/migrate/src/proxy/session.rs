@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the channels of a session share, and how they end together.
+
+use std::io;
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering, //
+};
+use std::sync::mpsc::{
+    channel,
+    Receiver,
+    Sender, //
+};
+use std::sync::{
+    Arc,
+    Condvar,
+    Mutex,
+    MutexGuard,
+    PoisonError, //
+};
+
+use crate::proxy::error::Error;
+use crate::proxy::limits::Limits;
+use crate::proxy::pool::Pool;
+use crate::proxy::progress::{
+    OpaqueNote,
+    Phase,
+    Progress, //
+};
+use crate::proxy::stop::Stop;
+use crate::proxy::threads::Roster;
+
+/// A migration, at one of its ends.
+pub struct Session {
+    /// Ends it early.
+    pub stop: Stop,
+    /// Its threads.
+    pub roster: Arc<Roster>,
+    /// Its counters.
+    pub progress: Arc<Progress>,
+    /// Its limits.
+    pub limits: Limits,
+    /// Where pages are hashed.
+    pub pool: Arc<Pool>,
+    /// The rest.
+    ledger: Mutex<Ledger>,
+    /// Signalled when a channel ends or the session fails.
+    changed: Condvar,
+}
+
+/// What is known of the channels.
+#[derive(Default)]
+struct Ledger {
+    /// Channels that have begun.
+    begun: u16,
+    /// Channels that have not ended.
+    running: u16,
+    /// The first channel, which carries the state of devices, has ended well.
+    main_ended: bool,
+    /// What the destination said in SHUT.
+    destination: Option<u32>,
+    /// The destination said something after which SHUT cannot be told.
+    unreadable: bool,
+    /// Where channels turned opaque.
+    opaque: Vec<OpaqueNote>,
+    /// Software of the other end.
+    peer: String,
+}
+
+/// Opaque places that are remembered; more are only counted.
+const OPAQUE_NOTES: usize = 64;
+
+/// A channel, for its threads.
+pub struct Channel {
+    /// Its number.
+    pub number: u16,
+    /// Its session.
+    pub session: Arc<Session>,
+    /// How far its stream is, for errors.
+    position: AtomicU64,
+    /// To the thread that oversees the channel.
+    events: Sender<Event>,
+}
+
+/// What the threads of a channel tell the one that oversees it.
+#[derive(Debug)]
+pub enum Event {
+    /// The session has failed.
+    Stopped,
+    /// The stream has ended and all of it was acknowledged or written.
+    Delivered,
+    /// The return path has ended.
+    ReturnEnded,
+    /// The other end has closed the link in order.
+    LinkEnded,
+    /// The link broke. An ERROR of the other end that arrives meanwhile says more.
+    LinkBroken(Error),
+    /// Nothing more is written to the link.
+    OutboxEnded,
+}
+
+impl Session {
+    /// A session of no channels yet.
+    ///
+    /// # Errors
+    ///
+    /// The limits cannot be used, or the system gives no threads.
+    pub fn new(limits: Limits) -> Result<Arc<Self>, Error> {
+        limits.check()?;
+        let roster = Arc::new(Roster::default());
+        let pool = Pool::new(limits.threads, &roster).map_err(no_thread)?;
+        let session = Arc::new(Self {
+            stop: Stop::default(),
+            roster,
+            progress: Arc::new(Progress::new()),
+            limits,
+            pool: Arc::new(pool),
+            ledger: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let weak = Arc::downgrade(&session);
+        session.stop.on_failure(move || {
+            if let Some(session) = weak.upgrade() {
+                session.progress.enter(Phase::Failed);
+                session.changed.notify_all();
+            }
+        });
+        Ok(session)
+    }
+
+    /// Begins the channel with the next number, or with just `number`.
+    ///
+    /// # Errors
+    ///
+    /// There are too many, or `number` is not the next.
+    pub fn begin(self: &Arc<Self>, number: Option<u16>) -> Result<Begun, Error> {
+        let mut ledger = self.lock();
+        let next = ledger.begun;
+        if next >= self.limits.channels {
+            let limit = self.limits.channels;
+            return Err(Error::Channels { limit });
+        }
+        if let Some(wrong) = number.filter(|number| *number != next) {
+            return Err(Error::Protocol {
+                channel: wrong,
+                offset: 0,
+                what: format!("channel {wrong} begins where {next} is the next"),
+            });
+        }
+        ledger.begun += 1;
+        ledger.running += 1;
+        drop(ledger);
+        self.progress.channels.add(1);
+        let (events, told) = channel();
+        let failed = events.clone();
+        self.stop.on_failure(move || {
+            // A channel that has ended listens no more.
+            let _ = failed.send(Event::Stopped);
+        });
+        let channel = Arc::new(Channel {
+            number: next,
+            session: Arc::clone(self),
+            position: AtomicU64::new(0),
+            events,
+        });
+        Ok(Begun { channel, told })
+    }
+
+    /// Waits until the channels have ended: all, after the first ended well or the session failed.
+    pub fn wait(&self) {
+        let mut ledger = self.lock();
+        while ledger.running > 0 || !(ledger.main_ended || self.stop.failed()) {
+            ledger = self
+                .changed
+                .wait_timeout(ledger, std::time::Duration::from_millis(500))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Whether [`Session::wait`] would wait.
+    pub fn finished(&self) -> bool {
+        let ledger = self.lock();
+        ledger.running == 0 && (ledger.main_ended || self.stop.failed())
+    }
+
+    /// Whether the first channel has ended well.
+    pub fn main_ended(&self) -> bool {
+        self.lock().main_ended
+    }
+
+    /// Notes what the destination said on its way to the source.
+    pub fn note_destination(&self, shut: Option<u32>, unreadable: bool) {
+        let mut ledger = self.lock();
+        ledger.destination = ledger.destination.or(shut);
+        ledger.unreadable |= unreadable;
+        if shut.is_some() {
+            self.progress.arrived();
+        }
+    }
+
+    /// Whether and how the destination has ended the migration.
+    pub fn destination(&self) -> (Option<u32>, bool) {
+        let ledger = self.lock();
+        (ledger.destination, ledger.unreadable)
+    }
+
+    /// Notes where a channel turns opaque.
+    pub fn note_opaque(&self, note: OpaqueNote) {
+        self.progress.opaque_channels.add(1);
+        let mut ledger = self.lock();
+        if ledger.opaque.len() < OPAQUE_NOTES {
+            ledger.opaque.push(note);
+        }
+    }
+
+    /// Where channels turned opaque.
+    pub fn opaque(&self) -> Vec<OpaqueNote> {
+        self.lock().opaque.clone()
+    }
+
+    /// Notes the software of the other end.
+    pub fn note_peer(&self, peer: String) {
+        self.lock().peer = peer;
+    }
+
+    /// Software of the other end.
+    pub fn peer(&self) -> String {
+        self.lock().peer.clone()
+    }
+
+    /// The ledger, also after a panic elsewhere: it is whole at any time.
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A channel that has begun, and the place where its events arrive.
+pub struct Begun {
+    /// The channel.
+    pub channel: Arc<Channel>,
+    /// Its events.
+    pub told: Receiver<Event>,
+}
+
+impl Channel {
+    /// Notes how far the stream is.
+    pub fn advance(&self, position: u64) {
+        self.position.store(position, Ordering::Relaxed);
+    }
+
+    /// How far the stream is.
+    pub fn position(&self) -> u64 {
+        self.position.load(Ordering::Relaxed)
+    }
+
+    /// Tells the thread that oversees the channel.
+    pub fn tell(&self, event: Event) {
+        // It has gone when the channel has ended; then nobody needs to know.
+        let _ = self.events.send(event);
+    }
+
+    /// Fails the session.
+    pub fn fail(&self, error: Error) {
+        self.session.stop.fail(error);
+    }
+
+    /// Whether the session has failed.
+    pub fn failed(&self) -> bool {
+        self.session.stop.failed()
+    }
+
+    /// The error for something that the other end must not send.
+    pub fn protocol(&self, what: impl ToString) -> Error {
+        Error::Protocol {
+            channel: self.number,
+            offset: self.position(),
+            what: what.to_string(),
+        }
+    }
+
+    /// The error for a failure of the link.
+    pub fn link(&self, error: &io::Error) -> Error {
+        match error.kind() {
+            io::ErrorKind::TimedOut => Error::Silence {
+                channel: self.number,
+                offset: self.position(),
+                silence: self.session.limits.silence,
+            },
+            _ => Error::Link {
+                channel: self.number,
+                offset: self.position(),
+                reason: error.to_string(),
+            },
+        }
+    }
+
+    /// The error for a thread that ended without doing its work.
+    pub fn bug(&self) -> Error {
+        Error::Bug {
+            channel: self.number,
+        }
+    }
+
+    /// Takes the channel off the ledger.
+    pub fn end(&self) {
+        let mut ledger = self.session.lock();
+        ledger.running = ledger.running.saturating_sub(1);
+        if self.number == 0 && !self.failed() {
+            ledger.main_ended = true;
+        }
+        drop(ledger);
+        self.session.changed.notify_all();
+    }
+}
+
+/// The error for a thread that the system does not give.
+pub fn no_thread(source: io::Error) -> Error {
+    Error::System {
+        what: "start a thread",
+        source,
+    }
+}
