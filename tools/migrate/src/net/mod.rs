@@ -12,7 +12,7 @@
 //! "Security", says what the construction proves and what not.
 
 mod address;
-mod connect;
+pub(crate) mod connect;
 mod error;
 mod handshake;
 mod identity;

@@ -57,7 +57,7 @@ impl Socket {
     }
 
     /// Reads what is there, or waits for something.
-    pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let result = match self {
                 Self::Tcp(stream) => (&mut &*stream).read(buffer),
@@ -71,7 +71,7 @@ impl Socket {
     }
 
     /// Writes what there is room for, or waits for room.
-    pub(super) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+    pub(crate) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         loop {
             let result = match self {
                 Self::Tcp(stream) => (&mut &*stream).write_vectored(parts),
@@ -85,7 +85,7 @@ impl Socket {
     }
 
     /// Limits how long a read waits; a limit of zero becomes the shortest there is.
-    pub(super) fn set_read_timeout(&self, limit: Duration) -> io::Result<()> {
+    pub(crate) fn set_read_timeout(&self, limit: Duration) -> io::Result<()> {
         let limit = Some(limit.max(Duration::from_millis(1)));
         match self {
             Self::Tcp(stream) => stream.set_read_timeout(limit),
@@ -94,7 +94,7 @@ impl Socket {
     }
 
     /// Limits how long a write waits for room; as [`Self::set_read_timeout`].
-    pub(super) fn set_write_timeout(&self, limit: Duration) -> io::Result<()> {
+    pub(crate) fn set_write_timeout(&self, limit: Duration) -> io::Result<()> {
         let limit = Some(limit.max(Duration::from_millis(1)));
         match self {
             Self::Tcp(stream) => stream.set_write_timeout(limit),
@@ -103,7 +103,7 @@ impl Socket {
     }
 
     /// Ends one direction or both; an error means that it had ended before.
-    pub(super) fn shutdown(&self, how: Shutdown) {
+    pub(crate) fn shutdown(&self, how: Shutdown) {
         let _ended = match self {
             Self::Tcp(stream) => stream.shutdown(how),
             Self::Unix(stream) => stream.shutdown(how),

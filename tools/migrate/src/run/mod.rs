@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A whole migration, driven through the monitors (QMP) of the source and the destination.
+//!
+//! [`start`] does everything: it connects to the monitors, starts the sending proxy on a private
+//! socket, and runs the migration in a thread. [`drive`] is that thread's work, for whoever has a
+//! proxy of another kind:
+//!
+//! 1. It looks at both QEMUs and refuses what cannot go well, with all reasons at once.
+//! 2. It sets capabilities and parameters, and remembers what they were.
+//! 3. It tells the destination to listen, if it waits for that, and the source to migrate.
+//! 4. It watches until the source says how it ended; on request it cancels, but not while the
+//!    guest is being handed over.
+//! 5. It waits for the destination's end, asks both sides who has the guest, and puts the
+//!    source's parameters back.
+//!
+//! What it says in the end is what the two QEMUs say, never what it thinks they should have done.
+
+mod checks;
+mod drive;
+mod error;
+mod guest;
+mod handle;
+mod settings;
+mod status;
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub use drive::drive;
+pub use error::Error;
+pub use guest::{
+    Guest,
+    Place, //
+};
+pub use handle::{
+    start,
+    Handle,
+    Options,
+    Report,
+    Snapshot, //
+};
+pub use status::{
+    Migration,
+    Status, //
+};
+
+use crate::qmp::Client;
+
+/// The two monitors.
+pub struct Monitors {
+    /// The source's.
+    pub source: Client,
+    /// The destination's, if it can be reached from here.
+    pub destination: Option<Client>,
+}
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where the source sends its stream, such as `unix:/run/twinpage/source.sock`.
+    pub uri: String,
+    /// Where the destination should listen, if it was started with `-incoming defer`.
+    pub incoming: Option<String>,
+    /// For how long the guest may stand still.
+    pub downtime: Duration,
+    /// Bytes per second of the network between the proxies, if known.
+    pub link_rate: Option<u64>,
+    /// Whether the guest is started at the destination if that was told (by `-S`) not to.
+    pub resume: Resume,
+    /// After how long the migration is cancelled.
+    pub timeout: Option<Duration>,
+    /// The times of the monitors.
+    pub pace: Pace,
+}
+
+/// What happens to a guest that arrived and stands still, as after `-S`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// Nothing.
+    Leave,
+    /// It is started, if it ran at the source.
+    Start,
+}
+
+/// How often is asked, and how long is waited.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Between two questions to the source.
+    pub poll: Duration,
+    /// How long the source may take to see for itself that the proxy has gone.
+    pub notice: Duration,
+    /// How long the source may take to end after it was cancelled or the proxy ended.
+    pub end: Duration,
+    /// How long the destination may take to end after the source did.
+    pub settle: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            poll: Duration::from_millis(100),
+            notice: Duration::from_secs(5),
+            end: Duration::from_secs(60),
+            settle: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The sending proxy, as a migration sees it.
+pub trait Proxy {
+    /// Whether its work is over, well or not.
+    fn finished(&self) -> bool;
+    /// Whether everything that the destination needs to run the guest may have arrived there.
+    fn handed_over(&self) -> bool;
+    /// Breaks its connections.
+    fn cancel(&self);
+    /// Is told the number of the round.
+    fn set_round(&self, round: u64);
+}
+
+/// Whoever watches a migration.
+pub trait Watcher {
+    /// Whether the migration shall be cancelled.
+    fn cancelled(&self) -> bool;
+    /// Is told what the source says, several times a second.
+    fn update(&self, migration: &Migration);
+}
+
+/// How a migration ended.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "result", rename_all = "lowercase")]
+pub enum Ending {
+    /// The source says that the destination has the guest.
+    Completed,
+    /// It was cancelled.
+    Cancelled,
+    /// It failed.
+    Failed {
+        /// Why, as far as is known.
+        reason: String,
+    },
+}
+
+/// What came of a migration.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// How it ended.
+    pub ending: Ending,
+    /// Who has the guest now.
+    pub guest: Guest,
+    /// The last that the source said.
+    pub migration: Migration,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
