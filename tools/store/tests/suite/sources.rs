@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The chain of sources believes none of them.
+
+use std::collections::HashMap;
+use std::sync::{
+    Arc,
+    Mutex, //
+};
+
+use twinpage_store::{
+    Digest,
+    Error,
+    Notice,
+    Page,
+    PageSource,
+    SourceCount,
+    Sources, //
+};
+
+use crate::pages::{
+    digest,
+    page, //
+};
+
+/// What a source does when it is asked.
+enum Habit {
+    Honest(HashMap<Digest, Page>),
+    Wrong,
+    Fails,
+}
+
+/// A source of a habit.
+struct Fake(&'static str, Habit);
+
+impl PageSource for Fake {
+    fn name(&self) -> &'static str {
+        self.0
+    }
+
+    fn digests(&self, each: &mut dyn FnMut(Digest)) -> Result<(), Error> {
+        match &self.1 {
+            Habit::Honest(pages) => pages.keys().copied().for_each(each),
+            Habit::Wrong => [digest(7), Digest::ZERO_PAGE].into_iter().for_each(each),
+            Habit::Fails => return Err(Error::other("Cannot list", "no list")),
+        }
+        Ok(())
+    }
+
+    fn fetch(&self, digest: &Digest, into: &mut Page) -> Result<bool, Error> {
+        into.fill(0x5a);
+        match &self.1 {
+            Habit::Honest(pages) => Ok(pages.get(digest).map(|page| *into = *page).is_some()),
+            Habit::Wrong => Ok(true),
+            Habit::Fails => Err(Error::other("Cannot read", "no disk")),
+        }
+    }
+}
+
+fn honest(name: &'static str, numbers: &[u64]) -> Box<Fake> {
+    let pages = numbers
+        .iter()
+        .map(|number| (digest(*number), page(*number)))
+        .collect();
+    Box::new(Fake(name, Habit::Honest(pages)))
+}
+
+fn chain(sources: Vec<Box<Fake>>) -> (Sources, Arc<Mutex<Vec<Notice>>>) {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let ear = Arc::clone(&heard);
+    let mut chain = Sources::new()
+        .with_error_limit(3)
+        .with_notices(move |notice| ear.lock().unwrap().push(notice.clone()));
+    for source in sources {
+        chain.push(source);
+    }
+    (chain, heard)
+}
+
+#[test]
+fn the_first_that_has_a_page_gives_it() {
+    let (chain, _) = chain(vec![honest("module", &[1]), honest("store", &[1, 2])]);
+    let mut into = [0; 4096];
+    assert_eq!(chain.names(), ["module", "store"]);
+    assert_eq!(chain.fetch(&digest(1), &mut into), Some("module"));
+    assert_eq!(into, page(1));
+    assert_eq!(chain.fetch(&digest(2), &mut into), Some("store"));
+    assert_eq!(into, page(2));
+    assert_eq!(chain.fetch(&digest(3), &mut into), None);
+    assert_eq!(into, [0; 4096]);
+    let of = |name, hits, misses| SourceCount {
+        name,
+        enabled: true,
+        set_aside: false,
+        hits,
+        misses,
+        wrong: 0,
+        errors: 0,
+    };
+    assert_eq!(chain.counts(), [of("module", 1, 2), of("store", 1, 1)]);
+}
+
+#[test]
+fn wrong_pages_are_never_handed_out() {
+    let (chain, heard) = chain(vec![
+        Box::new(Fake("module", Habit::Wrong)),
+        honest("store", &[1]),
+    ]);
+    let mut into = [0; 4096];
+    assert_eq!(chain.fetch(&digest(1), &mut into), Some("store"));
+    assert_eq!(into, page(1));
+    for _ in 0..5 {
+        assert_eq!(chain.fetch(&digest(9), &mut into), None);
+        assert_eq!(into, [0; 4096]);
+    }
+    let module = chain.counts()[0];
+    assert_eq!((module.hits, module.wrong, module.set_aside), (0, 3, true));
+    let heard = heard.lock().unwrap();
+    assert!(
+        matches!(heard[0], Notice::Wrong { asked, .. } if asked == digest(1)),
+        "{heard:?}"
+    );
+    assert!(
+        matches!(
+            heard[1],
+            Notice::SetAside {
+                name: "module",
+                after: 3
+            }
+        ),
+        "{heard:?}"
+    );
+    assert_eq!(heard.len(), 2);
+}
+
+#[test]
+fn a_source_that_fails_is_set_aside_and_said_once() {
+    let (chain, heard) = chain(vec![
+        Box::new(Fake("fleet", Habit::Fails)),
+        honest("store", &[1]),
+    ]);
+    let mut into = [0; 4096];
+    for _ in 0..10 {
+        assert_eq!(chain.fetch(&digest(1), &mut into), Some("store"));
+    }
+    assert_eq!(chain.counts()[0].errors, 3);
+    let texts: Vec<_> = heard
+        .lock()
+        .unwrap()
+        .iter()
+        .map(Notice::to_string)
+        .collect();
+    let expected = [
+        "Pages from the fleet: Cannot read: no disk",
+        "Pages from the fleet: not asked any more after 3 failures",
+    ];
+    assert_eq!(texts, expected);
+}
+
+#[test]
+fn sources_are_switched_by_name() {
+    let (chain, _) = chain(vec![honest("module", &[1]), honest("store", &[1])]);
+    let mut into = [0; 4096];
+    assert!(chain.set_enabled("module", false));
+    assert!(!chain.set_enabled("fleet", false));
+    assert_eq!(chain.fetch(&digest(1), &mut into), Some("store"));
+    assert!(chain.set_enabled("module", true));
+    assert_eq!(chain.fetch(&digest(1), &mut into), Some("module"));
+}
+
+#[test]
+fn digests_are_those_of_all_sources_but_no_zeros() {
+    let (chain, heard) = chain(vec![
+        honest("module", &[1]),
+        Box::new(Fake("fleet", Habit::Fails)),
+        Box::new(Fake("store", Habit::Wrong)),
+    ]);
+    let mut all = Vec::new();
+    chain.digests(&mut |digest| all.push(digest));
+    assert_eq!(all, [digest(1), digest(7)]);
+    assert_eq!(chain.counts()[1].errors, 1);
+    assert_eq!(heard.lock().unwrap().len(), 1);
+}
