@@ -54,11 +54,13 @@ pass:
 	mov	ecx, [esi + 4]			# Pages.
 	jecxz	idle
 	inc	ebp
+	invlpg	[0x5000]			# See guest.rs.
 	mov	[0x5004], ebp
 	mov	edi, [esi]			# First byte.
 	imul	edx, ebp, 0x01000193
 	add	edx, [esi + 8]			# Seed of the first page.
 write:
+	invlpg	[edi]
 	cmp	dword ptr [esi + 16], 0
 	jne	whole
 	mov	[edi], ebp

@@ -6,6 +6,11 @@
 //! in pass `n` it puts `n` into the first word of each page, or fills each page anew from a seed of
 //! that pass. So at any moment the pages of the range up to some page are of pass `n`, and those
 //! after it of pass `n - 1`, where pass 0 is what the regions say.
+//!
+//! QEMU 7.2 loses dirty pages under emulation: it does not notice writes through translations that
+//! were made before it last looked for dirty pages. So the guest drops a page's translation before
+//! it writes to the page. That makes losses rare, but does not rule them out: what is compared after
+//! several rounds should come from a newer QEMU.
 
 use crate::error::Error;
 

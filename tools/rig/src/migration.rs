@@ -93,4 +93,28 @@ impl Qemu {
             }
         })
     }
+
+    /// Waits until so many rounds over memory have begun, or the migration is complete.
+    ///
+    /// # Errors
+    ///
+    /// They have not in time, or the migration has failed.
+    pub fn wait_rounds(&mut self, rounds: u64, limit: Duration) -> Result<(), Error> {
+        poll(&format!("Round {rounds} of the migration"), limit, || {
+            self.process().must_run()?;
+            let info = self.migration()?;
+            let begun = info["ram"]["dirty-sync-count"].as_u64().unwrap_or(0);
+            let status = info["status"].as_str().unwrap_or("none");
+            if begun >= rounds || status == "completed" {
+                return Ok(Ok(()));
+            }
+            if matches!(status, "failed" | "cancelled") {
+                return Err(Error::Refused {
+                    command: "migrate".into(),
+                    answer: info.to_string(),
+                });
+            }
+            Ok(Err(info.to_string()))
+        })
+    }
 }

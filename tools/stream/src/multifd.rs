@@ -12,7 +12,8 @@
 //!                  256 bytes: block, 128 x be64 offset (1344 bytes so far), n bytes
 //! ```
 //!
-//! Without compression the n bytes are the pages.
+//! Without compression the n bytes are the pages. A packet without pages has no bytes after its
+//! head, whatever n is.
 
 use crate::field::{
     be32,
@@ -85,12 +86,13 @@ impl Multifd {
             return Err(Reason::BadPacket);
         }
         // OVERFLOW: At most 128 pages.
-        Ok(
-            match flags & COMPRESSION == 0 && length == pages * PAGE_BYTES as u32 {
-                true => Content::Pages(pages),
-                false => Content::Bytes(length),
-            },
-        )
+        let plain = flags & COMPRESSION == 0 && length == pages * PAGE_BYTES as u32;
+        Ok(match pages {
+            // QEMU 7.2 leaves the length of the packet before in one that only synchronises.
+            0 => Content::Bytes(0),
+            pages if plain => Content::Pages(pages),
+            _ => Content::Bytes(length),
+        })
     }
 
     /// What comes of `content`, if anything does.

@@ -38,7 +38,6 @@ impl Replay {
     }
 
     /// Where and why the parser gave up, if it did.
-    #[allow(dead_code, reason = "not every test that shares this module asks")]
     pub fn opaque(&self) -> Option<twinpage_stream::Opaque> {
         self.marks().into_iter().find_map(|mark| match mark {
             Mark::Opaque(opaque) => Some(opaque),

@@ -374,7 +374,12 @@ pub fn multifd() -> Build {
         .be32(0)
         .be32(6)
         .raw(b"device");
-    device.packet(0, 0, 0, 128).packet(1, 1, 4096, 0).body()
+    // A packet without pages, also with the length of the one before.
+    device
+        .packet(0, 0, 0, 128)
+        .packet(1, 0, 8192, 0)
+        .packet(1, 1, 4096, 0)
+        .body()
 }
 
 #[test]
