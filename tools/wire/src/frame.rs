@@ -64,88 +64,108 @@ pub enum Kind {
     Miss,
 }
 
-/// All kinds: code, name, the shortest and the longest payload, and who may send it.
-const KINDS: [(Kind, u8, &str, usize, usize, Option<Direction>); 11] = {
+/// What is said of a kind.
+struct Row {
+    /// The kind.
+    kind: Kind,
+    /// Its code on the wire.
+    code: u8,
+    /// Its name.
+    name: &'static str,
+    /// The shortest and the longest payload.
+    payload: (usize, usize),
+    /// Which way it goes, if only one.
+    only: Option<Direction>,
+}
+
+/// All kinds, in the order of the variants.
+const KINDS: [Row; 11] = {
     use Direction::{
         ToReceiver,
         ToSender, //
     };
+    let heal = 8 + PAGE_BYTES;
+    let filter = 16 + limits::FILTER_PART;
     [
-        (Kind::Hello, 1, "HELLO", 70, limits::HELLO_BYTES, None),
-        (Kind::Error, 2, "ERROR", 2, 2 + limits::ERROR_TEXT, None),
-        (Kind::Ping, 3, "PING", 0, 0, None),
-        (
+        row(Kind::Hello, 1, "HELLO", (70, limits::HELLO_BYTES), None),
+        row(Kind::Error, 2, "ERROR", (2, 2 + limits::ERROR_TEXT), None),
+        row(Kind::Ping, 3, "PING", (0, 0), None),
+        row(
             Kind::Block,
             16,
             "BLOCK",
-            17,
-            limits::BLOCK_PAYLOAD,
+            (17, limits::BLOCK_PAYLOAD),
             Some(ToReceiver),
         ),
-        (
-            Kind::Heal,
-            17,
-            "HEAL",
-            8 + PAGE_BYTES,
-            8 + PAGE_BYTES,
-            Some(ToReceiver),
-        ),
-        (Kind::Eof, 18, "EOF", 8, 8, Some(ToReceiver)),
-        (
-            Kind::Filter,
-            32,
-            "FILTER",
-            16,
-            16 + limits::FILTER_PART,
-            Some(ToSender),
-        ),
-        (
+        row(Kind::Heal, 17, "HEAL", (heal, heal), Some(ToReceiver)),
+        row(Kind::Eof, 18, "EOF", (8, 8), Some(ToReceiver)),
+        row(Kind::Filter, 32, "FILTER", (16, filter), Some(ToSender)),
+        row(
             Kind::Return,
             33,
             "RETURN",
-            1,
-            limits::RETURN_BYTES,
+            (1, limits::RETURN_BYTES),
             Some(ToSender),
         ),
-        (Kind::ReturnEof, 34, "RETURN_EOF", 0, 0, Some(ToSender)),
-        (Kind::Ack, 35, "ACK", 16, 16, Some(ToSender)),
-        (Kind::Miss, 36, "MISS", 8, 8, Some(ToSender)),
+        row(Kind::ReturnEof, 34, "RETURN_EOF", (0, 0), Some(ToSender)),
+        row(Kind::Ack, 35, "ACK", (16, 16), Some(ToSender)),
+        row(Kind::Miss, 36, "MISS", (8, 8), Some(ToSender)),
     ]
 };
+
+/// A row of the table.
+const fn row(
+    kind: Kind,
+    code: u8,
+    name: &'static str,
+    payload: (usize, usize),
+    only: Option<Direction>,
+) -> Row {
+    Row {
+        kind,
+        code,
+        name,
+        payload,
+        only,
+    }
+}
 
 impl Kind {
     /// All kinds.
     pub fn all() -> impl Iterator<Item = Self> {
-        KINDS.iter().map(|row| row.0)
+        KINDS.iter().map(|row| row.kind)
     }
 
     /// The kind of the code `code`.
     pub(crate) fn of_code(code: u8) -> Option<Self> {
-        KINDS.iter().find(|row| row.1 == code).map(|row| row.0)
+        KINDS
+            .iter()
+            .find(|row| row.code == code)
+            .map(|row| row.kind)
     }
 
     /// Its code on the wire.
     pub fn code(self) -> u8 {
-        self.row().1
+        self.row().code
     }
 
     /// The shortest payload that it may have.
     pub fn min_payload(self) -> usize {
-        self.row().3
+        self.row().payload.0
     }
 
     /// The longest payload that it may have.
     pub fn max_payload(self) -> usize {
-        self.row().4
+        self.row().payload.1
     }
 
     /// Whether it may be sent that way.
     pub fn goes(self, direction: Direction) -> bool {
-        self.row().5.is_none_or(|only| only == direction)
+        self.row().only.is_none_or(|only| only == direction)
     }
 
     /// Its row in the table.
-    fn row(self) -> &'static (Self, u8, &'static str, usize, usize, Option<Direction>) {
+    fn row(self) -> &'static Row {
         // The table is in the order of the variants, which a test says.
         &KINDS[self as usize]
     }
@@ -153,7 +173,7 @@ impl Kind {
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.row().2)
+        f.write_str(self.row().name)
     }
 }
 
@@ -179,7 +199,7 @@ impl Frame {
         let payload = parts.iter().map(|part| part.len()).sum::<usize>();
         let max = kind.max_payload();
         if payload > max {
-            let what = kind.row().2;
+            let what = kind.row().name;
             let bytes = payload;
             return Err(Error::TooLong { what, bytes, max });
         }
@@ -273,14 +293,14 @@ pub(crate) fn parse_header(
     let payload = size as usize;
     if payload > max {
         return Err(Fault::TooLong {
-            what: kind.row().2,
+            what: kind.row().name,
             size: u64::from(size),
             max: max as u64,
         });
     }
     if payload < kind.min_payload() {
         return Err(Fault::Length {
-            what: kind.row().2,
+            what: kind.row().name,
             found: u64::from(size),
             expected: kind.min_payload() as u64,
         });
@@ -295,7 +315,7 @@ mod tests {
     #[test]
     fn the_table_is_in_the_order_of_the_kinds() {
         for (row, kind) in KINDS.iter().zip(Kind::all()) {
-            assert_eq!(kind.row().1, row.1);
+            assert_eq!(kind.row().code, row.code);
             assert_eq!(Kind::of_code(kind.code()), Some(kind));
             assert!(kind.min_payload() <= kind.max_payload());
         }

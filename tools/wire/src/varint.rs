@@ -53,7 +53,7 @@ pub(crate) fn difference(offset: u64, predicted: u64) -> u64 {
     let pages = bytes as i64 >> PAGE_BITS;
     let rest = bytes & (PAGE_BYTES as u64 - 1);
     let folded = (pages << 1) ^ (pages >> 63);
-    folded as u64 | rest << (u64::BITS - PAGE_BITS)
+    folded as u64 | (rest << (u64::BITS - PAGE_BITS))
 }
 
 /// The offset that is `difference` from `predicted`.
@@ -61,7 +61,7 @@ pub(crate) fn offset(difference: u64, predicted: u64) -> u64 {
     let rest = difference >> (u64::BITS - PAGE_BITS);
     let folded = difference << PAGE_BITS >> PAGE_BITS;
     let pages = (folded >> 1) ^ (folded & 1).wrapping_neg();
-    predicted.wrapping_add(pages << PAGE_BITS | rest)
+    predicted.wrapping_add((pages << PAGE_BITS) | rest)
 }
 
 #[cfg(test)]
