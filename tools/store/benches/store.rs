@@ -137,7 +137,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     row("load: seen in a first source", pages, since);
     let stat = store.stat()?;
     let each = stat.candidate_bytes as f64 / stat.candidates as f64;
-    println!("{} candidates, {each:.0} bytes on disk for each", stat.candidates);
+    println!(
+        "{} candidates, {each:.0} bytes on disk for each",
+        stat.candidates
+    );
     let since = Instant::now();
     offer(&mut store, "two", Trust::Counted, &all)?;
     row("load: seen in a second source, admitted", pages, since);

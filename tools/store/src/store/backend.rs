@@ -7,7 +7,10 @@
 //! backends: [`Scratch`] does not wait for the disk, since a crash throws the file away; [`Frozen`]
 //! keeps what the engine writes in memory, so that any number of processes read one file.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::{
+    BTreeMap,
+    Entry, //
+};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -165,14 +168,15 @@ impl StorageBackend for Frozen {
         check(changes.bytes, offset, data.len())?;
         let mut at = 0;
         for (block, start, count) in parts(offset, data.len()) {
-            if !changes.blocks.contains_key(&block) {
-                let mut bytes = Box::new([0; BLOCK]);
-                self.read_file(block * BLOCK as u64, &mut bytes[..])?;
-                changes.blocks.insert(block, bytes);
-            }
-            if let Some(bytes) = changes.blocks.get_mut(&block) {
-                bytes[start..start + count].copy_from_slice(&data[at..at + count]);
-            }
+            let bytes = match changes.blocks.entry(block) {
+                Entry::Occupied(there) => there.into_mut(),
+                Entry::Vacant(free) => {
+                    let mut bytes = Box::new([0; BLOCK]);
+                    self.read_file(block * BLOCK as u64, &mut bytes[..])?;
+                    free.insert(bytes)
+                }
+            };
+            bytes[start..start + count].copy_from_slice(&data[at..at + count]);
             at += count;
         }
         Ok(())

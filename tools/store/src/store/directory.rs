@@ -273,6 +273,17 @@ impl Directory {
     }
 }
 
+impl Drop for Directory {
+    /// Lets another process write, even if this one started one that has not closed what it
+    /// inherited yet.
+    fn drop(&mut self) {
+        if let Some(lock) = &self.lock {
+            // Closing the file is the other way to the same end.
+            let _ = flock(lock, FlockOperation::Unlock);
+        }
+    }
+}
+
 /// Removes a file that may be gone.
 pub(super) fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {

@@ -7,8 +7,12 @@ use std::io::{
     BufRead,
     BufReader, //
 };
-use std::path::PathBuf;
+use std::path::{
+    Path,
+    PathBuf, //
+};
 use std::process::{
+    Child,
     Command,
     Stdio, //
 };
@@ -53,7 +57,7 @@ fn victim() {
         let mut load = store.load().unwrap();
         for number in next..next + 500 {
             offer(&mut load, "public", Trust::Public, number);
-            offer(&mut load, "private", Trust::Counted, 1 << 32 | number);
+            offer(&mut load, "private", Trust::Counted, (1 << 32) | number);
         }
         load.finish().unwrap();
         next += 500;
@@ -61,24 +65,38 @@ fn victim() {
     }
 }
 
-/// Starts a build, kills it, and says what it had finished.
-fn kill_a_build(path: &PathBuf, after: Duration) -> u64 {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "crash::victim", "--ignored", "--nocapture"])
-        .env(STORE, path)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    thread::sleep(after);
-    child.kill().unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let finished = lines
-        .map_while(Result::ok)
-        .filter_map(|line| line.strip_prefix("finished ")?.parse().ok());
-    let last = finished.last().unwrap_or(0);
-    child.wait().unwrap();
-    last
+/// A build in a process of its own.
+struct Build(Child);
+
+impl Build {
+    /// Starts it.
+    fn start(path: &Path) -> Self {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "crash::victim", "--ignored", "--nocapture"])
+            .env(STORE, path)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
+        Self(child.unwrap())
+    }
+
+    /// Kills it, and says what it had finished.
+    fn kill(mut self) -> u64 {
+        self.0.kill().unwrap();
+        let lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
+        let finished = lines
+            .map_while(Result::ok)
+            .filter_map(|line| line.strip_prefix("finished ")?.parse().ok());
+        finished.last().unwrap_or(0)
+    }
+}
+
+impl Drop for Build {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]
@@ -90,7 +108,9 @@ fn a_killed_build_loses_only_what_it_had_not_finished() {
     let mut finished = 0;
     for kill in 0..KILLS {
         let after = Duration::from_millis(random.below(LIFE_MS));
-        finished = kill_a_build(&path, after).max(finished);
+        let build = Build::start(&path);
+        thread::sleep(after);
+        finished = build.kill().max(finished);
         let store = Store::open(&path, Mode::Write).unwrap();
         assert!(
             store.pages() >= finished,

@@ -57,22 +57,22 @@ impl PageSource for Fake {
     }
 }
 
-fn honest(name: &'static str, numbers: &[u64]) -> Box<Fake> {
+fn honest(name: &'static str, numbers: &[u64]) -> Fake {
     let pages = numbers
         .iter()
         .map(|number| (digest(*number), page(*number)))
         .collect();
-    Box::new(Fake(name, Habit::Honest(pages)))
+    Fake(name, Habit::Honest(pages))
 }
 
-fn chain(sources: Vec<Box<Fake>>) -> (Sources, Arc<Mutex<Vec<Notice>>>) {
+fn chain(sources: Vec<Fake>) -> (Sources, Arc<Mutex<Vec<Notice>>>) {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let ear = Arc::clone(&heard);
     let mut chain = Sources::new()
         .with_error_limit(3)
         .with_notices(move |notice| ear.lock().unwrap().push(notice.clone()));
     for source in sources {
-        chain.push(source);
+        chain.push(Box::new(source));
     }
     (chain, heard)
 }
@@ -102,10 +102,7 @@ fn the_first_that_has_a_page_gives_it() {
 
 #[test]
 fn wrong_pages_are_never_handed_out() {
-    let (chain, heard) = chain(vec![
-        Box::new(Fake("module", Habit::Wrong)),
-        honest("store", &[1]),
-    ]);
+    let (chain, heard) = chain(vec![Fake("module", Habit::Wrong), honest("store", &[1])]);
     let mut into = [0; 4096];
     assert_eq!(chain.fetch(&digest(1), &mut into), Some("store"));
     assert_eq!(into, page(1));
@@ -135,10 +132,7 @@ fn wrong_pages_are_never_handed_out() {
 
 #[test]
 fn a_source_that_fails_is_set_aside_and_said_once() {
-    let (chain, heard) = chain(vec![
-        Box::new(Fake("fleet", Habit::Fails)),
-        honest("store", &[1]),
-    ]);
+    let (chain, heard) = chain(vec![Fake("fleet", Habit::Fails), honest("store", &[1])]);
     let mut into = [0; 4096];
     for _ in 0..10 {
         assert_eq!(chain.fetch(&digest(1), &mut into), Some("store"));
@@ -172,8 +166,8 @@ fn sources_are_switched_by_name() {
 fn digests_are_those_of_all_sources_but_no_zeros() {
     let (chain, heard) = chain(vec![
         honest("module", &[1]),
-        Box::new(Fake("fleet", Habit::Fails)),
-        Box::new(Fake("store", Habit::Wrong)),
+        Fake("fleet", Habit::Fails),
+        Fake("store", Habit::Wrong),
     ]);
     let mut all = Vec::new();
     chain.digests(&mut |digest| all.push(digest));
