@@ -163,14 +163,28 @@ fn merge_across_nodes_decides_whether_nodes_share() -> Outcome {
     Ok(())
 }
 
-/// Makes the kernel watch which pages this process uses, as soon and as often as it can.
-struct Balancing(Vec<(String, String)>);
+/// Whether the kernel watches which pages processes use.
+const BALANCING: &str = "/proc/sys/kernel/numa_balancing";
+
+/// Another setting of NUMA balancing, until the value goes.
+pub struct Balancing(Vec<(String, String)>);
 
 impl Balancing {
+    /// The kernel lets processes use their pages unwatched.
+    pub fn off() -> Result<Balancing, Failure> {
+        let mut before = Vec::new();
+        if let Ok(text) = fs::read_to_string(BALANCING) {
+            fs::write(BALANCING, "0")?;
+            before.push((BALANCING.to_owned(), text));
+        }
+        Ok(Balancing(before))
+    }
+
+    /// It watches this process as soon and as often as it can.
     fn on() -> Result<Balancing, Failure> {
         let scan = "/sys/kernel/debug/sched/numa_balancing";
         let settings = [
-            ("/proc/sys/kernel/numa_balancing".to_owned(), "1"),
+            (BALANCING.to_owned(), "1"),
             (format!("{scan}/scan_delay_ms"), "10"),
             (format!("{scan}/scan_period_min_ms"), "100"),
             (format!("{scan}/scan_period_max_ms"), "100"),
