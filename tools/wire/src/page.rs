@@ -20,10 +20,15 @@ const PAGE_FLAGS: u64 = 0x28;
 /// The same of a zero page: ZERO, CONTINUE.
 const ZERO_FLAGS: u64 = 0x22;
 
-/// Whether all bytes of `page` are 0. It stops at the first 64 bytes that are not.
+/// Whether all bytes of `page` are 0. It looks at 64 bytes first, which is enough for most pages
+/// that are not, and then at 512 at a time.
 pub fn is_zero(page: &Page) -> bool {
-    page.chunks_exact(64)
-        .all(|chunk| chunk.iter().fold(0, |any, byte| any | byte) == 0)
+    all_zero(&page[..64]) && page.chunks_exact(512).all(all_zero)
+}
+
+/// Whether all of `bytes` are 0. It looks at all of them, which is fast when they are some hundred.
+fn all_zero(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |any, byte| any | byte) == 0
 }
 
 /// The header of the page at `offset` of the RAM block of the page before.
