@@ -150,11 +150,27 @@ machine() {
 		</dev/null >"$dir/qemu.log" 2>&1
 }
 
+# switch_off DIR PID: ends a machine that has given its status and stays on.
+switch_off() {
+	local _
+	while [ ! -s "$1/status" ]; do
+		kill -0 "$2" 2>/dev/null || return 0
+		sleep 1
+	done
+	for _ in {1..120}; do
+		kill -0 "$2" 2>/dev/null || return 0
+		sleep 1
+	done
+	touch "$1/stuck"
+	kill "$2"
+}
+
 # verdict DIR STATUS: the exit status of the whole, with its reason.
 verdict() {
 	local dir=$1 qemu=$2 status
 	if [ -s "$dir/status" ]; then
 		status=$(cat "$dir/status")
+		[ ! -e "$dir/stuck" ] || { say "vm.sh: the machine did not switch off" && status=125; }
 	elif [ "$qemu" -eq 124 ] || [ "$qemu" -eq 137 ]; then
 		say "vm.sh: the time ($TIMEOUT s) was up; the console's last lines:"
 		status=124
@@ -211,6 +227,7 @@ main() {
 	touch "$WORK/job" "$WORK/files" "$WORK/status" "$WORK/console.log"
 	machine "$WORK" "$IMAGE" &
 	MACHINE=$!
+	switch_off "$WORK" "$MACHINE" >/dev/null 2>&1 &
 	tail -n +1 -f -s 0.2 --pid="$MACHINE" "$WORK/job"
 	rc=0
 	wait "$MACHINE" || rc=$?
