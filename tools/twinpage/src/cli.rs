@@ -20,6 +20,10 @@ use crate::vm::{
     Selection, //
 };
 
+pub mod migrate;
+pub mod security;
+pub mod store;
+
 /// The codes of [`crate::error::Exit`].
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -27,12 +31,13 @@ Exit codes:
   1  tried and failed
   2  wrong usage
   3  module not loaded, not the right version, or not permitted (run as root)
-  4  no such process, VM, attachment or page";
+  4  no such process, VM, attachment or page
+  5  a migration ended in doubt: ask both QEMUs which one runs the VM";
 
 /// How often `--watch` looks, unless told.
 const WATCH_SECONDS: &str = "2";
 
-/// Merges identical memory of KVM guests, and shows what that saves.
+/// Merges identical memory of KVM guests, shows what that saves, and migrates them by digest.
 #[derive(Debug, Parser)]
 #[command(name = "twinpage", version, about, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -58,6 +63,14 @@ pub enum Command {
     Shared(Shared),
     /// Write the content of a merged page to standard output
     Read(Read),
+    /// Migrate a VM, sending digests instead of pages that the destination has
+    #[command(subcommand)]
+    Migrate(migrate::Migrate),
+    /// Keep pages that many VMs have, for migrations to this host
+    #[command(subcommand)]
+    Store(store::Store),
+    /// Show which hosts already hold most of a VM
+    Plan(migrate::Plan),
     /// Show the versions of program and module, and what this kernel allows
     Version,
 }
@@ -270,6 +283,47 @@ mod tests {
             "shared",
             "read --domain web",
             "read --domain web --digest 00",
+            "migrate",
+            "migrate send --to b --insecure",
+            "migrate send --listen unix:/x --insecure",
+            "migrate send --listen unix:/x --stdio --to b --insecure",
+            "migrate send --stdio --json --to b --insecure",
+            "migrate send --stdio --socket-user 7 --to b --insecure",
+            "migrate send --stdio --to b: --insecure",
+            "migrate send --stdio --to b --key k --insecure",
+            "migrate send --stdio --to b --ca c",
+            "migrate send --stdio --to b --ca c --cert d",
+            "migrate send --stdio --to b --cert d",
+            "migrate send --stdio --to b --key k --peer-name n",
+            "migrate send --stdio --to b --insecure --level 0",
+            "migrate send --stdio --to b --insecure --level 20",
+            "migrate send --stdio --to b --insecure --limit-rate 0",
+            "migrate send --stdio --to b --insecure --threads 0",
+            "migrate receive --insecure",
+            "migrate receive --listen b --sources cloud",
+            "migrate receive --listen b --sources module --no-module",
+            "migrate receive --listen b --fleet-ca f",
+            "migrate run --to b",
+            "migrate run --from /q --to b --start",
+            "migrate run --from /q --to b --incoming unix:/x",
+            "migrate run --from /q --to b --downtime-ms 0",
+            "migrate keygen",
+            "plan --candidates b",
+            "plan --pid 1 --candidates",
+            "store",
+            "store build --store s",
+            "store build --image i",
+            "store build --store s --public",
+            "store build --store s --public --dump d",
+            "store build --store s --public --image i --as n",
+            "store build --store s --all --pid 1",
+            "store build --store s --image i --min-sources 1",
+            "store build --store s --image i --fleet-key k",
+            "store stat",
+            "store stat --store s --fleet redis://h",
+            "store verify",
+            "store gc --store s",
+            "store gc --store s --max-age 30",
         ];
         for line in table {
             let words = format!("twinpage {line}");
@@ -293,6 +347,19 @@ mod tests {
             "set run=1 advisor_mode=none",
             "digests --pid 9 --verify",
             "shared --all --top 3",
+            "migrate send --listen unix:/x --to b --key k --domain web --limit-rate 1Gbit --level off",
+            "migrate send --stdio --to unix:/y --ca c --cert d --key-file e --peer-name n --revoked r",
+            "migrate receive --listen [::]:0 --connect unix:/x --insecure --domain a --domain b",
+            "migrate receive --listen b --insecure --sources stream,store --store s",
+            "migrate receive --listen b --insecure --no-module --no-stream --fleet redis://h",
+            "migrate run --from /q --to b --to-qmp ./r --incoming unix:/x --link-rate 1Gbit --insecure",
+            "migrate keygen /k",
+            "plan --pid 1 --candidates b c:7 unix:/x --key k --json",
+            "store build --store s --fleet redis://h --image a b --dump c --pid 1 2 --as n",
+            "store build --store s --public --image a --raw-image b",
+            "store stat --fleet redis://h",
+            "store verify --store s --repair --json",
+            "store gc --store s --max-size 10GiB --max-age 30d",
             "version",
         ];
         for line in table {

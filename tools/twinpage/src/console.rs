@@ -27,6 +27,17 @@ pub enum Format {
     Json,
 }
 
+/// How progress is shown on standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Live {
+    /// Bars that are drawn over, on a terminal.
+    Bars,
+    /// Lines, now and then.
+    Lines,
+    /// Not at all.
+    Nothing,
+}
+
 /// Size of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Screen {
@@ -44,6 +55,18 @@ pub struct Console<'a> {
     pub err: &'a mut dyn Write,
     /// Size of the terminal that `out` is, if it is one.
     pub screen: Option<Screen>,
+    /// How progress is shown on `err`.
+    pub live: Live,
+}
+
+impl Live {
+    /// What fits standard error.
+    pub fn of_stderr() -> Self {
+        match io::stderr().is_terminal() {
+            true => Self::Bars,
+            false => Self::Lines,
+        }
+    }
 }
 
 impl Format {

@@ -21,8 +21,11 @@ use serde::{
     Serialize,
     Serializer, //
 };
+use sha2::{
+    Digest as _,
+    Sha256, //
+};
 
-use crate::digest::Digest;
 use crate::host::Host;
 
 /// Longest name, in bytes.
@@ -148,8 +151,8 @@ fn name_file(domain: Domain) -> PathBuf {
 
 /// The number of a domain with a name. Never 0, which is not shared.
 fn hashed(name: &str) -> Domain {
-    let digest = Digest::of(format!("twinpage-domain:{name}").as_bytes());
-    let number = digest.0[..8]
+    let digest = Sha256::digest(format!("twinpage-domain:{name}"));
+    let number = digest[..8]
         .iter()
         .fold(0, |number, &byte| (number << 8) | u64::from(byte));
     Domain(number.max(1))

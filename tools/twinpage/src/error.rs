@@ -7,6 +7,11 @@
 
 use std::error::Error as _;
 use std::io;
+use std::path::PathBuf;
+
+use twinpage_migrate::net;
+use twinpage_migrate::proxy;
+use twinpage_migrate::run;
 
 use crate::device::Detached;
 use crate::digest::Digest;
@@ -31,6 +36,8 @@ pub enum Exit {
     Module = 3,
     /// What was named does not exist: process, VM, attachment, page.
     NotFound = 4,
+    /// A migration ended, and which side runs the VM is not known.
+    Unsure = 5,
 }
 
 /// Why a command failed.
@@ -202,6 +209,60 @@ pub enum Error {
     /// Output cannot be written.
     #[error("Cannot write the output")]
     Output(#[source] io::Error),
+    /// Nothing says who the peer may be.
+    #[error("Nothing says who the peer is: name --key, or --ca with --cert and --key-file, or --insecure")]
+    NoSecurity,
+    /// Keys, certificates or addresses cannot be used.
+    #[error(transparent)]
+    Network(#[from] net::Error),
+    /// A migration did not come to a good end.
+    #[error(transparent)]
+    Migration(Box<proxy::Error>),
+    /// A migration did not begin.
+    #[error(transparent)]
+    Run(#[from] run::Error),
+    /// A migration ended, and the VM is at the source.
+    #[error("The migration {what}; {evidence}")]
+    NotMigrated {
+        /// How it ended.
+        what: String,
+        /// What each side says.
+        evidence: String,
+    },
+    /// A migration ended, and where the VM is is not known, or not good.
+    #[error("The migration {what}; {evidence}")]
+    Doubt {
+        /// How it ended.
+        what: String,
+        /// What each side says.
+        evidence: String,
+    },
+    /// No candidate of a plan answered.
+    #[error("No candidate answered")]
+    NoCandidate,
+    /// There is no such user.
+    #[error("There is no user {0:?}")]
+    NoUser(String),
+    /// A source of pages is to be used that has no place.
+    #[error("--sources names {0}, and no --{0} says where that is")]
+    NoPlace(&'static str),
+    /// A store of pages cannot be used.
+    #[error(transparent)]
+    Store(#[from] twinpage_store::Error),
+    /// A store exists and was made with another rule.
+    #[error("The store admits pages that {has} sources have, not {asked}")]
+    SourcesNeeded {
+        /// What was asked for.
+        asked: u32,
+        /// What it was made with.
+        has: u32,
+    },
+    /// The secret of a fleet is malformed.
+    #[error("{} is no secret of a fleet: it has not 64 hexadecimal digits", .0.display())]
+    FleetKey(PathBuf),
+    /// Pages of a store are not what they were.
+    #[error("{0} pages of the store are not what they were")]
+    WrongPages(u64),
     /// Some of several things failed; each was reported.
     #[error("{failed} of {tried} failed")]
     Some {
@@ -253,8 +314,20 @@ impl Error {
             | Self::NoVms
             | Self::NotAttached(_)
             | Self::NoSuchId(_)
-            | Self::NoSuchPage { .. } => Exit::NotFound,
-            Self::SeveralVms { .. } | Self::Terminal | Self::PrivateDomain => Exit::Usage,
+            | Self::NoSuchPage { .. }
+            | Self::NoUser(_) => Exit::NotFound,
+            Self::SeveralVms { .. }
+            | Self::Terminal
+            | Self::PrivateDomain
+            | Self::NoSecurity
+            | Self::NoPlace(_)
+            | Self::SourcesNeeded { .. } => Exit::Usage,
+            Self::Migration(error) => match **error {
+                proxy::Error::Unsure { .. } => Exit::Unsure,
+                proxy::Error::Limit { .. } => Exit::Usage,
+                _ => Exit::Failed,
+            },
+            Self::Doubt { .. } => Exit::Unsure,
             Self::Knob(error) => error.exit(),
             Self::Some { exit, .. } => *exit,
             _ => Exit::Failed,
@@ -266,14 +339,20 @@ impl Error {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 
-    /// The message, its causes and the remedy, as printed.
-    pub fn report(&self) -> String {
+    /// The message and its causes, on one line.
+    pub fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut source = self.source();
         while let Some(cause) = source {
             text += &format!(": {cause}");
             source = cause.source();
         }
+        text
+    }
+
+    /// The message, its causes and the remedy, as printed.
+    pub fn report(&self) -> String {
+        let mut text = self.chain();
         if let Some(remedy) = self.remedy() {
             text += &format!("\n  Remedy: {remedy}");
         }

@@ -16,6 +16,7 @@ use twinpage::cli::Cli;
 use twinpage::commands;
 use twinpage::console::{
     Console,
+    Live,
     Screen, //
 };
 use twinpage::error::Error;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         out: &mut out,
         err: &mut io::stderr(),
         screen: Screen::of_stdout(),
+        live: Live::of_stderr(),
     };
     let result = commands::run(&cli.command, &Host::running(), &mut console);
     // What was found until then is shown before the error that ended it.

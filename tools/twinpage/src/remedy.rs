@@ -4,6 +4,8 @@
 
 use std::io;
 
+use twinpage_migrate::proxy;
+
 use crate::error::Error;
 
 impl Error {
@@ -50,6 +52,10 @@ impl Error {
             }
             Self::DomainFull(_) => "attach it to another domain",
             Self::PrivateDomain => "name a domain that VMs were attached with",
+            Self::NoSecurity => {
+                "make a key with `twinpage migrate keygen`, copy it to the other host, name it \
+                 with --key on both"
+            }
             Self::Terminal => "redirect it: twinpage read ... > page.bin",
             _ => return None,
         })
@@ -69,8 +75,33 @@ impl Error {
             }
             Self::NothingToWaitFor(_) => "attach a VM, and `twinpage set run=1`",
             Self::NotStable(_) => "wait longer, or scan faster: twinpage set advisor_max_cpu=50",
+            Self::Migration(error) => return migration_remedy(error),
+            Self::NotMigrated { .. } => "the VM is where it was; try again",
+            Self::Doubt { .. } => {
+                "ask both QEMUs with query-status; end the one that does not run the VM"
+            }
+            Self::WrongPages(_) => "remove them: twinpage store verify --repair",
+            Self::NoCandidate => "start `twinpage migrate receive` on the candidates",
             Self::Parse(_) => "use the module and the program of the same version",
             _ => return None,
         })
     }
+}
+
+/// What to do about a migration that failed.
+fn migration_remedy(error: &proxy::Error) -> Option<&'static str> {
+    Some(match error {
+        proxy::Error::Unsure { .. } => {
+            "ask both with the QMP command query-status; end the one that does not run the VM"
+        }
+        proxy::Error::NoReturnPath { .. } => {
+            "turn it on at both ends: migrate-set-capabilities, return-path"
+        }
+        proxy::Error::Destination { .. } => {
+            "start QEMU there with -incoming unix:PATH, or -incoming defer and migrate-incoming"
+        }
+        proxy::Error::Cancelled => return None,
+        proxy::Error::Connect { .. } => "start `twinpage migrate receive` there first",
+        _ => "the VM runs on where it was; try again",
+    })
 }

@@ -13,7 +13,10 @@ use crate::console::{
     Console,
     Format, //
 };
-use crate::digest::Digest;
+use crate::digest::{
+    as_text_or_null,
+    Digest, //
+};
 use crate::digests::{
     digest_of,
     Digests,
@@ -39,6 +42,7 @@ struct Line {
     /// Serial number of its merged copy, else 0.
     generation: u64,
     /// Its digest, if there is one.
+    #[serde(serialize_with = "as_text_or_null")]
     digest: Option<Digest>,
 }
 

@@ -10,10 +10,13 @@ use crate::host::Host;
 mod attach;
 mod detach;
 mod digests;
+mod migrate;
+mod plan;
 mod read;
 mod set;
 mod shared;
 mod status;
+mod store;
 mod verify;
 mod version;
 
@@ -31,6 +34,9 @@ pub fn run(command: &Command, host: &Host, console: &mut Console<'_>) -> Result<
         Command::Digests(arguments) => digests::run(arguments, host, console),
         Command::Shared(arguments) => shared::run(arguments, host, console),
         Command::Read(arguments) => read::run(arguments, host, console),
+        Command::Migrate(command) => migrate::run(command, host, console),
+        Command::Store(command) => store::run(command, host, console),
+        Command::Plan(arguments) => plan::run(arguments, host, console),
         Command::Version => version::run(host, console),
     }
 }

@@ -27,7 +27,7 @@ pub fn run(arguments: &Read, host: &Host, console: &mut Console<'_>) -> Result<(
     let page = device
         .read_page(domain, &arguments.digest)
         .map_err(|error| failure(arguments, error))?;
-    let found = Digest::of(page.as_slice());
+    let found = Digest::of(&page);
     if found != arguments.digest {
         return Err(Error::WrongPage {
             asked: Box::new(arguments.digest),

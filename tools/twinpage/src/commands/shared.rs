@@ -15,7 +15,10 @@ use crate::console::{
     Console,
     Format, //
 };
-use crate::digest::Digest;
+use crate::digest::{
+    as_text,
+    Digest, //
+};
 use crate::digests::Digests;
 use crate::domain::Domain;
 use crate::error::Error;
@@ -74,6 +77,7 @@ struct Copy {
     /// Its serial number.
     generation: u64,
     /// Its content.
+    #[serde(serialize_with = "as_text")]
     digest: Digest,
     /// Pages that map it.
     mappings: u64,

@@ -24,7 +24,10 @@ use std::sync::{
     Arc,
     Mutex, //
 };
-use std::time::Duration;
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 use rustix::io::Errno;
 
@@ -70,6 +73,8 @@ pub struct State {
     pub detach_results: HashMap<u32, (u64, u64, Option<Errno>)>,
     /// Merged pages.
     pub pages: HashMap<(u64, Digest), Vec<u8>>,
+    /// What reading any page gives.
+    pub read_error: Option<Errno>,
     /// Attached VMs: the process.
     pub attached: HashSet<u32>,
     /// What was asked, in words.
@@ -106,6 +111,9 @@ struct FakeDevice(PathBuf, Arc<Mutex<State>>);
 
 /// The time of the machine at a root.
 pub struct FakeClock(pub PathBuf, pub Arc<Mutex<State>>);
+
+/// Real time, which a test can interrupt.
+pub struct RealClock(pub Instant, pub Arc<Mutex<State>>);
 
 /// `errno` as the result of a call.
 fn fail<T>(errno: Errno) -> io::Result<T> {
@@ -172,6 +180,9 @@ impl Device for FakeDevice {
 
     fn read_page(&self, domain: Domain, digest: &Digest) -> io::Result<Box<Page>> {
         let state = self.1.lock().unwrap();
+        if let Some(errno) = state.read_error {
+            return fail(errno);
+        }
         let Some(page) = state.pages.get(&(domain.0, *digest)) else {
             return fail(Errno::NOENT);
         };
@@ -199,6 +210,22 @@ impl Clock for FakeClock {
         };
         step(&self.0);
         Pause::Elapsed
+    }
+
+    fn catch_signals(&self) {}
+}
+
+impl Clock for RealClock {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn pause(&self, duration: Duration) -> Pause {
+        std::thread::sleep(duration.min(Duration::from_millis(10)));
+        match self.1.lock().unwrap().interrupted {
+            true => Pause::Interrupted,
+            false => Pause::Elapsed,
+        }
     }
 
     fn catch_signals(&self) {}

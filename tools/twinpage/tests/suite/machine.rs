@@ -12,14 +12,17 @@ use std::sync::{
     Arc,
     Mutex, //
 };
+use std::time::Instant;
 
 use clap::Parser;
 use tempfile::TempDir;
 
 use twinpage::cli::Cli;
+use twinpage::clock::Clock;
 use twinpage::commands;
 use twinpage::console::{
     Console,
+    Live,
     Screen, //
 };
 use twinpage::host::Host;
@@ -27,6 +30,7 @@ use twinpage::host::Host;
 use crate::fakes::{
     FakeClock,
     FakeKernel,
+    RealClock,
     State, //
 };
 
@@ -155,16 +159,28 @@ impl Machine {
 
     /// Runs the program with its output on `screen`.
     pub fn run_on(&self, screen: Option<Screen>, line: &str) -> Ran {
+        let clock = FakeClock(self.root.path().to_owned(), Arc::clone(&self.state));
+        self.run_with(Arc::new(clock), screen, line)
+    }
+
+    /// Runs the program in real time, until it ends or [`State::interrupted`] is set.
+    pub fn live(&self, line: &str) -> Ran {
+        let clock = RealClock(Instant::now(), Arc::clone(&self.state));
+        self.run_with(Arc::new(clock), None, line)
+    }
+
+    /// Runs the program by this clock.
+    fn run_with(&self, clock: Arc<dyn Clock>, screen: Option<Screen>, line: &str) -> Ran {
         let words = format!("twinpage {line}");
         let cli = Cli::try_parse_from(words.split_whitespace()).unwrap();
         let kernel = FakeKernel(self.root.path().to_owned(), Arc::clone(&self.state));
-        let clock = FakeClock(self.root.path().to_owned(), Arc::clone(&self.state));
-        let host = Host::new(self.root.path(), Arc::new(kernel), Arc::new(clock));
+        let host = Host::new(self.root.path(), Arc::new(kernel), clock);
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let mut console = Console {
             out: &mut out,
             err: &mut err,
             screen,
+            live: Live::Lines,
         };
         let code = match commands::run(&cli.command, &host, &mut console) {
             Ok(()) => 0,
@@ -175,6 +191,13 @@ impl Machine {
         };
         let err = String::from_utf8(err).unwrap();
         Ran { out, err, code }
+    }
+
+    /// The machine itself, for what is no command.
+    pub fn host(&self) -> Host {
+        let kernel = FakeKernel(self.root.path().to_owned(), Arc::clone(&self.state));
+        let clock = FakeClock(self.root.path().to_owned(), Arc::clone(&self.state));
+        Host::new(self.root.path(), Arc::new(kernel), Arc::new(clock))
     }
 
     /// What the module was asked, in words.

@@ -12,8 +12,18 @@ mod fakes;
 mod golden;
 mod hostile;
 mod layout;
+mod live;
 mod machine;
+mod migrate;
+mod module_pages;
+mod plan;
 mod program;
+mod qemu;
 mod set;
 mod shared;
 mod status;
+mod store;
+
+#[path = "../../../migrate/tests/common/synth.rs"]
+#[expect(dead_code, reason = "the proxies' own tests use more of it")]
+mod synth;

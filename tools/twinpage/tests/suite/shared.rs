@@ -14,7 +14,11 @@ use crate::machine::Machine;
 
 /// Pages that map the copies `serials`.
 fn merged(serials: &[u64]) -> Vec<Record> {
-    let digest = |serial: u64| Digest::of(&serial.to_le_bytes()).0;
+    let digest = |serial: u64| {
+        let mut page = [0; 4096];
+        page[..8].copy_from_slice(&serial.to_le_bytes());
+        Digest::of(&page).0
+    };
     (0..)
         .zip(serials)
         .map(|(gfn, &serial)| Record {

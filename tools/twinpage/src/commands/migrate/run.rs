@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `twinpage migrate run`: a whole migration, driven through the monitors of the QEMUs.
+
+use std::time::Duration;
+
+use twinpage_migrate::proxy;
+use twinpage_migrate::run::{
+    self,
+    Ending,
+    Handle,
+    Place,
+    Report,
+    Resume,
+    Snapshot, //
+};
+
+use crate::cli::migrate::Run;
+use crate::console::{
+    Console,
+    Format, //
+};
+use crate::error::Error;
+use crate::host::Host;
+use crate::notices::Notices;
+use crate::progress::Moment;
+use crate::report::{
+    self,
+    printable,
+    Role,
+    Told, //
+};
+use crate::session::{
+    self,
+    Running, //
+};
+
+use super::send::Prepared;
+
+/// Runs the command.
+pub fn run(arguments: &Run, host: &Host, console: &mut Console<'_>) -> Result<(), Error> {
+    let mut whole = Whole(run::start(options(arguments)?)?);
+    let (_, notices) = Notices::new();
+    let shown = session::watch(&mut whole, arguments.show, &notices, host, console);
+    let report = whole.0.wait();
+    shown?;
+    let report = report?;
+    for note in &report.outcome.notes {
+        console.warn(&printable(note))?;
+    }
+    show(&report, Format::of(arguments.show.json), console)?;
+    judge(&report)
+}
+
+/// A migration with everything that belongs to it.
+struct Whole(Handle);
+
+impl Running for Whole {
+    fn look(&mut self) -> Moment {
+        moment(&self.0.snapshot())
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.finished()
+    }
+
+    fn cancel(&self) {
+        self.0.cancel();
+    }
+}
+
+/// What is to be done.
+fn options(arguments: &Run) -> Result<run::Options, Error> {
+    let prepared = Prepared::new(&arguments.options)?;
+    Ok(run::Options {
+        from: arguments.from.clone(),
+        to: arguments.to_qmp.clone(),
+        incoming: arguments
+            .incoming
+            .as_ref()
+            .map(|path| format!("unix:{}", path.display())),
+        send: Box::new(|input| prepared.options(input)),
+        downtime: Duration::from_millis(arguments.downtime_ms),
+        link_rate: arguments.link_rate.map(|rate| rate.0),
+        resume: match arguments.start {
+            true => Resume::Start,
+            false => Resume::Leave,
+        },
+        timeout: arguments.timeout.map(Duration::from_secs),
+    })
+}
+
+/// What proxy and QEMU say.
+fn moment(snapshot: &Snapshot) -> Moment {
+    let qemu = &snapshot.migration;
+    let proxy = session::moment(&snapshot.proxy, None);
+    Moment {
+        ram_bytes: qemu.total_bytes.unwrap_or(proxy.ram_bytes),
+        left_bytes: qemu.remaining_bytes,
+        round: qemu.rounds,
+        downtime_ms: qemu.downtime_ms.or(qemu.expected_downtime_ms),
+        ..proxy
+    }
+}
+
+/// Shows what became of it: in words only if it went well, since the error says the rest.
+fn show(report: &Report, format: Format, console: &mut Console<'_>) -> Result<(), Error> {
+    let qemu = &report.outcome.migration;
+    let counted = report.proxy.clone().unwrap_or_else(|| unfinished(report));
+    // CAST: For display.
+    let seconds = qemu.total_ms.map(|ms| ms as f64 / 1e3);
+    let result = report::Summary {
+        role: Role::Run,
+        seconds: seconds.unwrap_or(report.totals.seconds),
+        told: Told {
+            downtime_ms: qemu.downtime_ms,
+            total_ms: qemu.total_ms,
+            rounds: Some(qemu.rounds),
+        },
+        outcome: Some(&report.outcome),
+        proxy_error: report.proxy_error.as_deref(),
+        report: &counted,
+    };
+    match format == Format::Json || report.outcome.ending == Ending::Completed {
+        true => result.show(format, console),
+        false => Ok(()),
+    }
+}
+
+/// What a proxy counted that did not come to its end.
+fn unfinished(report: &Report) -> proxy::Report {
+    proxy::Report {
+        totals: report.totals.clone(),
+        completed: false,
+        destination: None,
+        opaque: Vec::new(),
+        sources: Vec::new(),
+        threads: Vec::new(),
+        peer: String::new(),
+    }
+}
+
+/// Whether the VM is where it should be.
+fn judge(report: &Report) -> Result<(), Error> {
+    let outcome = &report.outcome;
+    let place = outcome.guest.place;
+    if outcome.ending == Ending::Completed && place == Place::Destination {
+        return Ok(());
+    }
+    let what = match (&outcome.ending, &report.proxy_error) {
+        (Ending::Completed, _) => "is complete, says QEMU, but".to_owned(),
+        (Ending::Cancelled, _) => "was cancelled".to_owned(),
+        (Ending::Failed { reason }, None) => format!("failed: {}", printable(reason)),
+        (Ending::Failed { reason }, Some(proxy)) => {
+            format!("failed: {}; {}", printable(reason), printable(proxy))
+        }
+    };
+    let evidence = printable(&outcome.guest.evidence);
+    Err(match place {
+        Place::Source => Error::NotMigrated { what, evidence },
+        _ => Error::Doubt { what, evidence },
+    })
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `twinpage migrate send`: the end at the source, for a QEMU that somebody else drives.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use twinpage_migrate::net::{
+    self,
+    Security, //
+};
+use twinpage_migrate::proxy::{
+    send,
+    Limits, //
+};
+
+use crate::account;
+use crate::cli::migrate::{
+    Send,
+    SendOptions, //
+};
+use crate::console::{
+    Console,
+    Format, //
+};
+use crate::error::Error;
+use crate::host::Host;
+use crate::notices::Notices;
+use crate::report::{
+    self,
+    Role, //
+};
+use crate::security;
+use crate::session;
+
+use super::domain_text;
+
+/// Runs the command.
+pub fn run(arguments: &Send, host: &Host, console: &mut Console<'_>) -> Result<(), Error> {
+    let prepared = Prepared::new(&arguments.options)?;
+    let input = match &arguments.listen {
+        Some(path) => listen(path, arguments.socket_user.as_deref(), host)?,
+        None => standard_streams()?,
+    };
+    let handle = send::start(prepared.options(input))?;
+    if let (Some(path), false) = (&arguments.listen, arguments.show.quiet) {
+        let path = path.display();
+        writeln!(
+            console.err,
+            "twinpage: waiting for QEMU: migrate unix:{path}"
+        )?;
+    }
+    let (_, notices) = Notices::new();
+    let finished = session::follow(handle, arguments.show, &notices, host, console)?;
+    if arguments.stdio {
+        // Standard output is QEMU's return path.
+        return Ok(());
+    }
+    report::Summary::of_proxy(Role::Send, &finished).show(Format::of(arguments.show.json), console)
+}
+
+/// Options that were looked at, but for QEMU's end, which exists last.
+pub struct Prepared {
+    /// What was asked for.
+    options: SendOptions,
+    /// Who the peer is.
+    security: Security,
+    /// What it may take.
+    limits: Limits,
+}
+
+impl Prepared {
+    /// Looks at `options`.
+    ///
+    /// # Errors
+    ///
+    /// An option is out of bounds, or a file of the identity cannot be used.
+    pub fn new(options: &SendOptions) -> Result<Self, Error> {
+        Ok(Self {
+            options: options.clone(),
+            security: security::load(&options.security)?,
+            limits: session::send_limits(options)?,
+        })
+    }
+
+    /// What the proxy is to do with `input`.
+    pub fn options(self, input: send::Input) -> send::Options {
+        let mut send = send::Options::new(input, self.options.to.clone(), self.security);
+        send.rate = session::rate_limit(self.options.limit_rate);
+        send.compression = self.options.level.0;
+        send.domain = domain_text(self.options.domain.as_ref());
+        send.limits = self.limits;
+        send
+    }
+}
+
+/// QEMU on a socket at `path`, which `user` may connect to.
+fn listen(path: &Path, user: Option<&str>, host: &Host) -> Result<send::Input, Error> {
+    let owner = user.map(|user| account::number(host, user)).transpose()?;
+    let listener = net::listen_unix(path)?;
+    if let Some(owner) = owner {
+        give(path, owner)?;
+    }
+    Ok(send::Input::Listener(listener, path.to_owned()))
+}
+
+/// QEMU on standard input and output.
+fn standard_streams() -> Result<send::Input, Error> {
+    let duplicate = |fd: io::Result<_>| {
+        fd.map_err(|source| Error::call("use standard input and output", source))
+    };
+    Ok(send::Input::Streams {
+        input: duplicate(io::stdin().as_fd().try_clone_to_owned())?,
+        output: duplicate(io::stdout().as_fd().try_clone_to_owned())?,
+    })
+}
+
+/// Makes `owner` the user that may connect to the socket at `path`.
+fn give(path: &Path, owner: u32) -> Result<(), Error> {
+    std::os::unix::fs::chown(path, Some(owner), None)
+        .map_err(|source| Error::call(format!("give {} to its user", path.display()), source))
+}

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `twinpage store build`: puts pages of images, dumps and running VMs into stores.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{
+    Path,
+    PathBuf, //
+};
+
+use serde::Serialize;
+use twinpage_store::build::{
+    load,
+    read_pages,
+    Input, //
+};
+use twinpage_store::{
+    Admit,
+    Fleet,
+    Loaded,
+    Mode,
+    Page,
+    Settings,
+    SourceId,
+    Store,
+    Trust, //
+};
+
+use crate::cli::store::Build;
+use crate::console::{
+    Console,
+    Format, //
+};
+use crate::digest::Digest;
+use crate::domain::Domain;
+use crate::error::Error;
+use crate::host::Host;
+use crate::module_pages::{
+    each_merged,
+    ModulePages, //
+};
+use crate::page_sources;
+use crate::table::{
+    Side,
+    Table, //
+};
+use crate::vm::{
+    self,
+    Selection,
+    Vm, //
+};
+
+use super::{
+    Watcher,
+    SCHEMA, //
+};
+
+/// How many sources a page needs in a store that is made, unless told.
+const SOURCES_NEEDED: u32 = 2;
+
+/// What was done, as JSON.
+#[derive(Debug, Serialize)]
+struct Built {
+    /// Version of the JSON.
+    schema: u32,
+    /// What was read.
+    inputs: Vec<Taken>,
+    /// What the store in a directory made of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<Loaded>,
+    /// What the store of the fleet made of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fleet: Option<Loaded>,
+}
+
+/// What was read of one input.
+#[derive(Debug, Serialize)]
+struct Taken {
+    /// Its name.
+    name: String,
+    /// What it is.
+    format: String,
+    /// Pages that are not zero.
+    pages: u64,
+    /// Pages of zeroes, which no store takes.
+    zero: u64,
+}
+
+/// Where pages go.
+struct Targets<'a> {
+    /// The store in a directory, the store of the fleet: those that there are.
+    all: Vec<&'a mut dyn Admit>,
+    /// How much a source is worth.
+    trust: Trust,
+}
+
+impl Targets<'_> {
+    /// Offers one page to all of them.
+    fn offer(&mut self, source: &SourceId, page: &Page) -> Result<(), twinpage_store::Error> {
+        let digest = Digest::of(page);
+        for target in &mut self.all {
+            target.offer(source, self.trust, &digest, page)?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs the command.
+pub fn run(arguments: &Build, host: &Host, console: &mut Console<'_>) -> Result<(), Error> {
+    let vms = sharing_vms(arguments, host, console)?;
+    let mut store = match &arguments.store {
+        Some(path) => Some(open(path, arguments.min_sources)?),
+        None => None,
+    };
+    let fleet = match page_sources::fleet(&arguments.fleet) {
+        Some(mut options) => {
+            options.sources_needed = arguments.min_sources.unwrap_or(SOURCES_NEEDED);
+            if let Some(path) = &arguments.fleet_key {
+                options.key = Some(key(host, path)?);
+            }
+            Some(Fleet::connect(options)?)
+        }
+        None => None,
+    };
+    let mut store = store.as_mut().map(Store::load).transpose()?;
+    let mut fleet = fleet.as_ref().map(Fleet::load).transpose()?;
+    let inputs = {
+        let mut targets = Targets {
+            all: Vec::new(),
+            trust: match arguments.public {
+                true => Trust::Public,
+                false => Trust::Counted,
+            },
+        };
+        targets
+            .all
+            .extend(store.as_mut().map(|one| one as &mut dyn Admit));
+        targets
+            .all
+            .extend(fleet.as_mut().map(|one| one as &mut dyn Admit));
+        let inputs = read(arguments, &vms, &mut targets, host, console)?;
+        targets
+            .all
+            .iter_mut()
+            .try_for_each(|target| target.finish())?;
+        inputs
+    };
+    let built = Built {
+        schema: SCHEMA,
+        inputs,
+        store: store.as_ref().map(Admit::loaded),
+        fleet: fleet.as_ref().map(Admit::loaded),
+    };
+    match Format::of(arguments.show.json) {
+        Format::Json => console.json(&built),
+        Format::Text => show(&built, console),
+    }
+}
+
+/// The VMs that are named, but for private ones.
+fn sharing_vms(
+    arguments: &Build,
+    host: &Host,
+    console: &mut Console<'_>,
+) -> Result<Vec<Vm>, Error> {
+    let mut vms = Vec::new();
+    if arguments.all {
+        vms = vm::select(host, Selection::All)?;
+    }
+    for &pid in &arguments.pids {
+        vms.extend(vm::select(host, Selection::Pid(pid))?);
+    }
+    let (sharing, private): (Vec<Vm>, Vec<Vm>) = vms
+        .into_iter()
+        .partition(|vm| vm.stats.domain != Domain::PRIVATE);
+    for vm in private {
+        let id = vm.stats.id;
+        console.warn(&format!(
+            "VM {id} ({}) is private: it gives no pages",
+            vm.name
+        ))?;
+    }
+    Ok(sharing)
+}
+
+/// The store at `path`, made if there is none.
+fn open(path: &Path, needed: Option<u32>) -> Result<Store, Error> {
+    let settings = Settings {
+        sources_needed: needed.unwrap_or(SOURCES_NEEDED),
+    };
+    if matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound) {
+        return Ok(Store::create(path, &settings)?);
+    }
+    let store = Store::open(path, Mode::Write)?;
+    let has = store.stat()?.sources_needed;
+    match needed {
+        Some(asked) if asked != has => Err(Error::SourcesNeeded { asked, has }),
+        _ => Ok(store),
+    }
+}
+
+/// The secret in the file `path`: 64 hexadecimal digits.
+fn key(host: &Host, path: &Path) -> Result<[u8; Digest::BYTES], Error> {
+    let text = host.read_text(path, 1024)?;
+    let digits = text.trim().parse::<Digest>();
+    digits
+        .map(|digest| digest.0)
+        .map_err(|_| Error::FleetKey(path.to_owned()))
+}
+
+/// Reads all inputs.
+fn read(
+    arguments: &Build,
+    vms: &[Vm],
+    targets: &mut Targets<'_>,
+    host: &Host,
+    console: &mut Console<'_>,
+) -> Result<Vec<Taken>, Error> {
+    let mut taken = Vec::new();
+    let named = arguments
+        .source
+        .as_ref()
+        .map(|name| SourceId::new(format!("name {name}")));
+    let files = (arguments.images.iter().map(image))
+        .chain(arguments.raw_images.iter().map(raw_image))
+        .chain(arguments.dumps.iter().map(dump));
+    for (path, input) in files {
+        let name = path.display().to_string();
+        let mut watcher = Watcher::new(arguments.show, &name, host, console);
+        let mut watch = |progress| watcher.see(progress);
+        let read = match &named {
+            None => load(&input, targets.trust, &mut targets.all, &mut watch)?,
+            Some(source) => {
+                read_pages(&input, &mut |page| targets.offer(source, page), &mut watch)?
+            }
+        };
+        taken.push(Taken {
+            name,
+            format: read.format,
+            pages: read.pages,
+            zero: read.zero,
+        });
+    }
+    for vm in vms {
+        // By name, since a number would make a VM another source each time that it starts.
+        let source = named
+            .clone()
+            .unwrap_or_else(|| SourceId::new(format!("vm {}", vm.name)));
+        taken.push(Taken {
+            name: format!("VM {} ({})", vm.stats.id, vm.name),
+            format: "merged pages".to_owned(),
+            pages: read_vm(vm, &source, targets, host)?,
+            zero: 0,
+        });
+    }
+    Ok(taken)
+}
+
+/// A file as an image of any format.
+fn image(path: &PathBuf) -> (&PathBuf, Input) {
+    (path, Input::Image(path.clone()))
+}
+
+/// A file as a raw image.
+fn raw_image(path: &PathBuf) -> (&PathBuf, Input) {
+    (path, Input::RawImage(path.clone()))
+}
+
+/// A file as a dump.
+fn dump(path: &PathBuf) -> (&PathBuf, Input) {
+    (path, Input::Dump(path.clone()))
+}
+
+/// Reads the merged pages of `vm`, and returns how many.
+fn read_vm(
+    vm: &Vm,
+    source: &SourceId,
+    targets: &mut Targets<'_>,
+    host: &Host,
+) -> Result<u64, Error> {
+    let pages = ModulePages::open(host, vm.stats.domain)?;
+    let mut digests = Vec::new();
+    let mut seen = HashSet::new();
+    each_merged(host, vm.stats.id, &mut seen, &mut |digest| {
+        digests.push(digest)
+    })?;
+    let mut page: Page = [0; crate::uapi::PAGE_BYTES];
+    let mut read = 0;
+    for digest in digests {
+        // A copy that was given up since, or is not what it should be, is left out.
+        if pages.copy(&digest, &mut page)? && Digest::of(&page) == digest {
+            targets.offer(source, &page)?;
+            read += 1;
+        }
+    }
+    Ok(read)
+}
+
+/// Shows what was done.
+fn show(built: &Built, console: &mut Console<'_>) -> Result<(), Error> {
+    let columns = [
+        ("INPUT", Side::Left),
+        ("FORMAT", Side::Left),
+        ("PAGES", Side::Right),
+        ("ZERO", Side::Right),
+    ];
+    let mut table = Table::new(&columns, console.screen);
+    for one in &built.inputs {
+        table.add([
+            one.name.clone(),
+            one.format.clone(),
+            one.pages.to_string(),
+            one.zero.to_string(),
+        ]);
+    }
+    write!(console.out, "{}", table.text())?;
+    writeln!(console.out)?;
+    let columns = [
+        ("INTO", Side::Left),
+        ("ADMITTED", Side::Right),
+        ("THERE ALREADY", Side::Right),
+        ("TOO FEW SOURCES", Side::Right),
+    ];
+    let mut table = Table::new(&columns, console.screen);
+    for (name, loaded) in [("store", &built.store), ("fleet", &built.fleet)] {
+        if let Some(loaded) = loaded {
+            table.add([
+                name.to_owned(),
+                loaded.admitted.to_string(),
+                loaded.present.to_string(),
+                loaded.counted.to_string(),
+            ]);
+        }
+    }
+    Ok(write!(console.out, "{}", table.text())?)
+}

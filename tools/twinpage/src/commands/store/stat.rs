@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `twinpage store stat`: what a store holds.
+
+use serde::Serialize;
+use twinpage_store::fleet::{
+    Fleet,
+    FleetStat, //
+};
+use twinpage_store::{
+    Mode,
+    Stat,
+    Store, //
+};
+
+use crate::cli::store;
+use crate::console::{
+    Console,
+    Format, //
+};
+use crate::error::Error;
+use crate::page_sources;
+use crate::table::mib;
+use crate::units::Size;
+
+use super::SCHEMA;
+
+/// What was found, as JSON.
+#[derive(Debug, Serialize)]
+struct Found {
+    /// Version of the JSON.
+    schema: u32,
+    /// Of a directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<Stat>,
+    /// Of a fleet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fleet: Option<FleetStat>,
+}
+
+/// Runs the command.
+pub fn run(arguments: &store::Stat, console: &mut Console<'_>) -> Result<(), Error> {
+    let store = match &arguments.store {
+        Some(path) => Some(Store::open(path, Mode::Read)?.stat()?),
+        None => None,
+    };
+    let fleet = match page_sources::fleet(&arguments.fleet) {
+        Some(options) => Some(Fleet::connect(options)?.stat()?),
+        None => None,
+    };
+    let found = Found {
+        schema: SCHEMA,
+        store,
+        fleet,
+    };
+    match Format::of(arguments.json) {
+        Format::Json => console.json(&found),
+        Format::Text => show(&found, console),
+    }
+}
+
+/// Shows what was found.
+fn show(found: &Found, console: &mut Console<'_>) -> Result<(), Error> {
+    if let Some(store) = &found.store {
+        let unused = store.oldest_use_days.map_or_else(String::new, |days| {
+            format!(", the one not used for longest {days} days ago")
+        });
+        writeln!(
+            console.out,
+            "Pages:       {} ({} MiB), {} on disk in {} segments{unused}",
+            store.pages,
+            mib(store.pages),
+            Size(store.bytes_on_disk),
+            store.segments,
+        )?;
+        writeln!(
+            console.out,
+            "Candidates:  {} digests seen in fewer than {} sources, {}",
+            store.candidates,
+            store.sources_needed,
+            Size(store.candidate_bytes),
+        )?;
+    }
+    if let Some(fleet) = &found.fleet {
+        writeln!(
+            console.out,
+            "Fleet:       {} keys on {} servers",
+            fleet.keys, fleet.servers
+        )?;
+    }
+    Ok(())
+}

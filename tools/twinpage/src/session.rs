@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Running a proxy from the command line: its options, its progress, its end.
+
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use twinpage_migrate::net::RateLimit;
+use twinpage_migrate::proxy::{
+    self,
+    Handle,
+    Limits,
+    Phase,
+    Report,
+    Snapshot, //
+};
+
+use crate::cli::migrate::{
+    SendOptions,
+    ShowOptions, //
+};
+use crate::clock::Pause;
+use crate::console::Console;
+use crate::error::Error;
+use crate::host::Host;
+use crate::notices::Notices;
+use crate::progress::{
+    Display,
+    Moment,
+    TICK, //
+};
+use crate::report::zero;
+use crate::uapi::PAGE_BYTES;
+use crate::units::{
+    Rate,
+    Size, //
+};
+
+/// How long to wait for an end that was asked for, before looking again.
+const REST: Duration = Duration::from_millis(20);
+
+/// Something that migrates in threads of its own.
+pub trait Running {
+    /// How far it is.
+    fn look(&mut self) -> Moment;
+    /// Whether it is over.
+    fn is_over(&self) -> bool;
+    /// Ends it.
+    fn cancel(&self);
+}
+
+/// A proxy that came to its end.
+pub struct Finished {
+    /// What it counted.
+    pub report: Report,
+    /// Seconds since QEMU connected.
+    pub seconds: f64,
+}
+
+/// A proxy, and when QEMU connected to it.
+struct Watched {
+    /// The proxy.
+    handle: Handle,
+    /// Its second of that moment.
+    began: Option<f64>,
+}
+
+impl Running for Watched {
+    fn look(&mut self) -> Moment {
+        let snapshot = self.handle.progress().snapshot();
+        if snapshot.phase != Phase::Waiting {
+            self.began.get_or_insert(snapshot.seconds);
+        }
+        moment(&snapshot, self.began)
+    }
+
+    fn is_over(&self) -> bool {
+        self.handle.finished()
+    }
+
+    fn cancel(&self) {
+        self.handle.cancel();
+    }
+}
+
+/// Shows how far `running` is until it is over. A signal cancels it, as does output that fails.
+///
+/// # Errors
+///
+/// Progress cannot be shown.
+pub fn watch(
+    running: &mut dyn Running,
+    show: ShowOptions,
+    notices: &Notices,
+    host: &Host,
+    console: &mut Console<'_>,
+) -> Result<(), Error> {
+    host.clock().catch_signals();
+    let mut display = Display::new(show.quiet, console);
+    let mut shown = Ok(());
+    loop {
+        // In this order, so that the last look sees the end.
+        let over = running.is_over();
+        let moment = running.look();
+        if shown.is_ok() {
+            shown = display.show(&moment, console);
+            shown = shown.and_then(|()| display.aside(|| notices.show(console)));
+        }
+        if over {
+            break;
+        }
+        if shown.is_err() || host.clock().pause(TICK) == Pause::Interrupted {
+            running.cancel();
+            // A pause may not last any more.
+            std::thread::sleep(REST);
+        }
+    }
+    display.end();
+    shown.and_then(|()| notices.show(console))
+}
+
+/// Follows the proxy of `handle` to its end.
+///
+/// # Errors
+///
+/// The migration failed, or progress cannot be shown.
+pub fn follow(
+    handle: Handle,
+    show: ShowOptions,
+    notices: &Notices,
+    host: &Host,
+    console: &mut Console<'_>,
+) -> Result<Finished, Error> {
+    let mut watched = Watched {
+        handle,
+        began: None,
+    };
+    let shown = watch(&mut watched, show, notices, host, console);
+    let report = watched.handle.wait();
+    shown?;
+    let report = report?;
+    let seconds = report.totals.seconds - watched.began.unwrap_or(0.0);
+    Ok(Finished { report, seconds })
+}
+
+/// What the counters say of a migration that began at second `began`.
+pub fn moment(snapshot: &Snapshot, began: Option<f64>) -> Moment {
+    Moment {
+        phase: phase_name(snapshot.phase),
+        seconds: snapshot.seconds - began.unwrap_or(0.0),
+        ram_bytes: snapshot.ram_bytes,
+        left_bytes: None,
+        stream_bytes: snapshot.stream_bytes,
+        wire_bytes: snapshot.wire_bytes,
+        sent: snapshot.pages_sent,
+        referenced: snapshot
+            .pages_back
+            .saturating_add(snapshot.pages_referenced),
+        zero: zero(snapshot),
+        round: snapshot.round,
+        downtime_ms: None,
+    }
+}
+
+/// A phase for people.
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Waiting => "waiting for QEMU",
+        Phase::Filter => "waiting for the filter",
+        Phase::Ram => "RAM",
+        Phase::Switchover => "switchover",
+        Phase::Device => "device state",
+        Phase::Postcopy => "postcopy",
+        Phase::Ended => "ended",
+        Phase::Failed => "failed",
+    }
+}
+
+/// The limits that options ask for.
+///
+/// # Errors
+///
+/// They are out of bounds.
+pub fn limits(
+    window: Size,
+    wire_window: Size,
+    dictionary: Size,
+    threads: Option<u16>,
+) -> Result<Limits, Error> {
+    let mut limits = Limits {
+        stream_window: window.0,
+        wire_window: wire_window.0,
+        dictionary_pages: pages(dictionary),
+        ..Limits::default()
+    };
+    if let Some(threads) = threads {
+        limits.threads = usize::from(threads);
+    }
+    limits.check()?;
+    Ok(limits)
+}
+
+/// How many pages fit in `size`.
+fn pages(size: Size) -> u32 {
+    u32::try_from(size.0 / PAGE_BYTES as u64).unwrap_or(u32::MAX)
+}
+
+/// The limits of a sender.
+///
+/// # Errors
+///
+/// They are out of bounds.
+pub fn send_limits(options: &SendOptions) -> Result<Limits, Error> {
+    limits(
+        options.window,
+        options.wire_window,
+        options.dictionary,
+        options.threads,
+    )
+}
+
+/// The limit of the bytes a second that `rate` asks for.
+pub fn rate_limit(rate: Option<Rate>) -> Option<RateLimit> {
+    rate.and_then(|rate| NonZeroU64::new(rate.0))
+        .map(RateLimit::new)
+}
+
+impl From<proxy::Error> for Error {
+    fn from(error: proxy::Error) -> Self {
+        Self::Migration(Box::new(error))
+    }
+}

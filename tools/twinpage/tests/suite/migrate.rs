@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `twinpage migrate`: both ends in one process, between two QEMUs that are threads.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::thread;
+
+use serde_json::Value;
+use twinpage::digest::Digest;
+use twinpage_engine::engine::wire::{
+    PageState,
+    Record, //
+};
+
+use crate::digests::file;
+use crate::golden;
+use crate::machine::{
+    Machine,
+    Ran, //
+};
+use crate::qemu;
+
+/// Both ends of a migration of `stream`; the options go to each. Gives the results of sender and
+/// receiver, what the source got back, and whether the destination got the stream.
+fn migrate(
+    source: &Machine,
+    destination: &Machine,
+    stream: &[u8],
+    options: [&str; 2],
+) -> (Ran, Ran, bool, bool) {
+    let link = destination.path("/link.sock");
+    let (from, to) = (source.path("/from.sock"), destination.path("/to.sock"));
+    let qemu_to = qemu::destination(to.clone());
+    let qemu_from = qemu::source(from.clone(), stream.to_vec());
+    let receive = format!(
+        "migrate receive --listen unix:{} --connect unix:{} {}",
+        link.display(),
+        to.display(),
+        options[1]
+    );
+    let send = format!(
+        "migrate send --listen unix:{} --to unix:{} {}",
+        from.display(),
+        link.display(),
+        options[0]
+    );
+    let (sent, received) = thread::scope(|scope| {
+        let received = scope.spawn(|| destination.live(&receive));
+        qemu::appears(&link);
+        let sent = scope.spawn(|| source.live(&send));
+        (sent.join().unwrap(), received.join().unwrap())
+    });
+    let good = qemu::is_good(&qemu_from.join().unwrap());
+    let equal = qemu_to.join().unwrap() == stream;
+    (sent, received, good, equal)
+}
+
+/// A key that both hosts have, on the first of them.
+fn key(machine: &Machine) -> String {
+    let path = machine.path("/key");
+    let ran = machine.run(&format!("migrate keygen {}", path.display()));
+    assert!(ran.good().contains(": key "), "{ran:?}");
+    format!("--key {}", path.display())
+}
+
+/// `text` with what differs between runs made equal: directories, times, sums of compressed bytes.
+fn settled(text: &str, machines: &[&Machine]) -> String {
+    let mut text = text.to_owned();
+    for machine in machines {
+        text = text.replace(&machine.path("/").display().to_string(), "DIR/");
+    }
+    let lines = text.lines().map(|line| match line {
+        line if line.starts_with("Time:") => "Time:    ...",
+        line if line.starts_with("Bytes:") => "Bytes:   ...",
+        line if line.starts_with("Peer:") => "Peer:    ...",
+        line => line,
+    });
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// A machine with a VM of domain 7 that maps merged copies of the first `pages` contents.
+fn with_merged(pages: u64) -> Machine {
+    let machine = Machine::new();
+    machine.process(812, "vmm", 1);
+    machine.vm(3, 812, 7, &[]);
+    let records: Vec<Record> = (0..pages)
+        .map(|n| {
+            let digest = Digest::of(&qemu::content(n));
+            let page = qemu::content(n).to_vec();
+            machine
+                .state
+                .lock()
+                .unwrap()
+                .pages
+                .insert((7, digest), page);
+            let digest = digest.0;
+            let state = PageState::Merged { serial: n, digest };
+            Record { gfn: n, state }
+        })
+        .collect();
+    machine.file("/sys/kernel/debug/twinpage/3/digests", file(3, 7, &records));
+    machine
+}
+
+#[test]
+fn stream_arrives_and_tables_say_how() {
+    let (source, destination) = (Machine::new(), with_merged(60));
+    let key = key(&source);
+    let options = [
+        format!("{key} --domain 7 --quiet"),
+        format!("{key} --domain 7 --quiet"),
+    ];
+    let stream = qemu::stream(3);
+    let (sent, received, good, equal) =
+        migrate(&source, &destination, &stream, [&options[0], &options[1]]);
+    assert!(good && equal, "{sent:?} {received:?}");
+    let machines = [&source, &destination];
+    golden::check("migrate-send", &settled(&sent.good(), &machines));
+    golden::check("migrate-receive", &settled(&received.good(), &machines));
+}
+
+#[test]
+fn both_ends_report_as_json() {
+    let (source, destination) = (Machine::new(), Machine::new());
+    let stream = qemu::stream(1);
+    let options = "--insecure --json --quiet";
+    let (sent, received, good, equal) = migrate(&source, &destination, &stream, [options; 2]);
+    assert!(good && equal, "{sent:?} {received:?}");
+    for (ran, role) in [(sent, "send"), (received, "receive")] {
+        let report: Value = serde_json::from_str(&ran.good()).unwrap();
+        assert_eq!(report["schema"], 1);
+        assert_eq!(report["role"], role);
+        assert_eq!(report["completed"], true);
+        assert_eq!(report["destination"], 0);
+        assert_eq!(report["totals"]["stream_bytes"], stream.len());
+        assert_eq!(report["totals"]["pages_back"], 1);
+        assert!(report["seconds"].as_f64().unwrap() >= 0.0);
+    }
+}
+
+#[test]
+fn progress_is_lines_without_a_terminal() {
+    let (source, destination) = (Machine::new(), Machine::new());
+    let options = ["--insecure"; 2];
+    let (sent, received, good, equal) = migrate(&source, &destination, &qemu::stream(1), options);
+    assert!(good && equal, "{sent:?} {received:?}");
+    assert_eq!((sent.code, received.code), (0, 0));
+    let waiting = format!(
+        "waiting for QEMU: migrate unix:{}",
+        source.path("/from.sock").display()
+    );
+    assert!(sent.err.contains(&waiting), "{}", sent.err);
+    assert!(
+        received.err.contains("listening on unix:"),
+        "{}",
+        received.err
+    );
+    assert!(sent.err.contains(" of RAM, "), "{}", sent.err);
+}
+
+#[test]
+fn other_domains_are_refused() {
+    let (source, destination) = (Machine::new(), with_merged(60));
+    let options = [
+        "--insecure --quiet --domain 8",
+        "--insecure --quiet --domain 7",
+    ];
+    let link = destination.path("/link.sock");
+    let (from, to) = (source.path("/from.sock"), destination.path("/to.sock"));
+    let qemu_from = qemu::source(from.clone(), qemu::stream(1));
+    let (sent, received) = thread::scope(|scope| {
+        let received = scope.spawn(|| {
+            destination.live(&format!(
+                "migrate receive --listen unix:{} --connect unix:{} {}",
+                link.display(),
+                to.display(),
+                options[1]
+            ))
+        });
+        qemu::appears(&link);
+        let sent = source.live(&format!(
+            "migrate send --listen unix:{} --to unix:{} {}",
+            from.display(),
+            link.display(),
+            options[0]
+        ));
+        destination.state.lock().unwrap().interrupted = true;
+        (sent, received.join().unwrap())
+    });
+    assert!(!qemu::is_good(&qemu_from.join().unwrap()));
+    let err = sent.bad(1);
+    assert!(err.contains("does not serve that domain"), "{err}");
+    assert!(
+        received.err.contains("domain 8, which is not served"),
+        "{received:?}"
+    );
+}
+
+#[test]
+fn keys_must_be_the_same() {
+    let (source, destination) = (Machine::new(), Machine::new());
+    let keys = [key(&source), key(&destination)];
+    let link = destination.path("/link.sock");
+    let from = source.path("/from.sock");
+    let qemu_from = qemu::source(from.clone(), qemu::stream(1));
+    let sent = thread::scope(|scope| {
+        let received = scope.spawn(|| {
+            destination.live(&format!(
+                "migrate receive --listen unix:{} {}",
+                link.display(),
+                keys[1]
+            ))
+        });
+        qemu::appears(&link);
+        let sent = source.live(&format!(
+            "migrate send --listen unix:{} --to unix:{} {}",
+            from.display(),
+            link.display(),
+            keys[0]
+        ));
+        destination.state.lock().unwrap().interrupted = true;
+        received.join().unwrap();
+        sent
+    });
+    assert!(!qemu::is_good(&qemu_from.join().unwrap()));
+    assert!(
+        sent.bad(1).contains("does not have the same key"),
+        "{sent:?}"
+    );
+}
+
+#[test]
+fn signal_ends_a_sender_that_waits() {
+    let machine = Machine::new();
+    let from = machine.path("/from.sock");
+    let ran = thread::scope(|scope| {
+        let ran = scope.spawn(|| {
+            let from = from.display();
+            machine.live(&format!(
+                "migrate send --listen unix:{from} --to unix:/nowhere --insecure"
+            ))
+        });
+        qemu::appears(&from);
+        assert_eq!(
+            fs::metadata(&from).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        machine.state.lock().unwrap().interrupted = true;
+        ran.join().unwrap()
+    });
+    assert!(
+        ran.bad(1).contains("The migration was cancelled"),
+        "{ran:?}"
+    );
+    assert!(!from.exists());
+}
+
+#[test]
+fn nothing_runs_without_a_word_on_security() {
+    let machine = Machine::new();
+    let table = [
+        "migrate send --listen unix:/tmp/x --to localhost:1",
+        "migrate receive --listen localhost:1",
+        "migrate run --from /x --to localhost:1",
+    ];
+    for line in table {
+        let ran = machine.run(line);
+        let err = ran.bad(2);
+        for name in [
+            "--key",
+            "--ca",
+            "--cert",
+            "--key-file",
+            "--insecure",
+            "keygen",
+        ] {
+            assert!(err.contains(name), "{line}: {err}");
+        }
+    }
+}
+
+#[test]
+fn key_is_made_once_and_for_its_owner() {
+    let machine = Machine::new();
+    key(&machine);
+    let path = machine.path("/key");
+    let before = fs::read(&path).unwrap();
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let ran = machine.run(&format!("migrate keygen {}", path.display()));
+    assert!(ran.bad(1).contains("key"), "{ran:?}");
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn key_that_others_can_read_is_refused() {
+    let machine = Machine::new();
+    let option = key(&machine);
+    fs::set_permissions(machine.path("/key"), fs::Permissions::from_mode(0o640)).unwrap();
+    let ran = machine.run(&format!("migrate receive --listen unix:/tmp/x {option}"));
+    assert!(ran.bad(1).contains("may be read by others"), "{ran:?}");
+}
+
+#[test]
+fn limits_have_bounds() {
+    let machine = Machine::new();
+    for option in ["--window 1K", "--wire-window 2G"] {
+        let line =
+            format!("migrate send --listen unix:/tmp/x --to localhost:1 --insecure {option}");
+        assert!(machine.run(&line).bad(2).contains("window"), "{option}");
+    }
+}
+
+#[test]
+fn sources_need_a_place() {
+    let machine = Machine::new();
+    let line = "migrate receive --listen unix:/tmp/x --insecure --sources stream,store";
+    let ran = machine.run(line);
+    assert!(ran.bad(2).contains("--sources names store"), "{ran:?}");
+}
