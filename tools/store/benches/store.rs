@@ -14,6 +14,10 @@ use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
+use rustix::time::{
+    clock_gettime,
+    ClockId, //
+};
 use twinpage_store::{
     Admit,
     Digest,
@@ -46,13 +50,31 @@ fn page(number: u64) -> Page {
     page
 }
 
+/// The clock of a measurement, and that of the processors, which other work does not move.
+struct Since(Instant, f64);
+
+impl Since {
+    /// Begins to measure.
+    fn now() -> Self {
+        Self(Instant::now(), processor_seconds())
+    }
+}
+
+/// Seconds of processors that this process used.
+fn processor_seconds() -> f64 {
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
+}
+
 /// Prints how long something took for each of `count` things.
-fn row(what: &str, count: u64, since: Instant) {
-    let seconds = since.elapsed().as_secs_f64();
-    let each = seconds * 1e6 / count as f64;
+fn row(what: &str, count: u64, since: Since) {
+    let wall = since.0.elapsed().as_secs_f64();
+    let used = processor_seconds() - since.1;
+    let each = |seconds: f64| seconds * 1e6 / count as f64;
     println!(
-        "{what:<44} {seconds:8.2} s {each:10.2} us each {:10.0}/s",
-        count as f64 / seconds
+        "{what:<42} {wall:7.2} s {:9.2} us each, {:9.2} us of a processor",
+        each(wall),
+        each(used)
     );
 }
 
@@ -88,22 +110,22 @@ fn fetch(sources: &Sources, all: &[Digest], seed: u64, count: u64) {
 
 /// Fetches from the store at `path`.
 fn reads(path: &Path, all: &[Digest]) -> Result<(), Box<dyn Error>> {
-    let since = Instant::now();
+    let since = Since::now();
     let store = Store::open(path, Mode::Read)?;
     row("open", 1, since);
     let mut listed = 0;
-    let since = Instant::now();
+    let since = Since::now();
     store.digests(&mut |_| listed += 1)?;
     row("list digests", listed, since);
     let mut sources = Sources::new();
     sources.push(Box::new(store));
-    let since = Instant::now();
+    let since = Since::now();
     fetch(&sources, all, 1, FETCHES);
     row("fetch, hashed, first use of the day noted", FETCHES, since);
-    let since = Instant::now();
+    let since = Since::now();
     fetch(&sources, all, 2, FETCHES);
     row("fetch, hashed", FETCHES, since);
-    let since = Instant::now();
+    let since = Since::now();
     thread::scope(|scope| {
         let other = scope.spawn(|| fetch(&sources, all, 3, FETCHES));
         fetch(&sources, all, 4, FETCHES);
@@ -111,7 +133,7 @@ fn reads(path: &Path, all: &[Digest]) -> Result<(), Box<dyn Error>> {
     })
     .map_err(|_| "a thread panicked")?;
     row("fetch, hashed, by two threads", 2 * FETCHES, since);
-    let since = Instant::now();
+    let since = Since::now();
     for number in 0..FETCHES {
         let mut absent = [7; 32];
         absent[..8].copy_from_slice(&number.to_be_bytes());
@@ -128,11 +150,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         .unwrap_or(PAGES);
     let directory = tempfile::tempdir()?;
     let path = directory.path().join("store");
-    let since = Instant::now();
+    let since = Since::now();
     let all: Vec<_> = (0..pages).map(|number| Digest::of(&page(number))).collect();
     row("make and hash pages", pages, since);
     let mut store = Store::create(&path, &Settings::default())?;
-    let since = Instant::now();
+    let since = Since::now();
     offer(&mut store, "one", Trust::Counted, &all)?;
     row("load: seen in a first source", pages, since);
     let stat = store.stat()?;
@@ -141,13 +163,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         "{} candidates, {each:.0} bytes on disk for each",
         stat.candidates
     );
-    let since = Instant::now();
+    let since = Since::now();
     offer(&mut store, "two", Trust::Counted, &all)?;
     row("load: seen in a second source, admitted", pages, since);
-    let since = Instant::now();
+    let since = Since::now();
     offer(&mut store, "three", Trust::Counted, &all)?;
     row("load: there already", pages, since);
-    let since = Instant::now();
+    let since = Since::now();
     store.verify(&mut |_| std::ops::ControlFlow::Continue(()))?;
     row("verify", pages, since);
     let stat = store.stat()?;
