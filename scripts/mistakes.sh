@@ -29,7 +29,8 @@ fresh_tree() {
 		tar -C "$TOP" --null -T - -c | tar -C "$TREE" -x
 }
 
-# run_e2e KERNEL TEST LOG: an end-to-end test, in a host like that of test.sh.
+# run_e2e KERNEL TEST LOG: an end-to-end test, in a host like that of test.sh,
+# but which ends at once when its kernel goes wrong.
 run_e2e() {
 	local payload=() program
 	payload=(--file "$TREE/build/$1/twinpage.ko:/twinpage.ko")
@@ -37,32 +38,35 @@ run_e2e() {
 		payload+=(--file "$program:/usr/bin/$(basename "$program")")
 	done
 	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 1800 --mem 3072 --numa 2 --check-log \
-		--out "$LOG/$2.$1" "${payload[@]}" -- twinpage-e2e --only "$2" >"$3" 2>&1
+		--append oops=panic --out "$LOG/$2.$1" "${payload[@]}" -- twinpage-e2e --only "$2" >"$3" 2>&1
 }
 
 # run_kunit CASE LOG: all KUnit cases, since loading the module runs them.
 run_kunit() {
-	"$TOP/scripts/vm.sh" --kernel debug --timeout 1200 --check-log --out "$LOG/$1.debug" \
+	"$TOP/scripts/vm.sh" --kernel debug --timeout 1200 --check-log --append oops=panic \
+		--out "$LOG/$1.debug" \
 		--file "$TREE/build/debug/twinpage_kunit.ko:/twinpage_kunit.ko" \
 		-- sh -c 'insmod /twinpage_kunit.ko
 			cat /sys/kernel/debug/kunit/twinpage_*/results' >"$2" 2>&1
 }
 
 # noticed KERNEL TEST LOG: does the test fail, or the machine? Says how. Nothing
-# follows from a machine whose time was up: tests have limits of their own.
+# follows from a machine whose time was up, unless its kernel complained: tests
+# have limits of their own.
 noticed() {
-	local rc=0 name=${2#kunit:}
+	local rc=0 name=${2#kunit:} console
+	console=$LOG/$name.$1/console.log
 	case $2 in
 	kunit:*) run_kunit "$name" "$3" || rc=$? ;;
 	*) run_e2e "$@" || rc=$? ;;
 	esac
 	if grep -qE "^ *not ok [0-9]+ (- )?$name\$" "$3"; then
 		echo "it fails"
-	elif [ "$rc" -eq 125 ] &&
-		grep -q "twinpage-init: job starts" "$LOG/$name.$1/console.log"; then
-		echo "the machine dies"
-	elif [ "$rc" -eq 126 ]; then
+	elif [ "$rc" -ge 124 ] && grep -q "twinpage-init: job starts" "$console" &&
+		! "$TOP/scripts/dmesg-clean.sh" "$console" >/dev/null 2>&1; then
 		echo "the kernel complains"
+	elif [ "$rc" -eq 125 ] && grep -q "twinpage-init: job starts" "$console"; then
+		echo "the machine dies"
 	else
 		return 1
 	fi
