@@ -147,7 +147,7 @@ pub fn open(
     });
     let (reader, mut writer) = link.split();
     let mut sealer = Sealer::new(Direction::ToReceiver, &hello.session, hello.channel);
-    let mut inbox = Inbox::new(reader, Direction::ToSender);
+    let mut inbox = Inbox::new(reader, Direction::ToSender, limits.silence);
     write(&mut writer, &mut sealer, &Message::Hello(hello.clone()))
         .map_err(|error| failed(error.to_string()))?;
     let theirs = match read(&mut inbox).map_err(|broken| failed(broken.to_string()))? {

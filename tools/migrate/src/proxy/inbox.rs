@@ -7,6 +7,10 @@ use std::io::{
     self,
     Read, //
 };
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 use twinpage_wire::{
     Direction,
@@ -16,7 +20,10 @@ use twinpage_wire::{
 
 use crate::net::LinkReader;
 use crate::proxy::error::Error;
-use crate::proxy::session::Channel;
+use crate::proxy::session::{
+    chain,
+    Channel, //
+};
 
 /// The reading end of a link.
 pub struct Inbox {
@@ -26,24 +33,39 @@ pub struct Inbox {
     frames: FrameReader,
     /// Bytes of frames so far.
     bytes: u64,
+    /// How long a frame may take from its first byte on, but for what its length allows.
+    patience: Duration,
+    /// When the next frame must be there.
+    deadline: Option<Instant>,
+    /// When this one must be.
+    due: Option<Instant>,
 }
+
+/// Bytes per second that a frame must make: else a length that was tampered with would have its
+/// reader take what follows for the frame's rest, for as long as anything follows.
+const SLOWEST: u64 = 16 << 10;
 
 /// Why there is no next frame.
 #[derive(Debug)]
 pub enum Broken {
     /// The link.
     Link(io::Error),
+    /// A frame did not come to its end in time.
+    Slow,
     /// What came over it.
     Frame(twinpage_wire::Error),
 }
 
 impl Inbox {
     /// The frames of `direction` that come over `link`.
-    pub fn new(link: LinkReader, direction: Direction) -> Self {
+    pub fn new(link: LinkReader, direction: Direction, patience: Duration) -> Self {
         Self {
             link,
             frames: FrameReader::new(direction),
             bytes: 0,
+            patience,
+            deadline: None,
+            due: None,
         }
     }
 
@@ -51,19 +73,21 @@ impl Inbox {
     ///
     /// # Errors
     ///
-    /// The link broke, or the frame is not what it must be.
+    /// The link broke, the frame takes too long, or it is not what it must be.
     pub fn next(&mut self) -> Result<Option<Incoming>, Broken> {
         let mut header = [0; twinpage_wire::HEADER_BYTES];
-        if !self.fill(&mut header).map_err(Broken::Link)? {
+        self.due = self.deadline;
+        self.link.set_deadline(self.due);
+        let filled = self.fill(&mut header);
+        if !filled.map_err(|error| self.broken(error))? {
             return Ok(None);
         }
         let header = self.frames.header(header).map_err(Broken::Frame)?;
         let expected = header.body_bytes();
+        self.allow(expected as u64);
         let mut body = Vec::with_capacity(expected);
-        let got = (&mut self.link)
-            .take(expected as u64)
-            .read_to_end(&mut body)
-            .map_err(Broken::Link)?;
+        let got = (&mut self.link).take(expected as u64).read_to_end(&mut body);
+        let got = got.map_err(|error| self.broken(error))?;
         if got < expected {
             return Err(Broken::Link(io::ErrorKind::UnexpectedEof.into()));
         }
@@ -77,9 +101,27 @@ impl Inbox {
         self.bytes
     }
 
-    /// The link, to set a deadline.
-    pub fn link(&mut self) -> &mut LinkReader {
-        &mut self.link
+    /// When the next frame, and all that follow, must be there; empty: whenever they come.
+    pub fn set_deadline(&mut self, deadline: Option<Instant>) {
+        self.deadline = deadline;
+    }
+
+    /// Allows the time that `bytes` more of a frame may take.
+    fn allow(&mut self, bytes: u64) {
+        let time = self.patience + Duration::from_millis(bytes * 1000 / SLOWEST);
+        let end = Instant::now() + time;
+        self.due = Some(self.deadline.map_or(end, |deadline| deadline.min(end)));
+        self.link.set_deadline(self.due);
+    }
+
+    /// What a failure to read means.
+    fn broken(&self, error: io::Error) -> Broken {
+        let late = self.due.is_some_and(|due| Instant::now() >= due);
+        if late && error.kind() == io::ErrorKind::TimedOut {
+            Broken::Slow
+        } else {
+            Broken::Link(error)
+        }
     }
 
     /// Fills `into`; false if the link was closed before its first byte.
@@ -89,7 +131,12 @@ impl Inbox {
             match self.link.read(&mut into[filled..])? {
                 0 if filled == 0 => return Ok(false),
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                got => filled += got,
+                got => {
+                    if filled == 0 {
+                        self.allow(into.len() as u64);
+                    }
+                    filled += got;
+                }
             }
         }
         Ok(true)
@@ -99,7 +146,8 @@ impl Inbox {
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Link(error) => error.fmt(f),
+            Self::Link(error) => f.write_str(&chain(error)),
+            Self::Slow => f.write_str("A frame did not come to its end in time"),
             Self::Frame(error) => error.fmt(f),
         }
     }
@@ -110,6 +158,7 @@ impl Broken {
     pub fn into_error(self, channel: &Channel) -> Error {
         match self {
             Self::Link(error) => channel.link(&error),
+            Self::Slow => channel.protocol(self),
             Self::Frame(error) => channel.protocol(error),
         }
     }

@@ -44,6 +44,8 @@ pub struct Limits {
     pub ping: Duration,
     /// An end that says nothing for so long has gone.
     pub silence: Duration,
+    /// How long the two ends may take to know each other.
+    pub handshake: Duration,
     /// Threads that hash.
     pub threads: usize,
 }
@@ -58,6 +60,7 @@ impl Default for Limits {
             channels: 64,
             ping: Duration::from_secs(5),
             silence: Duration::from_secs(30),
+            handshake: Duration::from_secs(10),
             threads: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
@@ -67,8 +70,8 @@ impl Limits {
     /// The limits of a link.
     pub(crate) fn of_link(&self) -> net::Limits {
         net::Limits {
+            handshake: self.handshake,
             silence: self.silence,
-            ..net::Limits::default()
         }
     }
 

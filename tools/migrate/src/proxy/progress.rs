@@ -183,12 +183,17 @@ impl Progress {
     /// Goes on to `phase`; never back.
     pub(crate) fn enter(&self, phase: Phase) {
         let before = self.phase.fetch_max(phase as u8, Ordering::Relaxed);
-        if matches!(phase, Phase::Device | Phase::Postcopy) {
-            self.complete.store(true, Ordering::Relaxed);
-        }
         let stops = phase >= Phase::Switchover && phase < Phase::Ended;
         if stops && before < Phase::Switchover as u8 {
             self.stopped_ms.store(self.elapsed_ms(), Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that bytes are sent. From those behind the end of RAM on, the destination may have
+    /// everything.
+    pub(crate) fn sending(&self) {
+        if matches!(self.phase(), Phase::Device | Phase::Postcopy) {
+            self.complete.store(true, Ordering::Relaxed);
         }
     }
 

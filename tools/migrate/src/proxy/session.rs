@@ -291,7 +291,7 @@ impl Channel {
             _ => Error::Link {
                 channel: self.number,
                 offset: self.position(),
-                reason: error.to_string(),
+                reason: chain(error),
             },
         }
     }
@@ -313,6 +313,18 @@ impl Channel {
         drop(ledger);
         self.session.changed.notify_all();
     }
+}
+
+/// What an error says, and what caused it.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
 }
 
 /// The error for a thread that the system does not give.

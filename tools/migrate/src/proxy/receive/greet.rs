@@ -54,7 +54,7 @@ use crate::proxy::receive::{
 };
 use crate::proxy::session::Session;
 
-/// How long a new link may take to say HELLO, and an old one to close.
+/// How long a link may take to close.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Links that may be about to say what they are for, or be told what this host holds.
 const GUESTS: usize = 64;
@@ -146,8 +146,10 @@ impl Host {
     fn greet(&self, link: Link, guest: Guest) -> Result<(), Error> {
         let handle = link.handle();
         let (reader, writer) = link.split();
-        let mut inbox = Inbox::new(reader, Direction::ToReceiver);
-        inbox.link().set_deadline(Some(Instant::now() + PATIENCE));
+        let limits = &self.session.limits;
+        let mut inbox = Inbox::new(reader, Direction::ToReceiver, limits.silence);
+        let patience = limits.handshake;
+        inbox.set_deadline(Some(Instant::now() + patience));
         let failed = |what: String| Error::Protocol {
             channel: 0,
             offset: 0,
@@ -157,7 +159,7 @@ impl Host {
             Greeting::Hello(hello) => hello,
             Greeting::Refused(_, text) => return Err(failed(text)),
         };
-        inbox.link().set_deadline(None);
+        inbox.set_deadline(None);
         let caller = Caller {
             handle,
             inbox,
@@ -339,8 +341,9 @@ impl Caller {
         Err(error)
     }
 
-    /// Says why this link comes to nothing.
+    /// Says why this link comes to nothing, before any answer to its HELLO.
     fn refuse_with(mut self, error: PeerError) -> Result<(), Error> {
+        self.sealer = Sealer::new(Direction::ToSender, &SessionId::NONE, 0);
         // It is refused whether it hears why or not.
         let _ = self.say(&Message::Error(error));
         self.part();
@@ -351,9 +354,7 @@ impl Caller {
     fn part(mut self) {
         // What was written is what counts.
         let _ = self.writer.finish();
-        self.inbox
-            .link()
-            .set_deadline(Some(Instant::now() + PATIENCE));
+        self.inbox.set_deadline(Some(Instant::now() + PATIENCE));
         while let Ok(Some(_)) = self.inbox.next() {}
         self.handle.abort();
     }

@@ -340,6 +340,7 @@ impl Encoder {
             .reserve(amount)
             .map_err(|_| Halt::Stopped)?;
         let progress = &self.flow.channel.session.progress;
+        progress.sending();
         progress.blocks.add(1);
         progress.in_flight_bytes.set(self.flow.window.in_flight());
         self.flow.outbox.send(frame).map_err(|_| Halt::Stopped)?;

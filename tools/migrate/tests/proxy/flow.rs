@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Nothing is held back, and no more is under way than allowed.
+
+use std::io::{
+    Read,
+    Write, //
+};
+use std::os::unix::net::{
+    UnixListener,
+    UnixStream, //
+};
+use std::process::{
+    Command,
+    Stdio, //
+};
+use std::thread;
+use std::time::{
+    Duration,
+    Instant, //
+};
+
+use twinpage_migrate::proxy::{
+    send,
+    Error,
+    Phase, //
+};
+
+use crate::common::synth::{
+    Synth,
+    PAGE, //
+};
+use crate::common::{
+    finish,
+    source,
+    Destination,
+    Setup,
+    Shelf,
+    LIMIT,
+    SHUT, //
+};
+use crate::{
+    pages,
+    stream, //
+};
+
+/// A destination under the test's control, and the pair in front of it.
+fn manual(setup: Setup) -> (tempfile::TempDir, UnixListener, crate::common::Pair) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qemu.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let pair = setup.start(dir.path(), &path);
+    (dir, listener, pair)
+}
+
+#[test]
+fn every_byte_but_those_of_an_unfinished_page_arrives_at_once() {
+    let stream = stream(&pages(3, 30), 3);
+    let (_dir, listener, pair) = manual(Setup::default());
+    let mut source = UnixStream::connect(&pair.path).unwrap();
+    let (mut destination, _) = listener.accept().unwrap();
+    destination.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut came = 0;
+    let mut buffer = vec![0; 1 << 16];
+    for (n, part) in stream.chunks(97).enumerate() {
+        source.write_all(part).unwrap();
+        let sent = n * 97 + part.len();
+        // Whatever is not in the middle of a page must come without anything further.
+        while came + PAGE <= sent {
+            came += destination.read(&mut buffer).unwrap();
+        }
+    }
+    while came < stream.len() {
+        came += destination.read(&mut buffer).unwrap();
+    }
+    destination.write_all(&SHUT).unwrap();
+    let mut heard = [0; 8];
+    source.read_exact(&mut heard).unwrap();
+    drop((source, destination));
+    finish(pair.sender).unwrap();
+    finish(pair.receiver).unwrap();
+}
+
+#[test]
+fn question_and_answer_take_no_time() {
+    let (_dir, listener, pair) = manual(Setup::default());
+    let mut source = UnixStream::connect(&pair.path).unwrap();
+    let (mut destination, _) = listener.accept().unwrap();
+    let mut head = Vec::new();
+    Synth::begin(&mut head, 1 << 20).unwrap();
+    source.write_all(&head[..40]).unwrap();
+    destination.read_exact(&mut vec![0; 40]).unwrap();
+    let began = Instant::now();
+    let mut word = [0; 8];
+    for _ in 0..50 {
+        destination.write_all(&[0, 2, 0, 4, 0, 0, 0, 1]).unwrap();
+        source.read_exact(&mut word).unwrap();
+        source.write_all(&word[..1]).unwrap();
+        destination.read_exact(&mut word[..1]).unwrap();
+    }
+    let each = began.elapsed() / 50;
+    println!("{each:?} for a question and its answer");
+    assert!(each < Duration::from_millis(100), "{each:?}");
+    pair.sender.cancel();
+    assert!(matches!(finish(pair.sender), Err(Error::Cancelled)));
+    assert!(matches!(finish(pair.receiver), Err(Error::Peer { .. })));
+}
+
+#[test]
+fn a_destination_that_does_not_read_holds_the_source_back() {
+    let mut setup = Setup {
+        compression: None,
+        ..Setup::default()
+    };
+    setup.send.stream_window = 4 << 20;
+    setup.send.silence = Duration::from_millis(500);
+    setup.send.ping = Duration::from_millis(100);
+    setup.receive.silence = Duration::from_millis(500);
+    setup.receive.ping = Duration::from_millis(100);
+    let (_dir, listener, pair) = manual(setup);
+    let stream = stream(&pages(8000, 31), 3);
+    let (path, whole) = (pair.path.clone(), stream.clone());
+    let writer = thread::spawn(move || source(&path, &whole, usize::MAX, true));
+    let (mut destination, _) = listener.accept().unwrap();
+    // Longer than silence may be: both proxies are alive and say so.
+    thread::sleep(Duration::from_millis(1500));
+    let seen = pair.sender.progress().snapshot();
+    assert!(seen.in_flight_bytes <= 4 << 20, "{seen:?}");
+    // The window, what is before it in the encoder, and what the sockets hold.
+    assert!(seen.stream_bytes < 16 << 20, "{seen:?}");
+    assert!(!writer.is_finished());
+    let mut came = vec![0; stream.len()];
+    destination.read_exact(&mut came).unwrap();
+    assert!(came == stream);
+    destination.write_all(&SHUT).unwrap();
+    assert_eq!(writer.join().unwrap(), SHUT);
+    drop(destination);
+    finish(pair.sender).unwrap();
+    finish(pair.receiver).unwrap();
+}
+
+#[test]
+fn a_source_that_gives_up_while_the_destination_stands_still_is_noticed() {
+    let mut setup = Setup::default();
+    setup.send.silence = Duration::from_millis(500);
+    setup.send.ping = Duration::from_millis(100);
+    setup.receive.ping = Duration::from_millis(100);
+    setup.send.stream_window = 4 << 20;
+    let (_dir, listener, pair) = manual(setup);
+    let stream = stream(&pages(8000, 32), 3);
+    let mut source = UnixStream::connect(&pair.path).unwrap();
+    let (_destination, _) = listener.accept().unwrap();
+    source
+        .set_write_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
+    source.write_all(&stream).unwrap_err();
+    drop(source);
+    let error = finish(pair.sender).unwrap_err();
+    assert!(
+        matches!(error, Error::SourceGone { .. } | Error::Source { .. }),
+        "{error}"
+    );
+    assert!(finish(pair.receiver).is_err());
+}
+
+#[test]
+fn a_stream_without_a_return_path_is_refused() {
+    let mut synth = Synth::begin(Vec::new(), 1 << 20).unwrap();
+    synth.part().unwrap();
+    synth.page(0, &[1; PAGE]).unwrap();
+    let mut stream = synth.cut();
+    // The command that opens the return path.
+    stream.drain(20..25);
+    let (_dir, _listener, pair) = manual(Setup::default());
+    assert!(source(&pair.path, &stream, usize::MAX, true).is_empty());
+    let error = finish(pair.sender).unwrap_err();
+    assert!(matches!(error, Error::NoReturnPath { channel: 0 }));
+    assert!(error.to_string().contains("return-path"), "{error}");
+    let error = finish(pair.receiver).unwrap_err();
+    assert!(error.to_string().contains("return-path"), "{error}");
+}
+
+#[test]
+fn a_helper_of_exec_moves_a_stream_between_pipes() {
+    let stream = stream(&pages(500, 33), 100);
+    let dir = tempfile::tempdir().unwrap();
+    let destination = Destination::start(dir.path(), 1, stream.len());
+    let cat = || {
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let (mut forth, mut back) = (cat(), cat());
+    let input = send::Input::Streams {
+        input: forth.stdout.take().unwrap().into(),
+        output: back.stdin.take().unwrap().into(),
+    };
+    let pair = Setup::default().start_with(
+        dir.path(),
+        &destination.path,
+        input,
+        dir.path().join("unused"),
+    );
+    let mut into = forth.stdin.take().unwrap();
+    into.write_all(&stream).unwrap();
+    let mut heard = [0; 8];
+    let mut out = back.stdout.take().unwrap();
+    out.read_exact(&mut heard).unwrap();
+    assert_eq!(heard, SHUT);
+    drop(into);
+    finish(pair.sender).unwrap();
+    finish(pair.receiver).unwrap();
+    assert!(destination.wait()[0] == stream);
+    // The return path was closed too.
+    assert_eq!(out.read(&mut heard).unwrap(), 0);
+    forth.wait().unwrap();
+    back.wait().unwrap();
+}
+
+#[test]
+fn a_destination_that_leaves_in_the_middle_ends_the_source() {
+    let stream = stream(&pages(5000, 34), 3);
+    let (_dir, listener, pair) = manual(Setup::default());
+    let (path, whole) = (pair.path.clone(), stream.clone());
+    let writer = thread::spawn(move || source(&path, &whole, usize::MAX, true));
+    let (mut destination, _) = listener.accept().unwrap();
+    destination.read_exact(&mut vec![0; 1 << 20]).unwrap();
+    drop(destination);
+    assert!(writer.join().unwrap().is_empty());
+    let said = [
+        finish(pair.sender).unwrap_err(),
+        finish(pair.receiver).unwrap_err(),
+    ];
+    assert!(said[1].to_string().contains("destination"), "{said:?}");
+}
+
+#[test]
+fn a_missing_destination_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut setup = Setup::default();
+    setup.send.silence = Duration::from_secs(40);
+    let pair = setup.start(dir.path(), &dir.path().join("nothing.sock"));
+    assert!(source(&pair.path, b"QEVM", usize::MAX, true).is_empty());
+    for said in [finish(pair.sender), finish(pair.receiver)] {
+        let error = said.unwrap_err().to_string();
+        assert!(error.contains("nothing.sock"), "{error}");
+    }
+}
+
+#[test]
+fn after_the_switchover_only_certain_references_are_used() {
+    let pages = pages(4, 35);
+    let shelf = Shelf::of(pages.iter().map(Vec::as_slice));
+    let mut synth = Synth::begin(Vec::new(), 1 << 20).unwrap();
+    synth.part().unwrap();
+    synth.page(0, &pages[0]).unwrap();
+    synth.close().unwrap();
+    synth.last().unwrap();
+    for (n, page) in pages.iter().enumerate() {
+        synth.page((n * PAGE) as u64, page).unwrap();
+    }
+    synth.close().unwrap();
+    let stream = synth.devices(b"state").unwrap();
+    let (sent, _) = crate::common::moves(Setup::default().holding(shelf), &stream);
+    assert_eq!(sent.totals.pages_referenced, 1);
+    assert_eq!(sent.totals.pages_back, 1);
+    assert_eq!(sent.totals.pages_sent, 3);
+    assert_eq!(sent.totals.phase, Phase::Ended);
+    assert!(sent.totals.switchover_ms > 0);
+}

@@ -1,0 +1,506 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One of the two ends is an enemy that keeps to the frames but not to the rules.
+
+use std::io::{
+    Read,
+    Write, //
+};
+use std::net::Shutdown;
+use std::os::unix::net::{
+    UnixListener,
+    UnixStream, //
+};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use twinpage_migrate::net::{
+    self,
+    connect,
+    Link,
+    LinkReader,
+    LinkWriter,
+    Listener,
+    Security, //
+};
+use twinpage_migrate::proxy::{
+    receive,
+    send,
+    Handle,
+    Limits, //
+};
+use twinpage_store::Sources;
+use twinpage_wire::{
+    BlockWriter,
+    Compression,
+    Digest,
+    Direction,
+    FilterKey,
+    Frame,
+    FrameReader,
+    Hello,
+    Incoming,
+    Message,
+    Op,
+    Purpose,
+    Role,
+    Sealer,
+    SessionId,
+    HEADER_BYTES, //
+};
+
+use crate::common::{
+    finish,
+    source, //
+};
+use crate::{
+    pages,
+    stream, //
+};
+
+/// A link spoken by hand.
+struct Enemy {
+    reader: LinkReader,
+    writer: LinkWriter,
+    sealer: Sealer,
+    frames: FrameReader,
+}
+
+impl Enemy {
+    fn say(&mut self, message: &Message) {
+        let frame = message.frame().unwrap();
+        self.send(frame);
+    }
+
+    fn send(&mut self, frame: Frame) {
+        let bytes = self.sealer.seal(frame);
+        // The other end may have had enough.
+        let _ = self
+            .writer
+            .write_all(&bytes)
+            .and_then(|()| self.writer.flush());
+    }
+
+    fn hear(&mut self) -> Option<Incoming> {
+        let mut header = [0; HEADER_BYTES];
+        self.reader.read_exact(&mut header).ok()?;
+        let header = self.frames.header(header).unwrap();
+        let mut body = vec![0; header.body_bytes()];
+        self.reader.read_exact(&mut body).ok()?;
+        Some(self.frames.accept(header, body).unwrap())
+    }
+
+    /// Hears until the other end says ERROR.
+    fn hear_error(&mut self) -> String {
+        while let Some(incoming) = self.hear() {
+            if let Incoming::Message(Message::Error(error)) = incoming {
+                return error.text;
+            }
+        }
+        panic!("no ERROR came");
+    }
+}
+
+fn hello(role: Role) -> Hello {
+    Hello {
+        role,
+        purpose: Purpose::Migrate,
+        session: SessionId([7; 16]),
+        channel: 0,
+        domain: String::new(),
+        dictionary_pages: 16,
+        window_stream: 4 << 20,
+        window_wire: 4 << 20,
+        zstd: true,
+        filter_key: FilterKey([3; 16]),
+        software: "enemy".to_owned(),
+    }
+}
+
+fn limits() -> Limits {
+    Limits {
+        silence: Duration::from_millis(500),
+        ping: Duration::from_millis(100),
+        threads: 1,
+        ..Limits::default()
+    }
+}
+
+/// A receiver, and what its QEMU has got in the end.
+struct Victim {
+    handle: Handle,
+    got: thread::JoinHandle<Vec<u8>>,
+    _dir: tempfile::TempDir,
+}
+
+/// A receiver that an enemy sends to.
+fn receiver() -> (Victim, Enemy) {
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = dir.path().join("qemu.sock");
+    let listener = UnixListener::bind(&qemu).unwrap();
+    let got = thread::spawn(move || {
+        let mut got = Vec::new();
+        let (mut socket, _) = listener.accept().unwrap();
+        let _ = socket.read_to_end(&mut got);
+        got
+    });
+    let sources = Arc::new(Sources::new());
+    let link = dir.path().join("link.sock");
+    let mut options = receive::Options::new(
+        format!("unix:{}", link.display()).parse().unwrap(),
+        Security::Insecure,
+        Some(qemu),
+        Arc::new(move |_| Ok(Arc::clone(&sources))),
+    );
+    options.limits = limits();
+    let handle = receive::start(options).unwrap();
+    let mut enemy = caller(&link);
+    enemy.say(&Message::Hello(hello(Role::Sender)));
+    assert!(matches!(
+        enemy.hear(),
+        Some(Incoming::Message(Message::Hello(_)))
+    ));
+    let victim = Victim {
+        handle,
+        got,
+        _dir: dir,
+    };
+    (victim, enemy)
+}
+
+/// An enemy that connects to `link`.
+fn caller(link: &Path) -> Enemy {
+    let address = format!("unix:{}", link.display()).parse().unwrap();
+    let link = connect(&address, &Security::Insecure, net::Limits::default()).unwrap();
+    enemy(link, Direction::ToReceiver)
+}
+
+/// A listener for senders, for an enemy.
+fn lair(link: &Path) -> Listener {
+    let address = format!("unix:{}", link.display()).parse().unwrap();
+    let limits = net::Limits::default();
+    Listener::bind(&address, &Security::Insecure, limits, |_| ()).unwrap()
+}
+
+fn enemy(link: Link, says: Direction) -> Enemy {
+    let (reader, writer) = link.split();
+    let hears = match says {
+        Direction::ToReceiver => Direction::ToSender,
+        Direction::ToSender => Direction::ToReceiver,
+    };
+    Enemy {
+        reader,
+        writer,
+        sealer: Sealer::new(says, &SessionId([7; 16]), 0),
+        frames: FrameReader::new(hears),
+    }
+}
+
+impl Victim {
+    /// Checks that it ended with an error that says `what`, and that QEMU got nothing but `bytes`
+    /// or the first of them.
+    fn ended(self, what: &str, bytes: &[u8]) {
+        let error = finish(self.handle).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+        let got = self.got.join().unwrap();
+        assert!(bytes.starts_with(&got), "{got:?}");
+    }
+}
+
+/// A block of ops.
+fn block(blocks: &mut BlockWriter, ops: &[Op<'_>]) -> Frame {
+    for op in ops {
+        assert_eq!(blocks.push(*op).left, 0);
+    }
+    blocks.finish().unwrap().unwrap()
+}
+
+fn writer() -> BlockWriter {
+    BlockWriter::new(Compression::Off).unwrap()
+}
+
+#[test]
+fn a_page_under_the_digest_of_another_does_not_come_out() {
+    let page = [1; 4096];
+    for op in [
+        Op::Page {
+            header: None,
+            digest: &Digest::of(&[2; 4096]),
+            page: &page,
+        },
+        Op::Page {
+            header: Some(4096),
+            digest: &Digest([0; 32]),
+            page: &page,
+        },
+    ] {
+        let (victim, mut enemy) = receiver();
+        let mut blocks = writer();
+        enemy.send(block(&mut blocks, &[Op::Literal(b"good")]));
+        enemy.send(block(&mut blocks, &[Op::Literal(b"bad"), op]));
+        let said = enemy.hear_error();
+        assert!(said.contains("offset 4"), "{said}");
+        victim.ended("running hash does not match", b"good");
+    }
+}
+
+#[test]
+fn a_reference_healed_with_another_page_does_not_come_out() {
+    let (victim, mut enemy) = receiver();
+    let digest = Digest::of(&[1; 4096]);
+    let reference = Op::Reference {
+        header: None,
+        digest: &digest,
+    };
+    enemy.send(block(&mut writer(), &[Op::Literal(b"good"), reference]));
+    while !matches!(
+        enemy.hear(),
+        Some(Incoming::Message(Message::Miss { reference: 0 }))
+    ) {}
+    enemy.send(Frame::heal(0, &[2; 4096]));
+    enemy.hear_error();
+    victim.ended("reference 0 is to page", b"good");
+}
+
+#[test]
+fn a_page_that_nobody_asked_for_is_refused() {
+    let (victim, mut enemy) = receiver();
+    enemy.send(Frame::heal(0, &[2; 4096]));
+    enemy.hear_error();
+    victim.ended("not asked for", b"");
+}
+
+#[test]
+fn a_page_that_never_comes_is_not_waited_for_without_end() {
+    let (victim, mut enemy) = receiver();
+    let digest = Digest::of(&[1; 4096]);
+    let reference = Op::Reference {
+        header: None,
+        digest: &digest,
+    };
+    enemy.send(block(&mut writer(), &[reference]));
+    for _ in 0..10 {
+        enemy.say(&Message::Ping);
+        thread::sleep(Duration::from_millis(100));
+    }
+    enemy.hear_error();
+    victim.ended("was asked for and did not come", b"");
+}
+
+#[test]
+fn a_page_of_the_dictionary_that_is_not_there_is_refused() {
+    let (victim, mut enemy) = receiver();
+    let digest = Digest::of(&[1; 4096]);
+    let back = Op::Back {
+        header: None,
+        distance: 5,
+        digest: &digest,
+    };
+    enemy.send(block(&mut writer(), &[back]));
+    enemy.hear_error();
+    victim.ended("Channel 0", b"");
+}
+
+#[test]
+fn more_than_the_window_is_refused() {
+    let (victim, mut enemy) = receiver();
+    let digest = Digest::of(&[1; 4096]);
+    // The first reference is missing, so nothing is acknowledged and all that follows piles up.
+    let mut blocks = writer();
+    let reference = Op::Reference {
+        header: None,
+        digest: &digest,
+    };
+    enemy.send(block(&mut blocks, &[reference]));
+    for n in 0..40u64 {
+        let zeros = Op::Zeros {
+            first: n << 32,
+            count: 100_000,
+        };
+        enemy.send(block(&mut blocks, &[zeros]));
+    }
+    let said = enemy.hear_error();
+    assert!(said.contains("bytes of the stream under way"), "{said}");
+    victim.ended("bytes of the stream under way", b"");
+}
+
+#[test]
+fn more_blocks_than_the_window_are_refused_even_if_small() {
+    let (victim, mut enemy) = receiver();
+    let digest = Digest::of(&[1; 4096]);
+    let mut blocks = writer();
+    let reference = Op::Reference {
+        header: None,
+        digest: &digest,
+    };
+    enemy.send(block(&mut blocks, &[reference]));
+    for _ in 0..8000 {
+        enemy.send(block(&mut blocks, &[Op::Literal(b"x")]));
+    }
+    enemy.hear_error();
+    victim.ended("bytes of blocks under way", b"");
+}
+
+#[test]
+fn a_stream_that_ends_elsewhere_than_said_is_refused() {
+    let (victim, mut enemy) = receiver();
+    enemy.send(block(&mut writer(), &[Op::Literal(b"four")]));
+    enemy.say(&Message::Eof { stream_bytes: 5 });
+    enemy.hear_error();
+    victim.ended("ends after 5 bytes, but 4 have come", b"four");
+}
+
+#[test]
+fn nothing_comes_out_after_the_end_of_the_stream() {
+    let (victim, mut enemy) = receiver();
+    let mut blocks = writer();
+    enemy.send(block(&mut blocks, &[Op::Literal(b"four")]));
+    enemy.say(&Message::Eof { stream_bytes: 4 });
+    enemy.send(block(&mut blocks, &[Op::Literal(b"more")]));
+    enemy.hear_error();
+    victim.ended("after the end of the stream", b"four");
+}
+
+#[test]
+fn silence_after_hello_ends_a_receiver() {
+    let (victim, enemy) = receiver();
+    victim.ended("silent for 0.5 s", b"");
+    drop(enemy);
+}
+
+#[test]
+fn a_link_closed_in_order_but_too_early_ends_a_receiver() {
+    let (victim, mut enemy) = receiver();
+    enemy.writer.finish().unwrap();
+    victim.ended("too early", b"");
+}
+
+#[test]
+fn what_is_no_hello_comes_to_nothing_and_harms_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let destination = crate::common::Destination::start(dir.path(), 1, usize::MAX);
+    let mut setup = crate::common::Setup::default();
+    setup.receive = limits();
+    let pair = setup.start(dir.path(), &destination.path);
+    let link = dir.path().join("link.sock");
+    for junk in [
+        &b"GET / HTTP/1.0\r\n\r\n"[..],
+        &[0xff; 200],
+        &[],
+        &[1, 0, 0, 0, 255, 255, 255, 255],
+    ] {
+        let mut socket = UnixStream::connect(&link).unwrap();
+        socket.write_all(junk).unwrap();
+        socket.shutdown(Shutdown::Write).unwrap();
+        let mut said = Vec::new();
+        let _ = socket.read_to_end(&mut said);
+        let mut link = caller(&link);
+        link.writer.write_all(junk).unwrap();
+        let _ = link.writer.finish();
+        let _ = link.reader.read_to_end(&mut said);
+    }
+    let mut busy = caller(&link);
+    let mut wrong = hello(Role::Sender);
+    wrong.channel = 3;
+    busy.sealer = Sealer::new(Direction::ToReceiver, &SessionId([7; 16]), 3);
+    busy.say(&Message::Hello(wrong));
+    busy.hear_error();
+    // The migration that is meant still works.
+    source(&pair.path, b"bytes", 100, false);
+    finish(pair.sender).unwrap_err();
+    finish(pair.receiver).unwrap_err();
+    assert_eq!(destination.wait()[0], b"bytes");
+}
+
+/// A sender that an enemy receives from; the source QEMU writes `stream`.
+fn sender(dir: &Path, stream: Vec<u8>) -> (Handle, Enemy, thread::JoinHandle<Vec<u8>>) {
+    let link = dir.join("enemy.sock");
+    let listener = lair(&link);
+    let path = dir.join("send.sock");
+    let input = send::Input::Listener(UnixListener::bind(&path).unwrap(), path.clone());
+    let to = format!("unix:{}", link.display()).parse().unwrap();
+    let mut options = send::Options::new(input, to, Security::Insecure);
+    options.limits = limits();
+    options.filter_wait = Duration::ZERO;
+    options.compression = None;
+    let handle = send::start(options).unwrap();
+    let heard = thread::spawn(move || source(&path, &stream, usize::MAX, true));
+    let link = listener.accept(None).unwrap();
+    let mut enemy = enemy(link, Direction::ToSender);
+    let Some(Incoming::Message(Message::Hello(theirs))) = enemy.hear() else {
+        panic!("no HELLO");
+    };
+    enemy.sealer = Sealer::new(Direction::ToSender, &theirs.session, 0);
+    let answer = Hello {
+        session: theirs.session,
+        ..hello(Role::Receiver)
+    };
+    enemy.say(&Message::Hello(answer));
+    (handle, enemy, heard)
+}
+
+#[test]
+fn a_receiver_that_breaks_the_rules_is_refused_and_the_source_hears_nothing() {
+    let stream = stream(&pages(100, 50), 3);
+    let lies: [(&str, fn(&mut Enemy)); 5] = [
+        ("was not sent", |enemy| {
+            enemy.say(&Message::Ack {
+                stream_bytes: u64::MAX,
+                wire_bytes: 1,
+            })
+        }),
+        ("no open reference", |enemy| {
+            enemy.say(&Message::Miss { reference: 0 })
+        }),
+        ("goes on after its end", |enemy| {
+            enemy.say(&Message::ReturnEof);
+            enemy.send(Frame::return_bytes(b"x").unwrap());
+        }),
+        ("too early", |enemy| enemy.writer.finish().unwrap()),
+        ("silent", |_| ()),
+    ];
+    for (what, lie) in lies {
+        let dir = tempfile::tempdir().unwrap();
+        let (handle, mut enemy, heard) = sender(dir.path(), stream.clone());
+        lie(&mut enemy);
+        let error = finish(handle).unwrap_err().to_string();
+        assert!(error.contains(what), "{what}: {error}");
+        assert_eq!(heard.join().unwrap(), b"");
+    }
+}
+
+#[test]
+fn a_receiver_with_other_ideas_is_refused() {
+    for change in [
+        |hello: &mut Hello| hello.role = Role::Sender,
+        |hello: &mut Hello| hello.purpose = Purpose::Plan,
+        |hello: &mut Hello| hello.domain = "other".to_owned(),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("enemy.sock");
+        let listener = lair(&link);
+        let path = dir.path().join("send.sock");
+        let input = send::Input::Listener(UnixListener::bind(&path).unwrap(), path.clone());
+        let to = format!("unix:{}", link.display()).parse().unwrap();
+        let mut options = send::Options::new(input, to, Security::Insecure);
+        options.limits = limits();
+        let handle = send::start(options).unwrap();
+        let heard = thread::spawn(move || source(&path, b"QEVM", 100, true));
+        let link = listener.accept(None).unwrap();
+        let mut enemy = enemy(link, Direction::ToSender);
+        let Some(Incoming::Message(Message::Hello(theirs))) = enemy.hear() else {
+            panic!("no HELLO");
+        };
+        enemy.sealer = Sealer::new(Direction::ToSender, &theirs.session, 0);
+        let mut answer = Hello {
+            session: theirs.session,
+            ..hello(Role::Receiver)
+        };
+        change(&mut answer);
+        enemy.say(&Message::Hello(answer));
+        finish(handle).unwrap_err();
+        assert_eq!(heard.join().unwrap(), b"");
+    }
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Asking a host what it holds.
+
+use std::sync::Arc;
+
+use twinpage_migrate::net::Security;
+use twinpage_migrate::proxy::{
+    plan,
+    receive,
+    Error,
+    Limits, //
+};
+use twinpage_store::{
+    Digest,
+    Sources, //
+};
+
+use crate::common::{
+    finish,
+    source,
+    Setup,
+    Shelf, //
+};
+use crate::pages;
+
+fn host(dir: &std::path::Path, shelf: Shelf) -> twinpage_migrate::proxy::Handle {
+    let mut sources = Sources::new();
+    sources.push(Box::new(shelf));
+    let sources = Arc::new(sources);
+    let listen = format!("unix:{}", dir.join("plan.sock").display());
+    let options = receive::Options::new(
+        listen.parse().unwrap(),
+        Security::Insecure,
+        None,
+        Arc::new(move |domain| match domain {
+            "web" => Ok(Arc::clone(&sources)),
+            other => Err(format!("no domain {other:?} here")),
+        }),
+    );
+    receive::start(options).unwrap()
+}
+
+fn query(to: &str, domain: &str) -> plan::Query {
+    plan::Query {
+        to: to.parse().unwrap(),
+        security: Security::Insecure,
+        domain: domain.to_owned(),
+        limits: Limits::default(),
+    }
+}
+
+#[test]
+fn a_host_tells_what_it_holds_to_any_number_of_askers() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = pages(3000, 40);
+    let held = &all[..2000];
+    let host = host(dir.path(), Shelf::of(held.iter().map(Vec::as_slice)));
+    for _ in 0..3 {
+        let holdings = plan::holdings(&query(&host.address(), "web")).unwrap();
+        assert_eq!(holdings.pages(), 2000);
+        assert!(holdings.software().starts_with("twinpage"));
+        let has = |page: &Vec<u8>| {
+            let page = page.as_slice().try_into().unwrap();
+            holdings.contains(&Digest::of(page))
+        };
+        assert!(held.iter().all(has));
+        assert!(all[2000..].iter().filter(|page| has(page)).count() < 5);
+        assert!(holdings.bytes() < 2000 * 4);
+    }
+    host.cancel();
+    assert!(matches!(finish(host), Err(Error::Cancelled)));
+}
+
+#[test]
+fn a_host_without_pages_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), Shelf::default());
+    let holdings = plan::holdings(&query(&host.address(), "web")).unwrap();
+    assert_eq!(holdings.pages(), 0);
+    assert!(!holdings.contains(&Digest::of(&[1; 4096])));
+}
+
+#[test]
+fn what_is_refused_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), Shelf::default());
+    let Err(error) = plan::holdings(&query(&host.address(), "other")) else {
+        panic!("domain other was not refused");
+    };
+    assert!(
+        error.to_string().contains("no domain \"other\" here"),
+        "{error}"
+    );
+    let mut small = query(&host.address(), "web");
+    small.to = format!("unix:{}", dir.path().join("nobody").display())
+        .parse()
+        .unwrap();
+    assert!(plan::holdings(&small).is_err());
+}
+
+#[test]
+fn a_filter_that_is_too_large_is_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = pages(2000, 41);
+    let host = host(dir.path(), Shelf::of(all.iter().map(Vec::as_slice)));
+    let mut small = query(&host.address(), "web");
+    small.limits.filter_bytes = 1000;
+    assert!(plan::holdings(&small).is_err());
+    let mut setup = Setup::default().holding(Shelf::of(all.iter().map(Vec::as_slice)));
+    setup.send.filter_bytes = 1000;
+    let (sent, _) = crate::common::moves(setup, &crate::stream(&all, 1));
+    assert_eq!(sent.totals.pages_referenced, 0);
+    assert_eq!(sent.totals.pages_sent, 2000);
+}
+
+#[test]
+fn a_host_for_plans_takes_no_migration() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = host(dir.path(), Shelf::default());
+    let path = dir.path().join("send.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let input = twinpage_migrate::proxy::send::Input::Listener(listener, path.clone());
+    let mut options = twinpage_migrate::proxy::send::Options::new(
+        input,
+        host.address().parse().unwrap(),
+        Security::Insecure,
+    );
+    options.domain = "web".to_owned();
+    let sender = twinpage_migrate::proxy::send::start(options).unwrap();
+    source(&path, b"QEVM", 100, true);
+    let error = finish(sender).unwrap_err().to_string();
+    assert!(error.contains("only answers plan requests"), "{error}");
+}
