@@ -6,6 +6,7 @@ use twinpage_stream::{
     Channel,
     Mark,
     Parser,
+    Piece,
     Reason, //
 };
 
@@ -70,6 +71,10 @@ pub fn rounds() -> Build {
         .name("vga.vram")
         .u8(1)
         .be16(0)
+        .be64(0x2060)
+        .u8(1)
+        .be16(4096)
+        .raw(&[9; 4096])
         .be64(0x200)
         .page(0)
         .end_of_section(RAM)
@@ -181,6 +186,22 @@ fn page_sizes_of_blocks_are_recognised() {
     }
 }
 
+#[test]
+fn records_are_never_taken_for_page_sizes() {
+    let build = Build::main()
+        .command(1, &[])
+        .command(3, &[0xff; 16])
+        .start_ram(8 * 4096)
+        .block("pc.ram", 8);
+    let tail = |build: Build| {
+        let started = build.end_of_section(RAM).part(2, RAM).page_of("pc.ram", 1);
+        started.end_of_section(RAM).end()
+    };
+    for build in [build.clone(), build.be64(0x200)] {
+        assert_eq!(check(&tail(build)).marks(), precopy(8 * 4096, 2));
+    }
+}
+
 /// A stream of postcopy.
 pub fn postcopy() -> Build {
     Build::main()
@@ -251,11 +272,11 @@ pub fn iterables() -> Build {
     Build::with_ram(8)
         .head(4, 3, "0000:00:02.0/virtio-mem-device-early", 1)
         .be64(4 << 30)
-        .be64(256 << 20)
+        .be64(260 << 20)
         .be64(2 << 20)
         .be32(0)
         .be64(64 << 20)
-        .raw(&[0xff; 16])
+        .raw(&[0xff; 24])
         .footer(3)
         .head(1, 4, "dirty-bitmap", 1)
         .u8(0x18 | 4)
@@ -287,6 +308,8 @@ pub fn iterables() -> Build {
         .u8(0x42)
         .be64(8)
         .be32(8)
+        // A complete bitmap has no bits.
+        .u8(0x60)
         // Flags of two and of four bytes.
         .u8(0x80)
         .u8(0x20)
@@ -366,6 +389,10 @@ pub fn multifd() -> Build {
         .raw(b"zstd frames")
         .packet(0, 1, 4096, 0)
         .body();
+    // Compressed, and by chance as long as its page.
+    let more = more.packet(2, 1, 4096, 0).raw(&[3; 4096]);
+    // Not compressed, but not pages either.
+    let more = more.packet(0, 2, 5, 0).raw(b"other");
     let device = more
         .be32(0x1122_3344)
         .be32(1)
@@ -417,7 +444,24 @@ pub fn misfits() -> Vec<(Build, Reason)> {
     let live = || Build::with_ram(8).part(2, RAM).page_of("pc.ram", 1);
     let config = |name: &str| Build::main().subsection(name);
     let advise = [0, 0, 0, 0, 0, 0x20, 0x10, 0, 0, 0, 0, 0, 0, 0, 0x10, 0];
+    let memory = |block: u64| {
+        let head = Build::main().head(4, 5, "a/virtio-mem-device-early", 1);
+        head.be64(0).be64(1 << 30).be64(block).be32(0).be64(0)
+    };
+    // A block of a stream of postcopy, whose pages have 4096 bytes or 2 MiB.
+    let advised = || {
+        Build::main()
+            .command(3, &advise)
+            .start_ram(1 << 30)
+            .block("a", 512)
+    };
     vec![
+        (
+            Build::with_ram(8).command(10, &[]),
+            Reason::CommandLength(0),
+        ),
+        (advised().be64(0x4000), Reason::BadName),
+        (advised().be64(0x20_1000), Reason::BadName),
         (
             Build::new().raw(&[0x16, 3, 1, 2]),
             Reason::UnknownChannel(0x1603_0102),
@@ -553,16 +597,8 @@ pub fn misfits() -> Vec<(Build, Reason)> {
             Build::main().head(1, 5, "s390-stattrib", 0).be64(4),
             Reason::BadPayload,
         ),
-        (
-            Build::main()
-                .head(4, 5, "a/virtio-mem-device-early", 1)
-                .be64(0)
-                .be64(1 << 30)
-                .be64(3)
-                .be32(0)
-                .be64(0),
-            Reason::BadPayload,
-        ),
+        (memory(4096), Reason::BadPayload),
+        (memory(3 << 20), Reason::BadPayload),
         (
             Build::multifd().packet(0, 129, 129 * 4096, 0),
             Reason::BadPacket,
@@ -605,6 +641,30 @@ fn offset_of_a_misfit_is_where_its_field_begins() {
 }
 
 #[test]
+fn record_that_fills_a_chunk_is_recognised_whole() {
+    let build = Build::with_ram(8)
+        .part(2, RAM)
+        .page_of("pc.ram", 1)
+        .page(2)
+        .zero(3);
+    let page = build.pages[1] as usize - 8;
+    let zero = page + 8 + 4096;
+    let mut parser = Parser::new();
+    let mut feed = |range: std::ops::Range<usize>| {
+        let mut pieces = Vec::new();
+        assert_eq!(
+            parser.feed(&build.bytes[range.clone()], &mut pieces),
+            range.len()
+        );
+        pieces
+    };
+    feed(0..page);
+    let offset = Some(0x2000);
+    assert_eq!(feed(page..zero), [Piece::Page { offset }]);
+    assert_eq!(feed(zero..zero + 9), [Piece::Zero { offset: 0x3000 }]);
+}
+
+#[test]
 fn only_the_beginning_of_a_page_is_held_back() {
     let build = Build::with_ram(8).part(2, RAM).page_of("pc.ram", 1).page(2);
     let (header, body) = (build.pages[1] as usize - 8, build.pages[1] as usize);
@@ -616,13 +676,10 @@ fn only_the_beginning_of_a_page_is_held_back() {
     };
     feed(0..header);
     let (consumed, pieces) = feed(header..body + 4095);
-    assert_eq!(
-        (consumed, pieces),
-        (8, vec![twinpage_stream::Piece::Literal(8)])
-    );
+    assert_eq!((consumed, pieces), (8, vec![Piece::Literal(8)]));
     let (consumed, pieces) = feed(body..body + 4096);
     assert_eq!(
         (consumed, pieces),
-        (4096, vec![twinpage_stream::Piece::Page { offset: None }])
+        (4096, vec![Piece::Page { offset: None }])
     );
 }
