@@ -4,12 +4,22 @@
 
 use proptest::prelude::*;
 use twinpage_wire::{
+    BlockWriter,
+    Compression,
     Digest,
+    Error,
+    Fault,
     PageRing,
     SenderDictionary, //
 };
 
-use crate::common::page;
+use crate::common::{
+    page,
+    Receiver,
+    Sender,
+    Step,
+    Stop, //
+};
 
 /// The rule, said in the simplest way: all pages by number.
 struct Model {
@@ -31,6 +41,23 @@ impl Model {
         }
         n
     }
+}
+
+#[test]
+fn dictionaries_that_differ_are_found_out() {
+    let mut sender = Sender::new(BlockWriter::new(Compression::Off).expect("a writer"), 16);
+    sender.steps(&[1, 3, 5, 7, 9, 11, 1].map(|n| Step::Page(None, n)));
+    let safe = sender.stream.len();
+    sender.steps(&[Step::Page(None, 3)]);
+    let mut receiver = Receiver::new(16, 0);
+    assert_eq!(receiver.receive(&sender.bytes()), Ok(()));
+    // A smaller one has given page 1 another number, so page 5 is where page 3 should be.
+    let mut receiver = Receiver::new(8, 0);
+    let Err(Stop::Wrong(Error::Peer { place, fault })) = receiver.receive(&sender.bytes()) else {
+        panic!("not found out");
+    };
+    assert_eq!((place.frame, fault), (2, Fault::Chain));
+    assert_eq!(receiver.stream.len(), safe);
 }
 
 proptest! {
