@@ -2,8 +2,9 @@
 
 //! How many bytes per second a link carries over loopback TCP.
 //!
-//! `cargo bench -p twinpage-migrate --bench link`. Both ends, and for two directions all four
-//! threads, share this machine's processors, so the numbers are of all the work together.
+//! `cargo bench -p twinpage-migrate --bench link`. Both ends share this machine's processors with
+//! each other and with whatever else runs. So besides the rate there is the processor time of
+//! both ends and the kernel together for a gigabyte, which other work disturbs less.
 
 use std::io::{
     Read,
@@ -15,6 +16,10 @@ use std::time::{
     Instant, //
 };
 
+use rustix::time::{
+    clock_gettime,
+    ClockId, //
+};
 use twinpage_migrate::net::{
     connect,
     Limits,
@@ -60,27 +65,37 @@ fn read(mut reader: LinkReader, size: usize) -> u64 {
     }
 }
 
-/// The two halves of a link at work; gives the bytes read in megabytes per second.
-fn measure(security: &Security, size: usize, both: bool) -> f64 {
+/// Seconds of processor time that this process has used.
+fn processor_seconds() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// The two halves of a link at work; gives megabytes per second, and processor seconds for each
+/// gigabyte.
+fn measure(security: &Security, size: usize, both: bool) -> (f64, f64) {
     let (near, far) = pair(security);
     let ((near_reader, near_writer), (far_reader, mut far_writer)) = (near.split(), far.split());
-    let start = Instant::now();
+    let (start, used) = (Instant::now(), processor_seconds());
     let bytes: u64 = thread::scope(|scope| {
         scope.spawn(move || write(near_writer, size));
-        let mut readers = vec![scope.spawn(move || read(far_reader, size))];
-        if both {
-            scope.spawn(move || write(far_writer, size));
-            readers.push(scope.spawn(move || read(near_reader, size)));
-        } else {
-            far_writer.finish().expect("to finish");
-            drop(near_reader);
+        let readers =
+            [far_reader, near_reader].map(|reader| scope.spawn(move || read(reader, size)));
+        match both {
+            true => write(far_writer, size),
+            false => far_writer.finish().expect("to finish"),
         }
         readers
             .into_iter()
             .map(|reader| reader.join().expect("no panic"))
             .sum()
     });
-    bytes as f64 / start.elapsed().as_secs_f64() / 1e6
+    let megabytes = bytes as f64 / 1e6;
+    let used = processor_seconds() - used;
+    (
+        megabytes / start.elapsed().as_secs_f64(),
+        used * 1000.0 / megabytes,
+    )
 }
 
 fn main() {
@@ -94,8 +109,11 @@ fn main() {
         for size in [16 << 10, 64 << 10, 1 << 20] {
             for both in [false, true] {
                 let directions = if both { "both ways" } else { "one way" };
-                let rate = measure(&security, size, both);
-                println!("{name}: {size} bytes at a time, {directions}: {rate:.0} MB/s");
+                let (rate, seconds) = measure(&security, size, both);
+                println!(
+                    "{name}: {size} bytes at a time, {directions}: {rate:.0} MB/s, \
+                     {seconds:.2} processor seconds for a GB"
+                );
             }
         }
     }

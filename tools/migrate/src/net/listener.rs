@@ -9,21 +9,9 @@
 //! keep it out only if they open more than [`SLOTS`] in each [`GRACE`].
 
 use std::io;
-use std::net::{
-    Shutdown,
-    TcpListener,
-    ToSocketAddrs, //
-};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{
-    UnixListener,
-    UnixStream, //
-};
-use std::path::{
-    Path,
-    PathBuf, //
-};
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{
     sync_channel,
     Receiver,
@@ -53,6 +41,7 @@ use rustix::event::{
     PollFlags, //
 };
 
+use super::bound::Bound;
 use super::handshake::{
     establish,
     Kind,
@@ -76,9 +65,6 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// How long to wait after the kernel refused to accept a connection.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// Connections that wait in the kernel.
-const BACKLOG: i32 = 128;
 
 /// Waits for peers and agrees with them.
 pub struct Listener {
@@ -120,12 +106,6 @@ struct Slot {
     start: Instant,
     /// A duplicate of its socket, to end it by.
     socket: Socket,
-}
-
-/// A socket that listens.
-enum Bound {
-    Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
 }
 
 impl Listener {
@@ -337,70 +317,6 @@ impl Inner {
     }
 }
 
-impl Bound {
-    /// Listens at `address`.
-    fn new(address: &Address) -> Result<Self, Error> {
-        let listening = |source| Error::io(format!("listen at {address}"), source);
-        match address {
-            Address::Unix(path) => {
-                let listener = listen_unix(path)?;
-                listener.set_nonblocking(true).map_err(listening)?;
-                Ok(Self::Unix(listener, path.clone()))
-            }
-            Address::Tcp { host, port } => {
-                let resolved = (host.as_str(), *port).to_socket_addrs();
-                let resolved: Vec<_> = resolved.map_err(listening)?.collect();
-                let listener = TcpListener::bind(&resolved[..]).map_err(listening)?;
-                listener.set_nonblocking(true).map_err(listening)?;
-                Ok(Self::Tcp(listener))
-            }
-        }
-    }
-
-    /// Where it listens: `asked`, with the port that the kernel chose.
-    fn address(&self, asked: &Address) -> io::Result<Address> {
-        match (self, asked) {
-            (Self::Tcp(listener), Address::Tcp { host, .. }) => Ok(Address::Tcp {
-                host: host.clone(),
-                port: listener.local_addr()?.port(),
-            }),
-            _ => Ok(asked.clone()),
-        }
-    }
-
-    /// The next connection and who it is.
-    fn accept(&self) -> io::Result<(Socket, String)> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, peer) = listener.accept()?;
-                Ok((stream.into(), peer.to_string()))
-            }
-            Self::Unix(listener, path) => {
-                let (stream, _) = listener.accept()?;
-                Ok((stream.into(), format!("unix:{}", path.display())))
-            }
-        }
-    }
-}
-
-impl AsFd for Bound {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        match self {
-            Self::Tcp(listener) => listener.as_fd(),
-            Self::Unix(listener, _) => listener.as_fd(),
-        }
-    }
-}
-
-impl Drop for Bound {
-    fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
-            // Somebody else may have removed it.
-            let _gone = std::fs::remove_file(path);
-        }
-    }
-}
-
 /// What this side brings to handshakes.
 fn terms(security: &Security) -> Result<Terms, Error> {
     Ok(match security {
@@ -410,61 +326,4 @@ fn terms(security: &Security) -> Result<Terms, Error> {
             Terms::Server(tls::certificate_server(own)?, Kind::Certificates)
         }
     })
-}
-
-/// Listens at a unix socket that only its owner may connect to.
-///
-/// The permissions are set before the socket listens, so nobody gets in in between. A socket that
-/// nobody listens at any more is replaced.
-///
-/// # Errors
-///
-/// [`Error::Address`]: the path cannot be that of a socket; [`Error::Io`]: somebody listens there,
-/// or the socket cannot be made.
-pub fn listen_unix(path: &Path) -> Result<UnixListener, Error> {
-    use rustix::net::{
-        bind,
-        listen,
-        socket_with,
-        AddressFamily,
-        SocketAddrUnix,
-        SocketFlags,
-        SocketType, //
-    };
-    Address::unix(path)?;
-    let make = || -> io::Result<UnixListener> {
-        remove_stale(path)?;
-        let socket = socket_with(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
-        bind(&socket, &SocketAddrUnix::new(path)?)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        listen(&socket, BACKLOG)?;
-        Ok(UnixListener::from(socket))
-    };
-    make().map_err(|source| Error::io(format!("listen at unix:{}", path.display()), source))
-}
-
-/// Removes a socket that nobody listens at.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-        Ok(found) if !found.file_type().is_socket() => {
-            let text = "A file that is no socket is in the way";
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
-        }
-        Ok(_) => {}
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)
-        }
-        Err(error) => Err(error),
-        Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
-    }
 }

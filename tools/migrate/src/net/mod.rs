@@ -12,6 +12,7 @@
 //! "Security", says what the construction proves and what not.
 
 mod address;
+mod bound;
 pub(crate) mod connect;
 mod error;
 mod handshake;
@@ -20,9 +21,11 @@ mod link;
 mod listener;
 mod rate;
 mod raw_key;
+mod reader;
 mod records;
 mod socket;
 mod tls;
+mod writer;
 
 use std::time::Duration;
 
@@ -31,6 +34,7 @@ pub use address::{
     DEFAULT_PORT,
     MAX_SOCKET_PATH, //
 };
+pub use bound::listen_unix;
 pub use connect::connect;
 pub use error::Error;
 pub use identity::{
@@ -42,17 +46,16 @@ pub use identity::{
 };
 pub use link::{
     Link,
-    LinkHandle,
-    LinkReader,
-    LinkWriter, //
+    LinkHandle, //
 };
 pub use listener::{
-    listen_unix,
     Listener,
     Stopper, //
 };
 pub use rate::RateLimit;
+pub use reader::LinkReader;
 pub use socket::Socket;
+pub use writer::LinkWriter;
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]

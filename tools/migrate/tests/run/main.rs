@@ -318,7 +318,7 @@ fn what_speaks_against_it_is_said_before_anything_changes() {
             "QEMU says: disk is local",
         ),
         (
-            |here, _, _| drop(here.capabilities.remove("return-path")),
+            |here, _, _| here.capabilities.retain(|name, _| name != "return-path"),
             "too old",
         ),
         (|here, _, _| turn_on(here, "x-colo"), "x-colo is on"),
