@@ -93,6 +93,7 @@ impl Handle {
     pub fn wait(self) -> Result<Report, Error> {
         self.session.wait();
         self.end_listener();
+        self.session.pool.finish();
         if let Some(error) = self.session.stop.take() {
             return Err(self.judge(error));
         }

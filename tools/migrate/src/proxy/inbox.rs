@@ -86,7 +86,9 @@ impl Inbox {
         let expected = header.body_bytes();
         self.allow(expected as u64);
         let mut body = Vec::with_capacity(expected);
-        let got = (&mut self.link).take(expected as u64).read_to_end(&mut body);
+        let got = (&mut self.link)
+            .take(expected as u64)
+            .read_to_end(&mut body);
         let got = got.map_err(|error| self.broken(error))?;
         if got < expected {
             return Err(Broken::Link(io::ErrorKind::UnexpectedEof.into()));

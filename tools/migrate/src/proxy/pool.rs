@@ -28,9 +28,9 @@ type Job = Box<dyn FnOnce() + Send>;
 /// The threads.
 pub struct Pool {
     /// Where work goes in; empty once the pool ends.
-    jobs: Option<Sender<Job>>,
+    jobs: Mutex<Option<Sender<Job>>>,
     /// The threads, joined at the end.
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// What a job will give.
@@ -54,10 +54,10 @@ impl Pool {
                 let queue = Arc::clone(&queue);
                 roster.spawn("hash", move || work(&queue))
             })
-            .collect::<io::Result<_>>()?;
+            .collect::<io::Result<Vec<_>>>()?;
         Ok(Self {
-            jobs: Some(jobs),
-            threads,
+            jobs: Mutex::new(Some(jobs)),
+            threads: Mutex::new(threads),
         })
     }
 
@@ -72,11 +72,24 @@ impl Pool {
             // Nobody waits any more when the session failed.
             let _ = give.send(job());
         });
-        if let Some(jobs) = &self.jobs {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(jobs) = &*jobs {
             // A pool without threads drops the job, and with it `give`: the ticket says so.
             let _ = jobs.send(job);
         }
         Ticket(take)
+    }
+
+    /// Ends the threads once they have done what was handed in.
+    pub fn finish(&self) {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        *jobs = None;
+        drop(jobs);
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            // A job that panicked was told to whoever holds its ticket.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -93,11 +106,7 @@ impl<T> Ticket<T> {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.jobs = None;
-        for thread in self.threads.drain(..) {
-            // A job that panicked was told to whoever holds its ticket.
-            let _ = thread.join();
-        }
+        self.finish();
     }
 }
 

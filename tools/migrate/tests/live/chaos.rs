@@ -1,0 +1,395 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Kills what takes part in a migration, cuts the link, or cancels, at random moments: each time the
+//! guest must run on just one side, with its memory right.
+//!
+//! `TWINPAGE_CHAOS_RUNS` is the number of runs (12 if not set), `TWINPAGE_CHAOS_SEED` the first seed,
+//! which is printed. The proxies are processes of their own here (this test's program, started
+//! again), so that they can be killed.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::thread;
+use std::time::{
+    Duration,
+    Instant,
+    SystemTime, //
+};
+
+use serde_json::json;
+use twinpage_migrate::net::Security;
+use twinpage_migrate::proxy::{
+    receive,
+    send,
+    Limits, //
+};
+use twinpage_rig::{
+    Build,
+    Guest,
+    Migration,
+    Options,
+    Process,
+    Qemu, //
+};
+use twinpage_store::Sources;
+
+use crate::common::relay::{
+    Harm,
+    Relay,
+    Way, //
+};
+use crate::common::synth::Dice;
+use crate::world::with_parameters;
+
+/// Tells this program what to be.
+const ROLE: &str = "TWINPAGE_CHAOS_ROLE";
+/// Nothing may take longer.
+const LIMIT: Duration = Duration::from_secs(60);
+/// The guest's memory.
+const MEMORY_MIB: u32 = 24;
+
+/// What is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Blow {
+    KillSender,
+    KillReceiver,
+    KillDestination,
+    KillSource,
+    CutLink,
+    CutForth,
+    CutBack,
+    Cancel,
+    Nothing,
+}
+
+const BLOWS: [Blow; 9] = [
+    Blow::KillSender,
+    Blow::KillReceiver,
+    Blow::KillDestination,
+    Blow::KillSource,
+    Blow::CutLink,
+    Blow::CutForth,
+    Blow::CutBack,
+    Blow::Cancel,
+    Blow::Nothing,
+];
+
+/// Where the guest is in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Where {
+    Source,
+    Destination,
+    /// The QEMU that had it was killed.
+    Nowhere,
+}
+
+#[test]
+#[ignore = "a part of the chaos tests, started by them"]
+fn proxy_process() {
+    let Ok(role) = env::var(ROLE) else {
+        return;
+    };
+    let words: Vec<&str> = role.split(' ').collect();
+    let limits = Limits {
+        silence: Duration::from_secs(4),
+        ping: Duration::from_secs(1),
+        threads: 1,
+        ..Limits::default()
+    };
+    let handle = match words[..] {
+        ["send", path, to] => {
+            let listener = UnixListener::bind(path).unwrap();
+            let input = send::Input::Listener(listener, path.into());
+            let mut options = send::Options::new(input, to.parse().unwrap(), Security::Insecure);
+            options.limits = limits;
+            send::start(options)
+        }
+        ["receive", listen, qemu] => {
+            let mut options = receive::Options::new(
+                listen.parse().unwrap(),
+                Security::Insecure,
+                Some(qemu.into()),
+                Arc::new(|_| Ok(Arc::new(Sources::new()))),
+            );
+            options.limits = limits;
+            receive::start(options)
+        }
+        _ => panic!("{role}"),
+    };
+    let ended = handle.unwrap().wait();
+    println!("{ended:?}");
+    ended.unwrap();
+}
+
+fn proxy(role: &str, name: &str, dir: &Path) -> Process {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command
+        .args([
+            "--exact",
+            "chaos::proxy_process",
+            "--ignored",
+            "--nocapture",
+        ])
+        .env(ROLE, role);
+    Process::start(&mut command, name, &dir.join(format!("{name}.log"))).unwrap()
+}
+
+fn options() -> Options {
+    let guest =
+        Guest::idle(MEMORY_MIB).writing(MEMORY_MIB * 32, twinpage_rig::Write::FirstWord, 20_000);
+    Options::new(Build::Trixie, "q35", &guest)
+}
+
+fn migration() -> Migration {
+    with_parameters(
+        &[],
+        json!({ "max-bandwidth": 24 << 20, "downtime-limit": 300 }),
+    )
+}
+
+/// What the threads of a process are and wait for.
+fn threads(pid: u32) -> String {
+    let mut text = String::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        for file in ["comm", "syscall", "stack"] {
+            text += &std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        }
+    }
+    text
+}
+
+/// Waits until `path` is there.
+fn await_path(path: &Path) {
+    let end = Instant::now() + LIMIT;
+    while !path.exists() {
+        assert!(Instant::now() < end, "{} does not come", path.display());
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A QEMU in which the guest lives, and the directory of its files.
+struct Alive {
+    qemu: Qemu,
+    home: tempfile::TempDir,
+}
+
+/// All that takes part in one run.
+struct Run {
+    here: Qemu,
+    home: tempfile::TempDir,
+    there: Qemu,
+    sender: Process,
+    receiver: Process,
+    relay: Relay,
+    dir: tempfile::TempDir,
+}
+
+/// Starts a run; `here` is a source that already runs.
+fn start(here: Option<Alive>, harm: Harm) -> Run {
+    let dir = tempfile::tempdir().unwrap();
+    let there = {
+        let incoming = options().incoming("defer").with(["-S"]);
+        let mut there = Qemu::start(&incoming, "there", dir.path()).unwrap();
+        migration().set_up(&mut there).unwrap();
+        let uri = format!("unix:{}", dir.path().join("qemu.sock").display());
+        there
+            .qmp()
+            .run("migrate-incoming", json!({ "uri": uri }))
+            .unwrap();
+        there
+    };
+    let link = dir.path().join("link.sock");
+    let listen = format!("unix:{}", link.display());
+    let qemu = dir.path().join("qemu.sock");
+    let receiver = proxy(
+        &format!("receive {listen} {}", qemu.display()),
+        "receiver",
+        dir.path(),
+    );
+    let relay = Relay::start(dir.path(), &listen, harm);
+    let path = dir.path().join("send.sock");
+    let to = format!("unix:{}", relay.path.display());
+    let sender = proxy(
+        &format!("send {} {to}", path.display()),
+        "sender",
+        dir.path(),
+    );
+    let Alive { qemu: here, home } = here.unwrap_or_else(|| {
+        let home = tempfile::tempdir().unwrap();
+        let mut qemu = Qemu::start(&options(), "here", home.path()).unwrap();
+        migration().set_up(&mut qemu).unwrap();
+        qemu.wait_filled().unwrap();
+        Alive { qemu, home }
+    });
+    await_path(&link);
+    await_path(&path);
+    Run {
+        here,
+        home,
+        there,
+        sender,
+        receiver,
+        relay,
+        dir,
+    }
+}
+
+impl Run {
+    /// Waits for the moment, and strikes.
+    fn strike(&mut self, blow: Blow, dice: &mut Dice) {
+        if dice.below(3) == 0 {
+            // In the last moments.
+            let end = Instant::now() + LIMIT;
+            loop {
+                let info = self.here.migration().unwrap();
+                let status = info["status"].as_str().unwrap_or("none");
+                if matches!(status, "device" | "completed" | "failed") {
+                    break;
+                }
+                assert!(Instant::now() < end, "{info}");
+                thread::sleep(Duration::from_millis(1));
+            }
+            thread::sleep(Duration::from_micros(dice.below(10_000)));
+        } else {
+            thread::sleep(Duration::from_millis(dice.below(1200)));
+        }
+        match blow {
+            Blow::KillSender => self.sender.kill(),
+            Blow::KillReceiver => self.receiver.kill(),
+            Blow::KillDestination => self.there.process().kill(),
+            Blow::KillSource => self.here.process().kill(),
+            Blow::CutLink => self.relay.cut.store(true, Ordering::SeqCst),
+            Blow::Cancel => {
+                // It may have ended.
+                let _ = self.here.qmp().run("migrate_cancel", json!({}));
+            }
+            Blow::CutForth | Blow::CutBack | Blow::Nothing => (),
+        }
+    }
+
+    /// Sees where the guest is, and that it is there alone and unharmed.
+    fn judge(mut self, blow: Blow) -> (Where, Option<Alive>) {
+        let source = match blow {
+            Blow::KillSource => "killed".to_owned(),
+            _ => {
+                let ends = ["completed", "failed", "cancelled"];
+                let info = self.here.wait_migration(&ends, LIMIT).unwrap();
+                info["status"].as_str().unwrap().to_owned()
+            }
+        };
+        for (name, proxy) in [
+            ("sender", &mut self.sender),
+            ("receiver", &mut self.receiver),
+        ] {
+            if let Err(error) = proxy.wait(Duration::from_secs(30)) {
+                println!("{}", threads(proxy.pid()));
+                panic!("{blow:?}, source {source}: the {name} does not end: {error}");
+            }
+        }
+        match source.as_str() {
+            "completed" => {
+                assert_eq!(self.here.state().unwrap(), "postmigrate");
+                if blow == Blow::KillDestination {
+                    return (Where::Nowhere, None);
+                }
+                self.goes_on_there();
+                (Where::Destination, Some(self.moved()))
+            }
+            "killed" => {
+                let whole = self.there.process().ended().unwrap().is_none()
+                    && self.there.migration().unwrap()["status"] == "completed";
+                if !whole {
+                    return (Where::Nowhere, None);
+                }
+                self.goes_on_there();
+                (Where::Destination, Some(self.moved()))
+            }
+            _ => {
+                if self.there.process().ended().unwrap().is_none() {
+                    let state = self.there.state().unwrap();
+                    assert_ne!(state, "running", "the guest runs twice");
+                }
+                assert_eq!(self.here.state().unwrap(), "running");
+                self.here.wait_progress(LIMIT).unwrap();
+                self.here.check_memory().unwrap();
+                self.here.qmp().run("cont", json!({})).unwrap();
+                let stayed = Alive {
+                    qemu: self.here,
+                    home: self.home,
+                };
+                (Where::Source, Some(stayed))
+            }
+        }
+    }
+
+    /// What is left when the guest has moved.
+    fn moved(self) -> Alive {
+        Alive {
+            qemu: self.there,
+            home: self.dir,
+        }
+    }
+
+    /// Lets the guest run at the destination, and judges it.
+    fn goes_on_there(&mut self) {
+        self.there.wait_migration(&["completed"], LIMIT).unwrap();
+        // Its memory is whole before it runs, and after.
+        self.there.check_memory().unwrap();
+        self.there.qmp().run("cont", json!({})).unwrap();
+        self.there.wait_progress(LIMIT).unwrap();
+        self.there.check_memory().unwrap();
+        self.there.qmp().run("cont", json!({})).unwrap();
+        self.there.wait_progress(LIMIT).unwrap();
+    }
+}
+
+/// One run. Gives the QEMU in which the guest lives on.
+fn run(seed: u64, here: Option<Alive>) -> (Blow, Where, Option<Alive>) {
+    let mut dice = Dice(seed);
+    let blow = BLOWS[dice.below(BLOWS.len() as u64) as usize];
+    let harm = match blow {
+        Blow::CutForth => Harm::Cut(Way::Forth, dice.below(14 << 20)),
+        Blow::CutBack => Harm::Cut(Way::Back, dice.below(6000)),
+        _ => Harm::None,
+    };
+    let mut run = start(here, harm);
+    let uri = format!("unix:{}", run.dir.path().join("send.sock").display());
+    run.here.migrate(&uri).unwrap();
+    run.strike(blow, &mut dice);
+    let (place, lives) = run.judge(blow);
+    (blow, place, lives)
+}
+
+#[test]
+fn the_guest_runs_on_exactly_one_side_whatever_breaks() {
+    let number = |name: &str| {
+        env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
+    let runs = number("TWINPAGE_CHAOS_RUNS").unwrap_or(12);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let first = number("TWINPAGE_CHAOS_SEED").unwrap_or(now.unwrap().subsec_nanos().into());
+    println!("{runs} runs from seed {first}");
+    let mut lives = None;
+    let mut counts: BTreeMap<(Blow, Where), u32> = BTreeMap::new();
+    for seed in first..first + runs {
+        println!("seed {seed}");
+        let (blow, place, next) = run(seed, lives);
+        println!("    {blow:?}: {place:?}");
+        *counts.entry((blow, place)).or_default() += 1;
+        lives = next;
+    }
+    for ((blow, place), count) in counts {
+        println!("{blow:?} -> {place:?}: {count}");
+    }
+}
