@@ -194,12 +194,19 @@ fn measure(
 /// Shows what was measured.
 fn show(name: &str, link: &str, ram_gb: f64, sent: &Report, received: &Report, took: Duration) {
     let total = |report: &Report| -> f64 {
-        report.threads.iter().map(|time| time.cpu_seconds).sum::<f64>() / ram_gb
+        report
+            .threads
+            .iter()
+            .map(|time| time.cpu_seconds)
+            .sum::<f64>()
+            / ram_gb
     };
     let by_thread = |report: &Report| {
         let mut times = report.threads.clone();
         times.sort_by(|a, b| b.cpu_seconds.total_cmp(&a.cpu_seconds));
-        let text = times.iter().filter(|time| time.cpu_seconds / ram_gb >= 0.005);
+        let text = times
+            .iter()
+            .filter(|time| time.cpu_seconds / ram_gb >= 0.005);
         let text = text.map(|time| format!("{} {:.3}", time.name, time.cpu_seconds / ram_gb));
         text.collect::<Vec<_>>().join(", ")
     };
@@ -225,10 +232,15 @@ fn show(name: &str, link: &str, ram_gb: f64, sent: &Report, received: &Report, t
 }
 
 fn main() {
-    let mib = env::var("TWINPAGE_BENCH_MIB").ok().and_then(|text| text.parse().ok());
+    let mib = env::var("TWINPAGE_BENCH_MIB")
+        .ok()
+        .and_then(|text| text.parse().ok());
     let pages = mib.unwrap_or(1024) * 256;
     let ram_gb = pages as f64 * PAGE as f64 / 1e9;
-    let wanted: Vec<String> = env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let wanted: Vec<String> = env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with('-'))
+        .collect();
     let mut pool = vec![0; POOL * PAGE];
     Dice(1).fill(&mut pool);
     let pool = Arc::new(pool);
@@ -251,9 +263,16 @@ fn main() {
         if !wanted.is_empty() && !wanted.iter().any(|word| name.contains(word.as_str())) {
             continue;
         }
-        for (link, security) in [("plain", Security::Insecure), ("tls", Security::Psk(key.clone()))] {
+        for (link, security) in [
+            ("plain", Security::Insecure),
+            ("tls", Security::Psk(key.clone())),
+        ] {
             let dir = tempfile::tempdir().expect("a directory");
-            let sources = if workload == Workload::References { &some } else { &none };
+            let sources = if workload == Workload::References {
+                &some
+            } else {
+                &none
+            };
             let (sent, received, took) =
                 measure(workload, &pool, sources, &security, pages, dir.path());
             show(&name, link, ram_gb, &sent, &received, took);

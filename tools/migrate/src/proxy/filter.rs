@@ -73,7 +73,7 @@ impl FilterGate {
     pub fn push(&self, key: &FilterKey, part: &FilterPart) -> Result<Taken, twinpage_wire::Error> {
         let mut state = self.lock();
         if matches!(*state, State::Waiting) {
-            *state = if u64::from(part.total) > self.limit {
+            *state = if part.total > self.limit {
                 State::Without
             } else {
                 let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
@@ -83,7 +83,7 @@ impl FilterGate {
         let taken = match &mut *state {
             State::Parts(assembler) => match assembler.push(part)? {
                 Some(filter) => {
-                    let keys = filter.keys() as u64;
+                    let keys = filter.keys();
                     *state = State::Ready(Arc::new(filter));
                     Taken::Ready(keys)
                 }

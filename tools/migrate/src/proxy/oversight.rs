@@ -159,7 +159,7 @@ impl Task {
     /// Tells the other end why the session has failed, if it does not know.
     fn tell_why(&self, seen: &mut Seen) {
         let stop = &self.channel.session.stop;
-        if stop.from_peer() || seen.outbox_ended {
+        if stop.is_from_peer() || seen.outbox_ended {
             return;
         }
         let frame = stop

@@ -52,7 +52,7 @@ pub struct Holdings {
 impl Holdings {
     /// How many pages the host holds.
     pub fn pages(&self) -> u64 {
-        self.filter.keys() as u64
+        self.filter.keys()
     }
 
     /// How many bytes came over the link to learn that.

@@ -75,7 +75,7 @@ impl Stop {
     }
 
     /// Whether the first error came from the peer, who need not be told of it.
-    pub fn from_peer(&self) -> bool {
+    pub fn is_from_peer(&self) -> bool {
         matches!(self.lock().error, Some(Error::Peer { .. }))
     }
 

@@ -2,6 +2,8 @@
 
 //! Streams as QEMU writes them, made up.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 use std::io::{
     self,
     Write, //

@@ -48,6 +48,8 @@ use crate::world::with_parameters;
 
 /// Tells this program what to be.
 const ROLE: &str = "TWINPAGE_CHAOS_ROLE";
+/// Tells it which file to make when it is ready.
+const READY: &str = "TWINPAGE_CHAOS_READY";
 /// Nothing may take longer.
 const LIMIT: Duration = Duration::from_secs(60);
 /// The guest's memory.
@@ -121,7 +123,10 @@ fn proxy_process() {
         }
         _ => panic!("{role}"),
     };
-    let ended = handle.unwrap().wait();
+    let handle = handle.unwrap();
+    // A socket's file is there before anybody listens on it.
+    std::fs::write(env::var(READY).unwrap(), "").unwrap();
+    let ended = handle.wait();
     println!("{ended:?}");
     ended.unwrap();
 }
@@ -135,7 +140,8 @@ fn proxy(role: &str, name: &str, dir: &Path) -> Process {
             "--ignored",
             "--nocapture",
         ])
-        .env(ROLE, role);
+        .env(ROLE, role)
+        .env(READY, dir.join(format!("{name}.ready")));
     Process::start(&mut command, name, &dir.join(format!("{name}.log"))).unwrap()
 }
 
@@ -230,8 +236,8 @@ fn start(here: Option<Alive>, harm: Harm) -> Run {
         qemu.wait_filled().unwrap();
         Alive { qemu, home }
     });
-    await_path(&link);
-    await_path(&path);
+    await_path(&dir.path().join("receiver.ready"));
+    await_path(&dir.path().join("sender.ready"));
     Run {
         here,
         home,

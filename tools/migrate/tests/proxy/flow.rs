@@ -89,7 +89,7 @@ fn question_and_answer_take_no_time() {
     let mut head = Vec::new();
     Synth::begin(&mut head, 1 << 20).unwrap();
     source.write_all(&head[..40]).unwrap();
-    destination.read_exact(&mut vec![0; 40]).unwrap();
+    destination.read_exact(&mut [0; 40]).unwrap();
     let began = Instant::now();
     let mut word = [0; 8];
     for _ in 0..50 {

@@ -381,8 +381,10 @@ fn a_link_closed_in_order_but_too_early_ends_a_receiver() {
 fn what_is_no_hello_comes_to_nothing_and_harms_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let destination = crate::common::Destination::start(dir.path(), 1, usize::MAX);
-    let mut setup = crate::common::Setup::default();
-    setup.receive = limits();
+    let setup = crate::common::Setup {
+        receive: limits(),
+        ..crate::common::Setup::default()
+    };
     let pair = setup.start(dir.path(), &destination.path);
     let link = dir.path().join("link.sock");
     for junk in [
@@ -444,7 +446,8 @@ fn sender(dir: &Path, stream: Vec<u8>) -> (Handle, Enemy, thread::JoinHandle<Vec
 #[test]
 fn a_receiver_that_breaks_the_rules_is_refused_and_the_source_hears_nothing() {
     let stream = stream(&pages(100, 50), 3);
-    let lies: [(&str, fn(&mut Enemy)); 5] = [
+    type Lie = fn(&mut Enemy);
+    let lies: [(&str, Lie); 5] = [
         ("was not sent", |enemy| {
             enemy.say(&Message::Ack {
                 stream_bytes: u64::MAX,

@@ -201,7 +201,7 @@ fn offer_pages(
             Err(error) => return owner.fail(owner.protocol(error)),
         };
         let progress = &owner.session.progress;
-        progress.filter_pages.set(filter.keys() as u64);
+        progress.filter_pages.set(filter.keys());
         for part in filter.parts() {
             let sent = Message::Filter(part)
                 .frame()
