@@ -3,7 +3,7 @@
 //! Kills what takes part in a migration, cuts the link, or cancels, at random moments: each time the
 //! guest must run on just one side, with its memory right.
 //!
-//! `TWINPAGE_CHAOS_RUNS` is the number of runs (12 if not set), `TWINPAGE_CHAOS_SEED` the first seed,
+//! `TWINPAGE_CHAOS_RUNS` is the number of runs (20 if not set), `TWINPAGE_CHAOS_SEED` the first seed,
 //! which is printed. The proxies are processes of their own here (this test's program, started
 //! again), so that they can be killed.
 
@@ -382,7 +382,7 @@ fn the_guest_runs_on_exactly_one_side_whatever_breaks() {
             .ok()
             .and_then(|text| text.parse::<u64>().ok())
     };
-    let runs = number("TWINPAGE_CHAOS_RUNS").unwrap_or(12);
+    let runs = number("TWINPAGE_CHAOS_RUNS").unwrap_or(20);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let first = number("TWINPAGE_CHAOS_SEED").unwrap_or(now.unwrap().subsec_nanos().into());
     println!("{runs} runs from seed {first}");

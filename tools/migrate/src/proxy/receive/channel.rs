@@ -169,7 +169,8 @@ fn threads(
         done: Amount::default(),
         acked: Amount::default(),
         step: Amount {
-            stream: limit.stream / 8,
+            // Often, so that the sender can use its buffers again while they are in the cache.
+            stream: (limit.stream / 8).min(1 << 20),
             wire: limit.wire / 8,
         },
         deaf: false,
