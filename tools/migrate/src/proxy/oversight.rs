@@ -152,6 +152,7 @@ impl Task {
 
     /// Closes the link in order.
     fn part(&self, seen: &mut Seen) {
+        self.channel.set_done();
         self.outbox.finish(None, FAREWELL);
         self.await_both(seen, FAREWELL);
     }

@@ -293,6 +293,6 @@ mod tests {
         progress.enter(Phase::Device);
         progress.arrived();
         let first = progress.snapshot().switchover_ms;
-        assert!((30..10_000).contains(&first), "{first}");
+        assert!((25..10_000).contains(&first), "{first}");
     }
 }

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::sync::atomic::{
+    AtomicBool,
     AtomicU64,
     Ordering, //
 };
@@ -79,6 +80,8 @@ pub struct Channel {
     pub session: Arc<Session>,
     /// How far its stream is, for errors.
     position: AtomicU64,
+    /// All that counts has happened; how the link ends changes nothing.
+    done: AtomicBool,
     /// To the thread that oversees the channel.
     events: Sender<Event>,
 }
@@ -162,6 +165,7 @@ impl Session {
             number: next,
             session: Arc::clone(self),
             position: AtomicU64::new(0),
+            done: AtomicBool::new(false),
             events,
         });
         Ok(Begun { channel, told })
@@ -259,6 +263,20 @@ impl Channel {
     pub fn tell(&self, event: Event) {
         // It has gone when the channel has ended; then nobody needs to know.
         let _ = self.events.send(event);
+    }
+
+    /// Notes that all that counts has happened.
+    pub fn set_done(&self) {
+        self.done.store(true, Ordering::SeqCst);
+    }
+
+    /// Says that nothing more comes over the link: in order, or too late to matter, or as a
+    /// failure of the session.
+    pub fn link_ended(&self, result: Result<(), Error>) {
+        match result {
+            Err(error) if !self.done.load(Ordering::SeqCst) => self.fail(error),
+            _ => self.tell(Event::LinkEnded),
+        }
     }
 
     /// Fails the session.

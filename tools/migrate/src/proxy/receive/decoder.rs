@@ -41,7 +41,6 @@ use crate::proxy::receive::resolve::{
     Resolved,
     Resolver, //
 };
-use crate::proxy::session::Event;
 use crate::proxy::window::{
     Amount,
     BLOCK_CHARGE, //
@@ -152,10 +151,8 @@ impl Spare {
 impl LinkThread {
     /// Reads until the sender closes the link.
     pub fn run(mut self) {
-        match self.read_all() {
-            Ok(()) => self.flow.channel.tell(Event::LinkEnded),
-            Err(error) => self.flow.channel.fail(error),
-        }
+        let ended = self.read_all();
+        self.flow.channel.link_ended(ended);
         self.flow.heals.close();
     }
 

@@ -45,10 +45,8 @@ pub struct Back {
 impl Back {
     /// Reads until the receiver closes the link.
     pub fn run(mut self) {
-        match self.read_all() {
-            Ok(()) => self.flow.channel.tell(Event::LinkEnded),
-            Err(error) => self.flow.channel.fail(error),
-        }
+        let ended = self.read_all();
+        self.flow.channel.link_ended(ended);
         self.flow.window.close();
     }
 
