@@ -95,7 +95,7 @@ pub struct Send {
     #[arg(long, conflicts_with = "json")]
     pub stdio: bool,
     /// The user that may connect to the socket, a number or a name [default: root]
-    #[arg(long, value_name = "USER", requires = "listen")]
+    #[arg(long, value_name = "USER", conflicts_with = "stdio")]
     pub socket_user: Option<String>,
     /// Sending.
     #[command(flatten)]

@@ -25,5 +25,4 @@ mod status;
 mod store;
 
 #[path = "../../../migrate/tests/common/synth.rs"]
-#[expect(dead_code, reason = "the proxies' own tests use more of it")]
 mod synth;
