@@ -168,7 +168,8 @@ impl Task {
             .and_then(|error| Message::Error(error).frame().ok());
         self.outbox.finish(frame, LAST_WORD);
         let end = Instant::now() + LAST_WORD;
-        while !seen.outbox_ended {
+        // A link that is closed while the other end still writes forgets what was not read there.
+        while !(seen.outbox_ended && seen.link_ended) {
             if !self.next_before(seen, end) {
                 return;
             }

@@ -2,6 +2,11 @@
 
 //! Asks a receiver which pages its host holds, before anything moves.
 
+use std::time::{
+    Duration,
+    Instant, //
+};
+
 use twinpage_wire::{
     Digest,
     Filter,
@@ -26,6 +31,9 @@ use crate::proxy::handshake::{
 };
 use crate::proxy::limits::Limits;
 use crate::proxy::stop::Stop;
+
+/// How long the receiver may take to close the link.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Whom to ask for what.
 pub struct Query {
@@ -120,6 +128,8 @@ pub fn holdings(query: &Query) -> Result<Holdings, Error> {
     }
     // The answer is complete; how the link ends changes nothing.
     let _ = writer.finish();
+    inbox.set_deadline(Some(Instant::now() + FAREWELL));
+    while let Ok(Some(_)) = inbox.next() {}
     handle.abort();
     let filter = gate
         .now()

@@ -60,6 +60,8 @@ macro_rules! counters {
             phase: AtomicU8,
             /// Milliseconds after the beginning at which the guest stopped; 0 before.
             stopped_ms: AtomicU64,
+            /// Milliseconds after the beginning at which QEMU connected; 0 before.
+            connected_ms: AtomicU64,
             /// Everything that the destination needs to run the guest may have arrived there.
             complete: AtomicBool,
             $($(#[$doc])* pub(crate) $name: Count,)*
@@ -72,6 +74,8 @@ macro_rules! counters {
             pub phase: Phase,
             /// Seconds since the session began to wait for QEMU.
             pub seconds: f64,
+            /// Seconds since QEMU connected; 0 before.
+            pub active_seconds: f64,
             $($(#[$doc])* pub $name: u64,)*
         }
 
@@ -82,6 +86,7 @@ macro_rules! counters {
                     began: Instant::now(),
                     phase: AtomicU8::new(Phase::Waiting as u8),
                     stopped_ms: AtomicU64::new(0),
+                    connected_ms: AtomicU64::new(0),
                     complete: AtomicBool::new(false),
                     $($name: Count::default(),)*
                 }
@@ -93,6 +98,7 @@ macro_rules! counters {
                 Snapshot {
                     phase: self.phase(),
                     seconds: self.began.elapsed().as_secs_f64(),
+                    active_seconds: self.active_seconds(),
                     $($name: self.$name.get(),)*
                 }
             }
@@ -211,6 +217,24 @@ impl Progress {
         }
     }
 
+    /// Notes that QEMU has opened one more connection.
+    pub(crate) fn connected(&self) {
+        let now = self.elapsed_ms();
+        // The first one counts; it is no error that others come later.
+        let _ = self
+            .connected_ms
+            .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        self.channels.add(1);
+    }
+
+    /// Seconds since QEMU connected.
+    fn active_seconds(&self) -> f64 {
+        match self.connected_ms.load(Ordering::Relaxed) {
+            0 => 0.0,
+            since => self.elapsed_ms().saturating_sub(since) as f64 / 1e3,
+        }
+    }
+
     /// Milliseconds since the beginning, at least 1.
     fn elapsed_ms(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis())
@@ -281,6 +305,22 @@ mod tests {
             progress.enter(enter);
             assert_eq!(progress.phase(), then);
         }
+    }
+
+    #[test]
+    fn time_counts_from_the_first_connection() {
+        let progress = Progress::new();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert_eq!(progress.snapshot().active_seconds, 0.0);
+        progress.connected();
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        progress.connected();
+        let seen = progress.snapshot();
+        assert_eq!(seen.channels, 2);
+        assert!(
+            (0.015..seen.seconds).contains(&seen.active_seconds),
+            "{seen:?}"
+        );
     }
 
     #[test]

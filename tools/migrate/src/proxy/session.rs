@@ -154,7 +154,7 @@ impl Session {
         ledger.begun += 1;
         ledger.running += 1;
         drop(ledger);
-        self.progress.channels.add(1);
+        self.progress.connected();
         let (events, told) = channel();
         let failed = events.clone();
         self.stop.on_failure(move || {
@@ -273,10 +273,12 @@ impl Channel {
     /// Says that nothing more comes over the link: in order, or too late to matter, or as a
     /// failure of the session.
     pub fn link_ended(&self, result: Result<(), Error>) {
-        match result {
-            Err(error) if !self.done.load(Ordering::SeqCst) => self.fail(error),
-            _ => self.tell(Event::LinkEnded),
+        if let Err(error) = result {
+            if !self.done.load(Ordering::SeqCst) {
+                self.fail(error);
+            }
         }
+        self.tell(Event::LinkEnded);
     }
 
     /// Fails the session.

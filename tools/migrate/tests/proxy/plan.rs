@@ -132,3 +132,49 @@ fn a_host_for_plans_takes_no_migration() {
     let error = finish(sender).unwrap_err().to_string();
     assert!(error.contains("only answers plan requests"), "{error}");
 }
+
+/// A source that takes its time before it says anything.
+struct Slow;
+
+impl twinpage_store::PageSource for Slow {
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+
+    fn digests(&self, each: &mut dyn FnMut(Digest)) -> Result<(), twinpage_store::Error> {
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        each(Digest::of(&[1; 4096]));
+        Ok(())
+    }
+
+    fn fetch(
+        &self,
+        _: &Digest,
+        _: &mut twinpage_store::Page,
+    ) -> Result<bool, twinpage_store::Error> {
+        Ok(false)
+    }
+}
+
+#[test]
+fn a_host_that_takes_long_to_look_says_that_it_is_there() {
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let mut options = receive::Options::new(
+        listen,
+        Security::Insecure,
+        None,
+        Arc::new(|_| {
+            let mut sources = Sources::new();
+            sources.push(Box::new(Slow));
+            Ok(Arc::new(sources))
+        }),
+    );
+    options.limits.ping = std::time::Duration::from_millis(100);
+    let host = receive::start(options).unwrap();
+    let mut query = query(&host.address(), "");
+    query.limits.silence = std::time::Duration::from_millis(500);
+    query.limits.ping = std::time::Duration::from_millis(100);
+    for _ in 0..3 {
+        assert_eq!(plan::holdings(&query).unwrap().pages(), 1);
+    }
+}

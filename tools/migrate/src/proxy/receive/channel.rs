@@ -197,7 +197,7 @@ fn offer_pages(
     let owner = Arc::clone(channel);
     let (outbox, sources) = (outbox.clone(), Arc::clone(sources));
     let work = move || {
-        let filter = match offer::filter(&sources, &key, || ()) {
+        let filter = match offer::filter(&sources, &key) {
             Ok(filter) => filter,
             Err(error) => return owner.fail(owner.protocol(error)),
         };

@@ -7,6 +7,10 @@ use std::sync::atomic::{
     AtomicUsize,
     Ordering, //
 };
+use std::sync::mpsc::{
+    self,
+    RecvTimeoutError, //
+};
 use std::sync::{
     Arc,
     Mutex,
@@ -21,6 +25,7 @@ use std::time::{
 use twinpage_store::Sources;
 use twinpage_wire::{
     Direction,
+    Filter,
     FilterKey,
     Hello,
     Message,
@@ -52,10 +57,13 @@ use crate::proxy::receive::{
     offer,
     OfDomain, //
 };
-use crate::proxy::session::Session;
+use crate::proxy::session::{
+    chain,
+    Session, //
+};
 
-/// How long a link may take to close.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the other end may take to read what was written last, and to close the link.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Links that may be about to say what they are for, or be told what this host holds.
 const GUESTS: usize = 64;
 
@@ -194,22 +202,42 @@ impl Host {
         caller
             .say(&Message::Hello(answer))
             .map_err(|e| failed(e.to_string()))?;
-        let ping = self.session.limits.ping;
-        let mut last = Instant::now();
-        let filter = offer::filter(&sources, &key, || {
-            if last.elapsed() >= ping {
-                last = Instant::now();
-                // If the link broke, the next frame says so.
-                let _ = caller.say(&Message::Ping);
-            }
-        });
-        let filter = filter.map_err(|error| failed(error.to_string()))?;
+        let filter = self.filter_meanwhile(&mut caller, sources, key);
+        let filter = filter.map_err(failed)?;
         for part in filter.parts() {
             let sent = caller.say(&Message::Filter(part));
             sent.map_err(|error| failed(error.to_string()))?;
         }
         caller.part();
         Ok(())
+    }
+
+    /// Makes the filter of `sources`, which may take long, and says meanwhile that it does.
+    fn filter_meanwhile(
+        &self,
+        caller: &mut Caller,
+        sources: Arc<Sources>,
+        key: FilterKey,
+    ) -> Result<Filter, String> {
+        let (give, take) = mpsc::channel();
+        let work = move || {
+            // Nobody waits any more if the link broke.
+            let _ = give.send(offer::filter(&sources, &key));
+        };
+        let thread = self.session.roster.spawn("filter", work);
+        thread.map_err(|error| error.to_string())?;
+        loop {
+            match take.recv_timeout(self.session.limits.ping) {
+                Ok(filter) => return filter.map_err(|error| error.to_string()),
+                Err(RecvTimeoutError::Timeout) => {
+                    let said = caller.say(&Message::Ping);
+                    said.map_err(|error| chain(&error))?;
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err("The filter could not be made".to_owned());
+                }
+            }
+        }
     }
 
     /// Begins a channel of the migration.

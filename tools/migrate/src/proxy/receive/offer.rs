@@ -9,24 +9,13 @@ use twinpage_wire::{
     FilterKey, //
 };
 
-/// Makes the filter of all pages of `sources`, calling `meanwhile` now and then.
+/// Makes the filter of all pages of `sources`.
 ///
 /// # Errors
 ///
 /// There are more pages than a filter holds.
-pub fn filter(
-    sources: &Sources,
-    key: &FilterKey,
-    mut meanwhile: impl FnMut(),
-) -> Result<Filter, twinpage_wire::Error> {
+pub fn filter(sources: &Sources, key: &FilterKey) -> Result<Filter, twinpage_wire::Error> {
     let mut builder = FilterBuilder::new(key);
-    let mut count = 0u64;
-    sources.digests(&mut |digest| {
-        builder.add(&digest);
-        count += 1;
-        if count % (1 << 16) == 0 {
-            meanwhile();
-        }
-    });
+    sources.digests(&mut |digest| builder.add(&digest));
     builder.finish()
 }
