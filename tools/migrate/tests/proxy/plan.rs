@@ -178,3 +178,57 @@ fn a_host_that_takes_long_to_look_says_that_it_is_there() {
         assert_eq!(plan::holdings(&query).unwrap().pages(), 1);
     }
 }
+
+/// A source of many digests.
+struct Many(u64);
+
+impl twinpage_store::PageSource for Many {
+    fn name(&self) -> &'static str {
+        "many"
+    }
+
+    fn digests(&self, each: &mut dyn FnMut(Digest)) -> Result<(), twinpage_store::Error> {
+        let mut dice = crate::common::synth::Dice(1);
+        for _ in 0..self.0 {
+            let mut digest = [0; 32];
+            dice.fill(&mut digest);
+            each(Digest(digest));
+        }
+        Ok(())
+    }
+
+    fn fetch(
+        &self,
+        _: &Digest,
+        _: &mut twinpage_store::Page,
+    ) -> Result<bool, twinpage_store::Error> {
+        Ok(false)
+    }
+}
+
+#[test]
+fn no_answer_is_lost_at_its_end() {
+    for security in [
+        Security::Insecure,
+        Security::Psk(twinpage_migrate::net::Psk::generate().unwrap()),
+    ] {
+        let options = receive::Options::new(
+            "127.0.0.1:0".parse().unwrap(),
+            security.clone(),
+            None,
+            Arc::new(|_| {
+                let mut sources = Sources::new();
+                sources.push(Box::new(Many(700_000)));
+                Ok(Arc::new(sources))
+            }),
+        );
+        let host = receive::start(options).unwrap();
+        for _ in 0..10 {
+            let mut query = query(&host.address(), "");
+            query.security = security.clone();
+            let holdings = plan::holdings(&query).unwrap();
+            assert_eq!(holdings.pages(), 700_000);
+            assert!(holdings.bytes() > 1 << 20);
+        }
+    }
+}
