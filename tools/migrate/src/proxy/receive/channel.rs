@@ -25,12 +25,16 @@ use crate::proxy::oversight::{
     oversee,
     Task, //
 };
-use crate::proxy::qemu::Qemu;
+use crate::proxy::qemu::{
+    Qemu,
+    QemuWriter, //
+};
 use crate::proxy::receive::decoder::{
     Acked,
     Decoder,
     LinkThread,
-    Spare, //
+    Spare,
+    Work, //
 };
 use crate::proxy::receive::heals::Heals;
 use crate::proxy::receive::offer;
@@ -159,10 +163,31 @@ fn threads(
         queue: to_writer,
         limit,
     };
-    let writer = Writer {
+    let writer = writer(flow, qemu.writer, agreed, limit, work);
+    let (owner, outbox, back) = (Arc::clone(channel), flow.outbox.clone(), qemu.reader);
+    let roster = &session.roster;
+    let threads = [
+        roster.spawn("link-read", move || link_thread.run()),
+        roster.spawn("decode", move || decoder.run()),
+        roster.spawn("qemu-write", move || writer.run()),
+        roster.spawn("qemu-read", move || returns::run(&owner, back, &outbox)),
+    ];
+    let threads = threads.into_iter().collect::<io::Result<_>>();
+    threads.map_err(no_thread)
+}
+
+/// The writer of a channel.
+fn writer(
+    flow: &Flow,
+    qemu: QemuWriter,
+    agreed: &Agreed,
+    limit: Amount,
+    queue: mpsc::Receiver<Work>,
+) -> Writer {
+    Writer {
         flow: flow.clone(),
-        queue: work,
-        qemu: qemu.writer,
+        queue,
+        qemu,
         digests: DigestRing::new(agreed.dictionary_pages),
         pages: PageRing::new(agreed.dictionary_pages),
         stage: Vec::new(),
@@ -174,17 +199,7 @@ fn threads(
             wire: limit.wire / 8,
         },
         deaf: false,
-    };
-    let (owner, outbox, back) = (Arc::clone(channel), flow.outbox.clone(), qemu.reader);
-    let roster = &session.roster;
-    let threads = [
-        roster.spawn("link-read", move || link_thread.run()),
-        roster.spawn("decode", move || decoder.run()),
-        roster.spawn("qemu-write", move || writer.run()),
-        roster.spawn("qemu-read", move || returns::run(&owner, back, &outbox)),
-    ];
-    let threads = threads.into_iter().collect::<io::Result<_>>();
-    threads.map_err(no_thread)
+    }
 }
 
 /// Sends the filter of what this host holds, from a thread of its own.

@@ -2,7 +2,10 @@
 
 //! Takes links, hears what each is for, and begins it or refuses.
 
-use std::path::PathBuf;
+use std::path::{
+    Path,
+    PathBuf, //
+};
 use std::sync::atomic::{
     AtomicUsize,
     Ordering, //
@@ -24,6 +27,7 @@ use std::time::{
 
 use twinpage_store::Sources;
 use twinpage_wire::{
+    Agreed,
     Direction,
     Filter,
     FilterKey,
@@ -59,11 +63,16 @@ use crate::proxy::receive::{
 };
 use crate::proxy::session::{
     chain,
+    no_thread,
+    Begun,
+    Channel,
     Session, //
 };
 
-/// How long the other end may take to read what was written last, and to close the link.
+/// How long the other end may take to read a filter, and to close the link.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it may take to read why it is refused.
+const REFUSAL: Duration = Duration::from_secs(5);
 /// Links that may be about to say what they are for, or be told what this host holds.
 const GUESTS: usize = 64;
 
@@ -104,6 +113,13 @@ struct Caller {
     writer: LinkWriter,
     sealer: Sealer,
     hello: Hello,
+}
+
+/// A channel whose QEMU has taken the connection.
+struct Joined {
+    qemu: Qemu,
+    answer: Hello,
+    agreed: Agreed,
 }
 
 /// Counts a link until it is dropped.
@@ -208,7 +224,7 @@ impl Host {
             let sent = caller.say(&Message::Filter(part));
             sent.map_err(|error| failed(error.to_string()))?;
         }
-        caller.part();
+        caller.part(PATIENCE);
         Ok(())
     }
 
@@ -245,74 +261,90 @@ impl Host {
         let Some(path) = &self.qemu else {
             return caller.refuse(Error::PlanOnly);
         };
+        let hello = &caller.hello;
         // Held until QEMU has taken the connection, so that it sees them in the sender's order.
         let mut migration = self.lock();
-        let hello = &caller.hello;
-        let admitted = self
-            .admit(&mut migration, hello)
-            .and_then(|(key, sources)| {
-                let begun = self.session.begin(Some(hello.channel))?;
-                Ok((key, sources, begun))
-            });
-        let (key, sources, begun) = match admitted {
-            Ok(admitted) => admitted,
-            Err(error) => {
-                drop(migration);
-                return caller.refuse(error);
-            }
-        };
+        let admitted = self.admit(&mut migration, hello).and_then(|found| {
+            let begun = self.session.begin(Some(hello.channel))?;
+            let joined = self.join(path, &begun.channel, hello, found.0);
+            Ok((begun, joined, found.1))
+        });
+        drop(migration);
+        match admitted {
+            Err(error) => caller.refuse(error),
+            Ok((begun, Err(error), _)) => self.give_up(caller, &begun.channel, error),
+            Ok((begun, Ok(joined), sources)) => self.start(caller, begun, joined, sources),
+        }
+    }
+
+    /// Agrees with the sender, and connects to QEMU.
+    fn join(
+        &self,
+        path: &Path,
+        channel: &Channel,
+        hello: &Hello,
+        key: FilterKey,
+    ) -> Result<Joined, Error> {
         self.session.note_peer(hello.software.clone());
-        let channel = Arc::clone(&begun.channel);
-        let stop = &self.session.stop;
-        let give_up = |caller: Caller, error: Error| {
-            let text = error.to_string();
-            let code = error.code();
-            stop.fail(error);
-            channel.end();
-            caller.refuse_with(PeerError::new(code, &text))
-        };
         let answer = handshake::of_receiver(hello, key, &self.session.limits);
-        let agreed = match answer.agree(hello) {
-            Ok(agreed) => agreed,
-            Err(error) => {
-                let error = channel.protocol(error);
-                return give_up(caller, error);
-            }
-        };
-        let qemu = match Qemu::connect(path, self.connect_wait, || stop.failed()) {
-            Ok(qemu) => qemu,
-            Err(source) => {
-                let path = path.clone();
-                return give_up(caller, Error::Destination { path, source });
-            }
-        };
+        let agreed = answer.agree(hello);
+        let agreed = agreed.map_err(|error| channel.protocol(error))?;
+        let stop = &self.session.stop;
+        let qemu = Qemu::connect(path, self.connect_wait, || stop.failed());
+        let qemu = qemu.map_err(|source| Error::Destination {
+            path: path.to_owned(),
+            source,
+        })?;
         let closer = qemu.closer.clone();
         stop.on_failure(move || closer.close());
-        drop(migration);
-        let mut caller = caller;
-        if let Err(error) = caller.say(&Message::Hello(answer)) {
+        Ok(Joined {
+            qemu,
+            answer,
+            agreed,
+        })
+    }
+
+    /// Answers the sender and starts the channel.
+    fn start(
+        &self,
+        mut caller: Caller,
+        begun: Begun,
+        joined: Joined,
+        sources: Arc<Sources>,
+    ) -> Result<(), Error> {
+        let channel = Arc::clone(&begun.channel);
+        if let Err(error) = caller.say(&Message::Hello(joined.answer)) {
             let error = channel.link(&error);
-            return give_up(caller, error);
+            return self.give_up(caller, &channel, error);
         }
         let outbox = Outbox::start(caller.writer, caller.sealer, &channel, Sent::Back);
-        let outbox = outbox.map_err(crate::proxy::session::no_thread);
-        let started = outbox.and_then(|outbox| {
+        let started = outbox.map_err(no_thread).and_then(|outbox| {
             Connection {
                 begun,
-                qemu,
+                qemu: joined.qemu,
                 link: caller.handle,
                 inbox: caller.inbox,
                 outbox,
-                agreed,
+                agreed: joined.agreed,
                 sources,
             }
             .start()
         });
         if let Err(error) = started {
-            stop.fail(error);
+            self.session.stop.fail(error);
             channel.end();
         }
         Ok(())
+    }
+
+    /// Fails the session for a channel that did not come about, and tells the sender why.
+    fn give_up(&self, caller: Caller, channel: &Channel, error: Error) -> Result<(), Error> {
+        let said = PeerError::new(error.code(), &error.to_string());
+        self.session.stop.fail(error);
+        let told = caller.refuse_with(said);
+        // Only now may the session, and with it the process, be over.
+        channel.end();
+        told
     }
 
     /// Decides whether a channel belongs to the migration, or begins one.
@@ -374,15 +406,15 @@ impl Caller {
         self.sealer = Sealer::new(Direction::ToSender, &SessionId::NONE, 0);
         // It is refused whether it hears why or not.
         let _ = self.say(&Message::Error(error));
-        self.part();
+        self.part(REFUSAL);
         Ok(())
     }
 
-    /// Closes the link once the sender has.
-    fn part(mut self) {
+    /// Closes the link once the sender has, or after `patience`.
+    fn part(mut self, patience: Duration) {
         // What was written is what counts.
         let _ = self.writer.finish();
-        self.inbox.set_deadline(Some(Instant::now() + PATIENCE));
+        self.inbox.set_deadline(Some(Instant::now() + patience));
         while let Ok(Some(_)) = self.inbox.next() {}
         self.handle.abort();
     }
