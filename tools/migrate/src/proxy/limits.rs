@@ -22,11 +22,14 @@ pub const BLOCK_STREAM_BYTES: usize = 1 << 20;
 ///
 /// For each channel, with C = `dictionary_pages`, S = `stream_window`, W = `wire_window`:
 ///
-/// - the sender holds at most 2 S of the stream (pages that the receiver may ask for, at most
-///   twice as many bytes as are under way), 8 chunks of 256 KiB before the encoder, 4 blocks of at
-///   most 2 MiB after it, and 56 bytes for each of the C entries of its dictionary;
-/// - the receiver holds at most S + W + C * 4096 bytes and blocks of 2 MiB in two threads.
+/// - the sender holds at most 2 S of the stream (for pages that the receiver may ask for), 10
+///   chunks of 256 KiB before the encoder, 10 blocks of at most 2 MiB after it, and 128 bytes for
+///   each of the C entries of its dictionary;
+/// - the receiver holds at most 2 S of pages and literals, W of blocks that are not decoded yet,
+///   C * 4128 bytes of dictionary, and 12 blocks of at most 2 MiB that are in work or kept to be
+///   used again.
 ///
+/// With the defaults that is 160 MiB and 430 MiB at most; what is allocated grows with what is used.
 /// Once for all channels: the filter (`filter_bytes`, twice that while it arrives).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {

@@ -25,7 +25,17 @@ impl Shelf {
         kept.unwrap_or_else(|| vec![0; CHUNK_BYTES])
     }
 
-    /// Takes a buffer of [`CHUNK_BYTES`] back.
+    /// A buffer of at least `bytes`, which may be up to [`CHUNK_BYTES`], and at most twice as many:
+    /// many buffers may be in use at once, and what counts against a window are the bytes wanted.
+    pub fn take_for(&self, bytes: usize) -> Vec<u8> {
+        if bytes * 2 >= CHUNK_BYTES {
+            self.take()
+        } else {
+            vec![0; bytes]
+        }
+    }
+
+    /// Takes a buffer of [`CHUNK_BYTES`] back; others are given back to the system.
     pub fn put(&self, buffer: Vec<u8>) {
         let mut kept = self.lock();
         if buffer.len() == CHUNK_BYTES && kept.len() < SHELF_BUFFERS {
@@ -42,6 +52,25 @@ impl Shelf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_buffer_is_much_larger_than_wanted() {
+        let shelf = Shelf::default();
+        for bytes in [
+            0,
+            1,
+            4096,
+            CHUNK_BYTES / 2 - 1,
+            CHUNK_BYTES / 2,
+            CHUNK_BYTES,
+        ] {
+            let buffer = shelf.take_for(bytes);
+            assert!(
+                buffer.len() >= bytes && buffer.capacity() <= 2 * bytes,
+                "{bytes}"
+            );
+        }
+    }
 
     #[test]
     fn buffers_come_back_whole_or_not_at_all() {

@@ -45,7 +45,7 @@ impl Resolver {
     /// Finds the pages of references from `number` on, and asks the sender for those it does not
     /// find. There are no more of them than pages in a buffer of the shelf.
     pub fn find(&self, number: u64, digests: &[Digest]) -> Resolved {
-        let mut buffer = self.shelf.take();
+        let mut buffer = self.shelf.take_for(digests.len() * PAGE_BYTES);
         let mut missing = Vec::new();
         for (n, digest) in digests.iter().enumerate() {
             let place = buffer.chunks_exact_mut(PAGE_BYTES).nth(n);
