@@ -18,10 +18,12 @@ set -euo pipefail
 . "$(dirname "$0")/prepare/debian.sh"
 need_root_user
 
-SCRATCH=''
+SCRATCH='' BENCH=''
 
 # shellcheck disable=SC2317
 cleanup() {
+	# Its emulators and proxies are of its process group, and end with it.
+	[ -z "$BENCH" ] || kill -- "-$BENCH" 2>/dev/null || true
 	rm -rf "$SCRATCH"
 }
 
@@ -39,12 +41,17 @@ main() {
 	SCRATCH=$(mktemp -d "$CACHE/vm/bench.XXXXXX")
 	trap cleanup EXIT
 	trap 'exit 130' INT TERM
+	# Job control gives the bench a process group of its own.
+	set -m
 	TWINPAGE_COMMIT=$commit TWINPAGE_OUT=$TOP/build/report \
 		TWINPAGE_GUEST=$TOP/build/bin/twinpage-guest \
 		TWINPAGE_TOOL=$TOP/build/bin/twinpage \
 		TWINPAGE_KERNEL=$initrd/vmlinuz-stock \
 		"$TOP/scripts/root.sh" "$TOP/build/bin/twinpage-bench-migrate" \
-		--image "$image" --cache "$CACHE/bench" --scratch "$SCRATCH" "$@"
+		--image "$image" --cache "$CACHE/bench" --scratch "$SCRATCH" "$@" &
+	BENCH=$!
+	set +m
+	wait "$BENCH"
 }
 
 main "$@"

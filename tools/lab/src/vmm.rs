@@ -34,7 +34,7 @@ use crate::qemu::Error;
 use crate::qmp::Qmp;
 
 /// The longest a guest may take to answer a question.
-const ANSWER: Duration = Duration::from_secs(180);
+const ANSWER: Duration = Duration::from_secs(300);
 
 /// A running QEMU.
 pub struct Vmm {

@@ -33,8 +33,8 @@ const DEBIAN_MIB: usize = 512;
 const SMALL_MIB: usize = 256;
 
 /// How long a Debian may take to boot under emulation, and for one command.
-const BOOTS: Duration = Duration::from_secs(600);
-const WORKS: Duration = Duration::from_secs(600);
+const BOOTS: Duration = Duration::from_secs(1800);
+const WORKS: Duration = Duration::from_secs(1800);
 
 /// What a Debian guest calls itself when it can take commands.
 const READY: &str = "ready";

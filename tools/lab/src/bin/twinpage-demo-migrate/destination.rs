@@ -159,11 +159,14 @@ impl Destination {
             DOMAIN,
             "--key",
             KEY,
+            "--quiet",
+            "--json",
         ];
         println!("\n# twinpage {}", arguments.join(" "));
         let receiver = Command::new(place::tool())
             .args(arguments)
             .stdin(Stdio::null())
+            .stdout(File::create(self.host.file("received.json"))?)
             .spawn()?;
         self.receiver = Some(receiver);
         wait::until("the receiver listens", SOON, || {

@@ -54,7 +54,7 @@ pub const DOMAIN: &str = "web";
 pub const MEMORY_MIB: usize = 176;
 
 /// How long a guest may take until it has filled its memory.
-const FILLS: Duration = Duration::from_secs(300);
+const FILLS: Duration = Duration::from_secs(900);
 
 /// Drivers of the network card, in the order in which they need each other.
 const DRIVERS: [&str; 3] = ["failover", "net_failover", "virtio_net"];

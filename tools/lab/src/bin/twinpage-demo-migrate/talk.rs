@@ -27,7 +27,7 @@ use twinpage_lab::checks::Check;
 use twinpage_lab::wait;
 
 /// The longest the other host may take for anything: it is emulated.
-const PATIENCE: Duration = Duration::from_secs(420);
+const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// What the source wants of the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
