@@ -334,7 +334,7 @@ mod tests {
             [
                 "[   0 s] RAM, 512.",
                 "[   5 s] RAM, 512.",
-                "[   5 s] device sta"
+                "[   5 s] device st"
             ]
         );
     }

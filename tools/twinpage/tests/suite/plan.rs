@@ -76,21 +76,16 @@ fn plan(machine: &Machine, candidates: &[&Machine], more: &str, options: &str) -
     })
 }
 
-/// `text` with the directories of machines replaced by names of one width.
+/// `text` with the directories of machines replaced by their numbers, and one blank for many, since
+/// columns are as wide as directories are long.
 fn settled(text: &str, machines: &[&Machine]) -> String {
     let mut text = text.to_owned();
     for (number, machine) in machines.iter().enumerate() {
         let directory = machine.path("/").display().to_string();
-        let name = format!("/{number}/");
-        // Columns are as wide as the directory was long.
-        let blanks = " ".repeat(directory.len() - name.len());
-        text = text.replace(
-            &format!("{directory}l.sock"),
-            &format!("{name}l.sock{blanks}"),
-        );
+        text = text.replace(&directory, &format!("/{number}/"));
     }
     text.lines()
-        .map(|line| format!("{}\n", line.trim_end()))
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ") + "\n")
         .collect()
 }
 

@@ -320,8 +320,8 @@ fn show(built: &Built, console: &mut Console<'_>) -> Result<(), Error> {
     let columns = [
         ("INTO", Side::Left),
         ("ADMITTED", Side::Right),
-        ("THERE ALREADY", Side::Right),
-        ("TOO FEW SOURCES", Side::Right),
+        ("PRESENT", Side::Right),
+        ("COUNTED", Side::Right),
     ];
     let mut table = Table::new(&columns, console.screen);
     for (name, loaded) in [("store", &built.store), ("fleet", &built.fleet)] {
