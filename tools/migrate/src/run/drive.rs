@@ -186,6 +186,11 @@ impl Course<'_> {
                 Some(reason) => Ending::Failed { reason },
                 None => Ending::Cancelled,
             }),
+            // QEMU 10.0 says "failed" of some that were cancelled: its own shutting down of the
+            // socket looks to it like an error of the socket.
+            Status::Failed if matches!(self.cancelled, Some((_, Why::Asked))) => {
+                Some(Ending::Cancelled)
+            }
             Status::Failed => {
                 let said = self.last.error.clone();
                 let reason = reason()

@@ -491,6 +491,15 @@ fn a_request_cancels_and_both_sides_are_asked() {
 }
 
 #[test]
+fn a_source_that_calls_its_cancellation_a_failure_was_cancelled() {
+    let mut source = Qemu::source(&[step("active", "running")]);
+    source.cancelled = Some(vec![step("failed", "running")]);
+    let mut scene = Scene::new(source, Some(waiting()));
+    scene.watcher.at = Some("active");
+    assert_eq!(scene.drive().unwrap().ending, Ending::Cancelled);
+}
+
+#[test]
 fn a_request_before_the_beginning_begins_nothing() {
     let mut scene = Scene::new(completing(), Some(receiving()));
     scene.watcher.reached = AtomicBool::new(true);
