@@ -38,7 +38,8 @@ run_e2e() {
 		payload+=(--file "$program:/usr/bin/$(basename "$program")")
 	done
 	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 1800 --mem 3072 --numa 2 --check-log \
-		--append oops=panic --out "$LOG/$2.$1" "${payload[@]}" -- twinpage-e2e --only "$2" >"$3" 2>&1
+		--append oops=panic --out "$LOG/$2.$1" "${payload[@]}" \
+		-- twinpage-e2e --only "$2" >"$3" 2>&1
 }
 
 # run_kunit CASE LOG: all KUnit cases, since loading the module runs them.
