@@ -76,7 +76,7 @@ fn settled(text: &str, machines: &[&Machine]) -> String {
         line if line.starts_with("Peer:") => "Peer:    ...",
         line => line,
     });
-    lines.map(|line| format!("{line}\n")).collect()
+    lines.collect::<Vec<_>>().join("\n") + "\n"
 }
 
 /// A machine with a VM of domain 7 that maps merged copies of the first `pages` contents.
