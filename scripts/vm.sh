@@ -170,7 +170,10 @@ verdict() {
 	local dir=$1 qemu=$2 status
 	if [ -s "$dir/status" ]; then
 		status=$(cat "$dir/status")
-		[ ! -e "$dir/stuck" ] || { say "vm.sh: the machine did not switch off" && status=125; }
+		if [ -e "$dir/stuck" ]; then
+			say "vm.sh: the machine did not switch off"
+			status=125
+		fi
 	elif [ "$qemu" -eq 124 ] || [ "$qemu" -eq 137 ]; then
 		say "vm.sh: the time ($TIMEOUT s) was up; the console's last lines:"
 		status=124

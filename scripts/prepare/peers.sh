@@ -42,7 +42,8 @@ peers_starters() {
 		firmware=
 		# shellcheck disable=SC2016 # The program that is written expands it.
 		[ "$program" = "${program#qemu-}" ] ||
-			firmware=$(printf ' -L "$top/%s"' usr/share/qemu usr/share/seabios usr/lib/ipxe/qemu)
+			firmware=$(printf ' -L "$top/%s"' usr/share/qemu usr/share/seabios \
+				usr/lib/ipxe/qemu)
 		cat >"$1/start/$program" <<-END
 			#!/bin/sh
 			top=\$(dirname "\$(dirname "\$0")")

@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn users_are_found_by_name() {
-        let users = "root:x:0:0::/root:/bin/sh\nbroken\nlibvirt-qemu:x:64055:112::/:/bin/false\n";
+        let users = "root:x:0:0::/:/bin/sh\nbroken\nlibvirt-qemu:x:64055:112::/:/bin/false\n";
         let table = [
             ("root", Some(0)),
             ("libvirt-qemu", Some(64055)),

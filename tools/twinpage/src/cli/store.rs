@@ -34,7 +34,7 @@ pub enum Store {
 /// The store of the fleet: a Valkey or Redis server or cluster.
 #[derive(Args, Clone, Debug, Default)]
 pub struct FleetOptions {
-    /// The store of the fleet: redis://[USER:PASSWORD@]HOST:PORT[,HOST:PORT], or rediss:// for TLS
+    /// The store of the fleet: `redis://[USER:PASSWORD@]HOST:PORT[,HOST:PORT]`; `rediss://` for TLS
     #[arg(
         long,
         value_name = "URL",
