@@ -3,7 +3,7 @@
 //! The connection between the two proxies.
 //!
 //! * [`Address`] says where, [`Security`] says with which identity.
-//! * [`connect`] and [`Listener::accept`] give a [`Link`], after both sides proved who they are.
+//! * [`connect()`] and [`Listener::accept`] give a [`Link`], after both sides proved who they are.
 //! * A link splits into a [`LinkReader`] and a [`LinkWriter`] for two threads; any number of
 //!   [`LinkHandle`]s can count its bytes and end it from elsewhere.
 //! * [`RateLimit`] slows a writer, or several together, down to bytes per second.
@@ -60,7 +60,7 @@ pub use writer::LinkWriter;
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// From the accepted connection (or from the start of [`connect`]) to the finished link.
+    /// From the accepted connection (or from the start of [`connect()`]) to the finished link.
     pub handshake: Duration,
     /// How long a link may be without a byte: in reading from the peer to this side, in writing
     /// how long the peer may take nothing.

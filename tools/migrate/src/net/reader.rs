@@ -26,7 +26,7 @@ const DIRECT: usize = 32 << 10;
 ///
 /// `read` returns 0 when the peer has finished its direction. Errors are `TimedOut` after silence
 /// or at the deadline, `UnexpectedEof` when the connection ended before the peer finished,
-/// `InvalidData` for what is no TLS, `ConnectionAborted` after [`LinkHandle::abort`], or the
+/// `InvalidData` for what is no TLS, `ConnectionAborted` after `LinkHandle::abort`, or the
 /// socket's own.
 pub struct LinkReader {
     pub(super) shared: Arc<Shared>,

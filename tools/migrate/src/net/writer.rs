@@ -21,7 +21,7 @@ const BATCH: usize = 64 << 10;
 ///
 /// Small writes are collected until [`Write::flush`] or until they are many; large ones go out at
 /// once. Errors are `TimedOut` when the peer takes nothing for the limit of silence,
-/// `ConnectionAborted` after [`LinkHandle::abort`], or the socket's own. After an error the link
+/// `ConnectionAborted` after `LinkHandle::abort`, or the socket's own. After an error the link
 /// is of no more use.
 ///
 /// A writer that is dropped without [`LinkWriter::finish`] leaves the peer of a TLS link with an

@@ -3,7 +3,7 @@
 //! A whole migration, driven through the monitors (QMP) of the source and the destination.
 //!
 //! [`start`] does everything: it connects to the monitors, starts the sending proxy on a private
-//! socket, and runs the migration in a thread. [`drive`] is that thread's work, for whoever has a
+//! socket, and runs the migration in a thread. [`drive()`] is that thread's work, for whoever has a
 //! proxy of another kind:
 //!
 //! 1. It looks at both QEMUs and refuses what cannot go well, with all reasons at once.
