@@ -149,7 +149,8 @@ counters! {
     filter_wait_ms,
     /// Bytes of QEMU's stream on their way.
     in_flight_bytes,
-    /// Milliseconds from the guest's stop to the destination's word that it has everything.
+    /// Milliseconds from the guest's stop to the destination's word that it has everything,
+    /// begun ones included; 0 before.
     switchover_ms,
 }
 
@@ -213,7 +214,7 @@ impl Progress {
         let stopped = self.stopped_ms.load(Ordering::Relaxed);
         if stopped != 0 && self.switchover_ms.get() == 0 {
             self.switchover_ms
-                .set(self.elapsed_ms().saturating_sub(stopped));
+                .set(self.elapsed_ms().saturating_sub(stopped).max(1));
         }
     }
 
@@ -321,6 +322,14 @@ mod tests {
             (0.015..seen.seconds).contains(&seen.active_seconds),
             "{seen:?}"
         );
+    }
+
+    #[test]
+    fn a_stop_too_short_to_measure_is_still_known() {
+        let progress = Progress::new();
+        progress.enter(Phase::Switchover);
+        progress.arrived();
+        assert!(progress.snapshot().switchover_ms > 0);
     }
 
     #[test]
