@@ -186,8 +186,7 @@ impl Course<'_> {
                 Some(reason) => Ending::Failed { reason },
                 None => Ending::Cancelled,
             }),
-            // QEMU 10.0 says "failed" of some that were cancelled: its own shutting down of the
-            // socket looks to it like an error of the socket.
+            // QEMU 10.0 says "failed" of some that were cancelled.
             Status::Failed if matches!(self.cancelled, Some((_, Why::Asked))) => {
                 Some(Ending::Cancelled)
             }

@@ -2,10 +2,10 @@
 
 //! Compares two memories byte by byte.
 //!
-//! One thing differs by right, with or without Twinpage: when KVM takes over a guest with kvmclock,
-//! the restored `MSR_KVM_WALL_CLOCK_NEW` makes it write its own wall clock into the guest's memory
-//! at once (`kvm_write_wall_clock` in arch/x86/kvm/x86.c), before the guest runs. Those 12 bytes are
-//! recognised by what they hold, and nothing else is let pass.
+//! One thing may differ: KVM writes its own wall clock into the memory of a guest with kvmclock when
+//! `MSR_KVM_WALL_CLOCK_NEW` is set (`kvm_write_wall_clock` in arch/x86/kvm/x86.c), as it is when a
+//! guest is restored, before it runs. Those 12 bytes are recognised by what they hold, and nothing
+//! else is let pass.
 
 use std::fmt;
 use std::io::{
