@@ -9,26 +9,15 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
 
-use redb::{
-    Database,
-    ReadOnlyTable,
-    ReadableTableMetadata,
-    TableDefinition, //
-};
+use redb::TableDefinition;
 
-use super::backend::Scratch;
 use super::directory::{
     checksum,
     Directory,
     Part, //
 };
-use super::index::{
-    database,
-    seal,
-    WRITE_CACHE, //
-};
+use super::draft::Draft;
 use super::manifest::{
     hex,
     CandidatesEntry, //
@@ -54,11 +43,7 @@ const BATCH: usize = 256 << 10;
 /// Candidates that are being changed, and that nobody else sees yet.
 pub(super) struct CandidatesWriter {
     number: u64,
-    path: PathBuf,
-    file: File,
-    // Goes before the database that it reads.
-    table: Option<ReadOnlyTable<&'static [u8; PAGE_TAG], &'static [u8]>>,
-    database: Database,
+    draft: Draft<&'static [u8; PAGE_TAG], &'static [u8]>,
     // No source: the candidate goes.
     pending: HashMap<PageTag, Vec<SourceTag>>,
     day: u16,
@@ -82,19 +67,12 @@ impl CandidatesWriter {
                 return Err(Error::damaged(&from_path, "its checksum is wrong"));
             }
         }
-        let own = file.try_clone().map_err(Error::file("open", &path))?;
-        let database = database(Scratch(own), WRITE_CACHE, &path)?;
-        let mut candidates = Self {
+        Ok(Self {
             number,
-            path,
-            file,
-            table: None,
-            database,
+            draft: Draft::new(path, file, SEEN)?,
             pending: HashMap::new(),
             day,
-        };
-        candidates.flush()?;
-        Ok(candidates)
+        })
     }
 
     /// The sources that a candidate was seen in.
@@ -102,10 +80,7 @@ impl CandidatesWriter {
         if let Some(sources) = self.pending.get(page) {
             return Ok(sources.clone());
         }
-        let Some(table) = &self.table else {
-            return Ok(Vec::new());
-        };
-        let found = table.get(page).map_err(Error::engine("read", &self.path))?;
+        let found = self.draft.get(page)?;
         Ok(found.map_or_else(Vec::new, |value| decode(value.value())))
     }
 
@@ -121,88 +96,41 @@ impl CandidatesWriter {
     /// Drops the candidates that were last seen before `day`, and counts them.
     pub(super) fn forget_before(&mut self, day: u16) -> Result<u64, Error> {
         self.flush()?;
-        self.table = None;
-        let mut dropped = 0;
-        let change = self
-            .database
-            .begin_write()
-            .map_err(Error::engine("change", &self.path))?;
-        {
-            let mut table = change
-                .open_table(SEEN)
-                .map_err(Error::engine("change", &self.path))?;
-            table
-                .retain(|_, value| {
-                    let keep = day_of(value) >= day;
-                    dropped += u64::from(!keep);
-                    keep
-                })
-                .map_err(Error::engine("change", &self.path))?;
-        }
-        change
-            .commit()
-            .map_err(Error::engine("change", &self.path))?;
-        self.reopen()?;
-        Ok(dropped)
+        self.draft.change(|table| {
+            let mut dropped = 0;
+            table.retain(|_, value| {
+                let keep = day_of(value) >= day;
+                dropped += u64::from(!keep);
+                keep
+            })?;
+            Ok(dropped)
+        })
     }
 
     /// Hands the changes to the engine and makes them readable.
     fn flush(&mut self) -> Result<(), Error> {
-        // A reader would keep the engine from using the space of what changes.
-        self.table = None;
         let mut batch: Vec<_> = self.pending.drain().collect();
         batch.sort_unstable();
-        let change = self
-            .database
-            .begin_write()
-            .map_err(Error::engine("change", &self.path))?;
-        {
-            let mut table = change
-                .open_table(SEEN)
-                .map_err(Error::engine("change", &self.path))?;
+        self.draft.change(|table| {
             for (page, sources) in batch {
                 if sources.is_empty() {
-                    table
-                        .remove(&page)
-                        .map_err(Error::engine("change", &self.path))?;
+                    table.remove(&page)?;
                 } else {
-                    let value = encode(self.day, &sources);
-                    table
-                        .insert(&page, &value[..])
-                        .map_err(Error::engine("change", &self.path))?;
+                    table.insert(&page, &encode(self.day, &sources)[..])?;
                 }
             }
-        }
-        change
-            .commit()
-            .map_err(Error::engine("change", &self.path))?;
-        self.reopen()
-    }
-
-    /// Reads what is there now.
-    fn reopen(&mut self) -> Result<(), Error> {
-        let read = self
-            .database
-            .begin_read()
-            .map_err(Error::engine("read", &self.path))?;
-        let table = read
-            .open_table(SEEN)
-            .map_err(Error::engine("read", &self.path))?;
-        self.table = Some(table);
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Waits until all is on the disk, and says what the manifest should.
     pub(super) fn finish(mut self) -> Result<CandidatesEntry, Error> {
         self.flush()?;
-        let count = match self.table.take() {
-            Some(table) => table.len().map_err(Error::engine("read", &self.path))?,
-            None => 0,
-        };
+        let (sha256, count) = self.draft.seal()?;
         Ok(CandidatesEntry {
             number: self.number,
             count,
-            sha256: seal(self.database, &self.file, &self.path)?,
+            sha256,
         })
     }
 }

@@ -10,6 +10,7 @@
 mod backend;
 mod candidates;
 mod directory;
+mod draft;
 mod index;
 mod load;
 mod manifest;

@@ -36,10 +36,8 @@ use super::directory::{
     Directory,
     Part, //
 };
-use super::index::{
-    database,
-    SLOTS, //
-};
+use super::draft::database;
+use super::index::SLOTS;
 use super::manifest::{
     hex,
     SegmentEntry, //
