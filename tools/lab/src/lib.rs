@@ -4,12 +4,14 @@
 //!
 //! Whether two pages are one is read from page tables ([`pagemap`]), how many could be is counted
 //! from a snapshot of guest memory ([`oracle`]), whether a guest still holds what it wrote is asked
-//! of the guest ([`qemu`]), whether the kernel minds is read from its log ([`dmesg`]). The module's
+//! of the guest ([`vmm`]), whether the kernel minds is read from its log ([`dmesg`]). The module's
 //! own counters ([`module`]) are compared with those, never believed alone.
 
 pub mod cable;
 pub mod checks;
 pub mod dmesg;
+pub mod error;
+pub mod guest;
 pub mod initramfs;
 pub mod lines;
 pub mod listen;
@@ -19,7 +21,6 @@ pub mod pagemap;
 pub mod payload;
 pub mod place;
 pub mod process;
-pub mod qemu;
 pub mod qmp;
 pub mod spent;
 pub mod tap;

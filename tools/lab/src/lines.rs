@@ -14,7 +14,7 @@ use std::time::{
     Instant, //
 };
 
-use crate::qemu::Error;
+use crate::error::Error;
 use crate::wait;
 
 /// The longest a listener may take to come up.
@@ -37,10 +37,7 @@ pub fn connect(path: &Path) -> Result<UnixStream, Error> {
             Ok::<_, wait::Late>(stream.is_ok())
         },
     )?;
-    stream.map_err(|source| Error::Io {
-        what: format!("connect to {}", path.display()),
-        source,
-    })
+    stream.map_err(Error::of(format!("connect to {}", path.display())))
 }
 
 /// Reads one line, with its end.

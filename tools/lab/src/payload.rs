@@ -24,12 +24,12 @@ const LIBRARIES: [&str; 3] = [
 /// Where Debian has libraries, and where the userland of the test host has them.
 const PLACES: [&str; 3] = ["/lib64", "/lib/x86_64-linux-gnu", "/lib"];
 
-/// The program and what it is linked with.
+/// The program and what it is linked with; and the driver of a balloon, for a guest that has one.
 ///
 /// # Errors
 ///
 /// A file is missing.
-pub fn initramfs() -> io::Result<Vec<u8>> {
+pub fn initramfs(balloon: bool) -> io::Result<Vec<u8>> {
     let mut archive = Archive::default()
         .directory("dev")
         .device("dev/console", 5, 1)
@@ -40,6 +40,11 @@ pub fn initramfs() -> io::Result<Vec<u8>> {
         .file("init", &read(&place::guest())?);
     for library in LIBRARIES {
         archive = archive.file(library, &read(&find(library)?)?);
+    }
+    if balloon {
+        let driver = place::stock_module("virtio_balloon")
+            .ok_or_else(|| io::Error::other("there is no virtio_balloon.ko"))?;
+        archive = archive.file("virtio_balloon.ko", &read(&driver)?);
     }
     Ok(archive.finish())
 }

@@ -4,7 +4,6 @@
 
 use std::collections::VecDeque;
 use std::io::{
-    self,
     BufReader,
     Write, //
 };
@@ -20,11 +19,11 @@ use serde_json::{
     Value, //
 };
 
+use crate::error::Error;
 use crate::lines::{
     connect,
     read_line, //
 };
-use crate::qemu::Error;
 
 /// The longest QEMU may take to answer a command.
 const ANSWER: Duration = Duration::from_secs(120);
@@ -71,10 +70,8 @@ impl Qmp {
     /// QEMU refuses or is gone.
     pub fn run(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
         let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.stream.get_mut(), "{request}").map_err(|source| Error::Io {
-            what: format!("give QEMU of {} the command {command}", self.who),
-            source,
-        })?;
+        let what = format!("give QEMU of {} the command {command}", self.who);
+        writeln!(self.stream.get_mut(), "{request}").map_err(Error::of(what))?;
         let end = Instant::now() + ANSWER;
         loop {
             let message = self.message(end)?;
@@ -156,13 +153,11 @@ impl Qmp {
     }
 
     fn message(&mut self, end: Instant) -> Result<Value, Error> {
-        let line = read_line(&mut self.stream, end).map_err(|source| Error::Io {
-            what: format!("QEMU of {} did not answer", self.who),
-            source,
-        })?;
-        serde_json::from_str(&line).map_err(|error| Error::Io {
-            what: format!("QEMU of {} said '{}'", self.who, line.trim_end()),
-            source: io::Error::other(error),
+        let what = format!("QEMU of {} did not answer", self.who);
+        let line = read_line(&mut self.stream, end).map_err(Error::of(what))?;
+        serde_json::from_str(&line).map_err(|_| Error::Said {
+            who: format!("QEMU of {}", self.who),
+            said: line.trim_end().to_owned(),
         })
     }
 }

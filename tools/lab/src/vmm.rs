@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An unmodified QEMU that migrates: started with any arguments, with a monitor for the lab, one
-//! more for the programs under test, and a serial port that a guest talks on.
+//! An unmodified QEMU: started with any arguments, with a monitor for the lab, one more for the
+//! programs under test, and a serial port that a guest talks on.
 
 use std::fs;
 use std::io::{
-    self,
     BufReader,
     Write, //
 };
@@ -26,12 +25,16 @@ use std::time::{
 
 use twinpage_guest::protocol::Request;
 
+use crate::error::Error;
 use crate::lines::{
     connect,
     read_line, //
 };
-use crate::qemu::Error;
+use crate::oracle::Range;
 use crate::qmp::Qmp;
+
+/// The longest a guest may take to boot and fill its memory.
+const FILLS: Duration = Duration::from_secs(900);
 
 /// The longest a guest may take to answer a question.
 const ANSWER: Duration = Duration::from_secs(300);
@@ -55,10 +58,10 @@ impl Vmm {
     pub fn start(parent: &Path, name: &str, arguments: &[String]) -> Result<Vmm, Error> {
         let directory = parent.join(name);
         let _ = fs::remove_dir_all(&directory);
-        fs::create_dir_all(&directory).map_err(failed("make a directory"))?;
+        fs::create_dir_all(&directory).map_err(Error::of("make a directory"))?;
         let log = directory.join("qemu.log");
         let console = format!("file:{}", directory.join("console.log").display());
-        let errors = fs::File::create(&log).map_err(failed("make a log"))?;
+        let errors = fs::File::create(&log).map_err(Error::of("make a log"))?;
         let mut qemu = Command::new("qemu-system-x86_64")
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-name", &format!("{name},debug-threads=on")])
@@ -71,7 +74,7 @@ impl Vmm {
             .stdout(Stdio::null())
             .stderr(errors)
             .spawn()
-            .map_err(failed("start QEMU"))?;
+            .map_err(Error::of("start QEMU"))?;
         let talks = Qmp::connect(name, &directory.join("qmp"))
             .and_then(|qmp| Ok((qmp, connect(&directory.join("port"))?)));
         match talks {
@@ -128,7 +131,7 @@ impl Vmm {
     /// None comes in time.
     pub fn line(&mut self, limit: Duration) -> Result<String, Error> {
         let line = read_line(&mut self.port, Instant::now() + limit)
-            .map_err(failed(format!("{} did not answer", self.name)))?;
+            .map_err(Error::of(format!("{} did not answer", self.name)))?;
         Ok(line.trim_end().to_owned())
     }
 
@@ -139,7 +142,18 @@ impl Vmm {
     /// QEMU is gone.
     pub fn say(&mut self, line: &str) -> Result<(), Error> {
         writeln!(self.port.get_mut(), "{line}")
-            .map_err(failed(format!("say '{line}' to {}", self.name)))
+            .map_err(Error::of(format!("say '{line}' to {}", self.name)))
+    }
+
+    /// Waits until the guest program has filled the memory; says how many pages never change.
+    ///
+    /// # Errors
+    ///
+    /// The guest says something else, or nothing in time.
+    pub fn ready(&mut self) -> Result<usize, Error> {
+        let line = self.line(FILLS)?;
+        let pages = line.strip_prefix("ready ").map(str::parse);
+        pages.and_then(Result::ok).ok_or_else(|| self.said(line))
     }
 
     /// Asks the guest program something that it answers with `ok`; the rest of the answer.
@@ -148,12 +162,7 @@ impl Vmm {
     ///
     /// The guest says something else, such as which page is wrong.
     pub fn fine(&mut self, request: Request) -> Result<String, Error> {
-        self.say(&request.to_string())?;
-        let line = self.line(ANSWER)?;
-        match line.strip_prefix("ok") {
-            Some(rest) => Ok(rest.trim().to_owned()),
-            None => Err(self.said(line)),
-        }
+        self.ask(request, "ok")
     }
 
     /// The guest program's checksum over all pages that do not change.
@@ -162,11 +171,41 @@ impl Vmm {
     ///
     /// The guest says something else.
     pub fn sum(&mut self) -> Result<String, Error> {
-        self.say(&Request::Sum.to_string())?;
+        self.ask(Request::Sum, "sum")
+    }
+
+    /// Asks the guest program something; what follows the expected word of its answer.
+    fn ask(&mut self, request: Request, expected: &str) -> Result<String, Error> {
+        self.say(&request.to_string())?;
         let line = self.line(ANSWER)?;
-        match line.strip_prefix("sum ") {
-            Some(sum) => Ok(sum.to_owned()),
+        match line.strip_prefix(expected) {
+            Some(rest) => Ok(rest.trim().to_owned()),
             None => Err(self.said(line)),
+        }
+    }
+
+    /// Where the guest's RAM is in QEMU's address space.
+    ///
+    /// # Errors
+    ///
+    /// QEMU does not say.
+    pub fn ram(&mut self) -> Result<Range, Error> {
+        let text = self.qmp.human("info ramblock")?;
+        let line = text
+            .lines()
+            .find(|line| line.trim_start().starts_with("pc.ram"));
+        let numbers: Vec<_> = line
+            .unwrap_or_default()
+            .split_whitespace()
+            .filter_map(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok())
+            .collect();
+        match numbers[..] {
+            [_offset, used, _total, address] => Ok(Range {
+                pid: self.pid(),
+                address,
+                pages: (used / 4096) as usize,
+            }),
+            _ => Err(self.said(text)),
         }
     }
 
@@ -181,10 +220,12 @@ impl Vmm {
         let _ = self.qemu.wait();
     }
 
+    /// What was not expected, with what the guest's kernel and QEMU had to say, which is nothing
+    /// as long as both are well.
     fn said(&self, said: String) -> Error {
         Error::Said {
             who: self.name.clone(),
-            said,
+            said: format!("{said}{}", self.log()),
         }
     }
 }
@@ -201,9 +242,4 @@ impl Drop for Vmm {
 /// A chardev that listens.
 fn listens(path: &Path) -> String {
     format!("unix:{},server=on,wait=off", path.display())
-}
-
-fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-    let what = what.into();
-    move |source| Error::Io { what, source }
 }

@@ -160,7 +160,7 @@ fn debian(
 }
 
 fn small(name: &'static str, scratch: &Path, content: Config) -> Result<Recipe, Failure> {
-    let initramfs = payload::initramfs()?;
+    let initramfs = payload::initramfs(false)?;
     let file: PathBuf = scratch.join("initramfs");
     std::fs::write(&file, &initramfs)?;
     let mut arguments = machine(SMALL_MIB);

@@ -27,7 +27,6 @@ use twinpage_lab::{
 };
 
 use crate::host::{
-    filled,
     save_ram,
     tool,
     Failure,
@@ -120,7 +119,7 @@ impl Destination {
             self.neighbours.push(self.host.guest(name, &content, &[])?);
         }
         for guest in &mut self.neighbours {
-            filled(guest)?;
+            guest.ready()?;
         }
         self.host.checks.step("they have filled their memory");
         self.host.merge("guests of one image share memory")

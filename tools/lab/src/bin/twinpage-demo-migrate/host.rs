@@ -17,15 +17,14 @@ use std::process::{
     ExitStatus,
     Stdio, //
 };
-use std::time::Duration;
 
 use twinpage_guest::config::Config;
 use twinpage_lab::checks::Checks;
+use twinpage_lab::guest::Guest;
 use twinpage_lab::vmm::Vmm;
 use twinpage_lab::{
     dmesg,
     module,
-    payload,
     place, //
 };
 
@@ -52,9 +51,6 @@ pub const DOMAIN: &str = "web";
 
 /// Memory of each guest.
 pub const MEMORY_MIB: usize = 176;
-
-/// How long a guest may take until it has filled its memory.
-const FILLS: Duration = Duration::from_secs(900);
 
 /// Drivers of the network card, in the order in which they need each other.
 const DRIVERS: [&str; 3] = ["failover", "net_failover", "virtio_net"];
@@ -93,7 +89,6 @@ impl Host {
         module::load()?;
         let directory = std::env::temp_dir().join("migrate");
         fs::create_dir_all(&directory)?;
-        fs::write(directory.join("initramfs"), payload::initramfs()?)?;
         let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
         checks.step(format!(
             "host {address}, kernel {}, unpatched, with twinpage.ko",
@@ -117,25 +112,13 @@ impl Host {
     ///
     /// QEMU does not start.
     pub fn guest(&self, name: &str, content: &Config, more: &[&str]) -> Result<Vmm, Failure> {
-        let mut arguments: Vec<String> = [
-            "-enable-kvm",
-            "-cpu",
-            "qemu64",
-            "-M",
-            "q35",
-            "-m",
-            &MEMORY_MIB.to_string(),
-            "-kernel",
-            &place::kernel().display().to_string(),
-            "-initrd",
-            &self.file("initramfs").display().to_string(),
-            "-append",
-            &payload::command_line(content),
-        ]
-        .map(str::to_owned)
-        .to_vec();
-        arguments.extend(more.iter().map(|&word| word.to_owned()));
-        Ok(Vmm::start(&self.directory, name, &arguments)?)
+        let guest = Guest {
+            name: name.to_owned(),
+            memory_mib: MEMORY_MIB,
+            content: content.clone(),
+            balloon: false,
+        };
+        Ok(guest.start(&self.directory, more)?)
     }
 
     /// Attaches every VM of this host and waits until nothing more merges.
@@ -200,22 +183,6 @@ impl Host {
             .check("the kernel's log is clean", alarms.is_empty(), detail);
         Ok(())
     }
-}
-
-/// Waits until a guest has filled its memory; what it said of itself last if it does not.
-///
-/// # Errors
-///
-/// The guest does not come up.
-pub fn filled(guest: &mut Vmm) -> Result<usize, Failure> {
-    let pages = guest.line(FILLS).map_err(Failure::from).and_then(|line| {
-        let pages = line.strip_prefix("ready ").map(str::parse);
-        Ok(pages.ok_or(line.clone())??)
-    });
-    if pages.is_err() {
-        println!("{}", guest.log());
-    }
-    pages
 }
 
 /// Writes what the guest sees of its memory into a file.

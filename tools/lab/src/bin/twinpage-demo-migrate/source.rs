@@ -32,7 +32,6 @@ use twinpage_lab::{
 };
 
 use crate::host::{
-    filled,
     save_ram,
     tool,
     Failure,
@@ -103,7 +102,7 @@ impl Source {
         let (name, content) = MIGRANT;
         self.host.checks.step(format!("starting {name}: {content}"));
         let mut guest = self.host.guest(name, &content, &[])?;
-        filled(&mut guest)?;
+        guest.ready()?;
         self.host.checks.step("it has filled its memory");
         self.host
             .merge("pages that the guest has twice are merged")?;

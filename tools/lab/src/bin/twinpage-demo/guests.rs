@@ -5,14 +5,10 @@
 use serde_json::json;
 use twinpage_guest::config::Config;
 use twinpage_guest::protocol::Request;
-use twinpage_lab::oracle::{
-    Snapshot, //
-};
-use twinpage_lab::qemu::{
-    Error,
-    Kind,
-    Machine, //
-};
+use twinpage_lab::error::Error;
+use twinpage_lab::guest::Guest;
+use twinpage_lab::oracle::Snapshot;
+use twinpage_lab::vmm::Vmm;
 
 /// Memory of each guest. The stock kernel needs about 100 MiB of it to boot.
 const MEMORY_MIB: usize = 160;
@@ -21,7 +17,7 @@ const MEMORY_MIB: usize = 160;
 const GUESTS: [(&str, u64, u64); 3] = [("web-1", 1, 1), ("web-2", 1, 2), ("db-1", 2, 3)];
 
 /// The running guests.
-pub struct Guests(Vec<Machine>);
+pub struct Guests(Vec<Vmm>);
 
 /// What a guest said about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,18 +47,16 @@ impl Guests {
                 churn: 2,
             };
             println!("         {name}: {MEMORY_MIB} MiB, {content}");
-            guests.0.push(Machine::start(&Kind {
+            let guest = Guest {
                 name: name.into(),
                 memory_mib: MEMORY_MIB,
                 content,
                 balloon: false,
-            })?);
+            };
+            guests.0.push(guest.start(&std::env::temp_dir(), &[])?);
         }
-        for machine in &mut guests.0 {
-            if let Err(error) = machine.ready() {
-                println!("{}", machine.console());
-                return Err(error);
-            }
+        for guest in &mut guests.0 {
+            guest.ready()?;
         }
         Ok(guests)
     }
@@ -73,15 +67,15 @@ impl Guests {
     }
 
     /// Asks each of them; they answer at the same time.
-    pub fn ask(&mut self, ask: impl Fn(&mut Machine) -> Result<String, Error> + Sync) -> Vec<Said> {
+    pub fn ask(&mut self, ask: impl Fn(&mut Vmm) -> Result<String, Error> + Sync) -> Vec<Said> {
         std::thread::scope(|scope| {
             let ask = &ask;
             let threads: Vec<_> = self
                 .0
                 .iter_mut()
-                .map(|machine| {
-                    let name = machine.name().to_owned();
-                    (name, scope.spawn(move || ask(machine)))
+                .map(|guest| {
+                    let name = guest.name().to_owned();
+                    (name, scope.spawn(move || ask(guest)))
                 })
                 .collect();
             threads
@@ -99,12 +93,12 @@ impl Guests {
 
     /// Checksums over what never changes.
     pub fn sums(&mut self) -> Vec<Said> {
-        self.ask(Machine::sum)
+        self.ask(Vmm::sum)
     }
 
     /// Whether every page of every guest holds what it should.
     pub fn verify(&mut self) -> Vec<Said> {
-        self.ask(|machine| machine.fine(Request::Verify))
+        self.ask(|guest| guest.fine(Request::Verify))
     }
 
     /// Stops all guests for a moment and looks at all of their memory.
@@ -113,10 +107,10 @@ impl Guests {
     ///
     /// QEMU does not stop them, or their memory cannot be read.
     pub fn snapshot(&mut self) -> Result<Snapshot, Error> {
-        let ranges = self.each(Machine::ram)?;
-        self.each(|machine| machine.control("stop", json!({})))?;
+        let ranges = self.each(Vmm::ram)?;
+        self.each(|guest| guest.qmp.run("stop", json!({})))?;
         let snapshot = Snapshot::of(&ranges);
-        self.each(|machine| machine.control("cont", json!({})))?;
+        self.each(|guest| guest.qmp.run("cont", json!({})))?;
         snapshot.map_err(|source| Error::Io {
             what: "look at the guests' memory".into(),
             source,
@@ -125,7 +119,7 @@ impl Guests {
 
     fn each<T>(
         &mut self,
-        mut work: impl FnMut(&mut Machine) -> Result<T, Error>,
+        mut work: impl FnMut(&mut Vmm) -> Result<T, Error>,
     ) -> Result<Vec<T>, Error> {
         self.0.iter_mut().map(&mut work).collect()
     }

@@ -254,7 +254,7 @@ fn judge_guests(report: &mut Report, guests: &mut Guests, sums: &[guests::Said])
         all_fine(&verified),
         detail,
     );
-    let written = guests.ask(|machine| machine.fine(Request::Write(1000)));
+    let written = guests.ask(|guest| guest.fine(Request::Write(1000)));
     let detail = line(&written);
     report.check("guests write to merged pages", all_fine(&written), detail);
 }

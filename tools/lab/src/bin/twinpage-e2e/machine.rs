@@ -11,19 +11,17 @@ use serde_json::{
 };
 use twinpage_guest::config::Config;
 use twinpage_guest::protocol::Request;
+use twinpage_lab::guest::Guest;
 use twinpage_lab::oracle::{
     Judgement,
     Snapshot, //
-};
-use twinpage_lab::qemu::{
-    Kind,
-    Machine, //
 };
 use twinpage_lab::tap::{
     Failure,
     Outcome,
     Test, //
 };
+use twinpage_lab::vmm::Vmm;
 use twinpage_lab::{
     ensure,
     module,
@@ -58,8 +56,8 @@ pub const TESTS: &[Test] = &[
 const CONVERGE: Duration = Duration::from_secs(400);
 
 /// A small guest with pages that repeat inside and zero pages.
-fn guest(name: &str, balloon: bool) -> Result<Machine, Failure> {
-    let mut machine = Machine::start(&Kind {
+fn start(name: &str, balloon: bool) -> Result<Vmm, Failure> {
+    let kind = Guest {
         name: name.into(),
         memory_mib: if balloon { 192 } else { 160 },
         content: Config {
@@ -71,11 +69,10 @@ fn guest(name: &str, balloon: bool) -> Result<Machine, Failure> {
             ..Config::default()
         },
         balloon,
-    })?;
-    if let Err(error) = machine.ready() {
-        return Err(Failure::Failed(format!("{error}\n{}", machine.console())));
-    }
-    Ok(machine)
+    };
+    let mut guest = kind.start(&std::env::temp_dir(), &[])?;
+    guest.ready()?;
+    Ok(guest)
 }
 
 /// Runs the tool; its standard output.
@@ -92,25 +89,25 @@ fn tool(arguments: &[&str]) -> Result<String, Failure> {
 }
 
 /// Attaches a guest with the tool, as its user would.
-fn attach(machine: &Machine) -> Outcome {
-    let pid = machine.pid().to_string();
+fn attach(guest: &Vmm) -> Outcome {
+    let pid = guest.pid().to_string();
     tool(&["attach", "--pid", &pid, "--domain", "e2e"]).map(|_| ())
 }
 
-fn judge(machine: &mut Machine) -> Result<Judgement, Failure> {
-    let range = machine.ram()?;
-    machine.control("stop", json!({}))?;
+fn judge(guest: &mut Vmm) -> Result<Judgement, Failure> {
+    let range = guest.ram()?;
+    guest.qmp.run("stop", json!({}))?;
     let snapshot = Snapshot::of(&[range]);
-    machine.control("cont", json!({}))?;
+    guest.qmp.run("cont", json!({}))?;
     Ok(snapshot?.judge())
 }
 
 /// Waits until nearly everything that can be merged is.
-fn converge(machine: &mut Machine) -> Result<Judgement, Failure> {
+fn converge(guest: &mut Vmm) -> Result<Judgement, Failure> {
     let mut judgement = Judgement::default();
     let result: Result<_, Failure> = wait::until("converging", CONVERGE, || {
         std::thread::sleep(Duration::from_secs(2));
-        judgement = judge(machine)?;
+        judgement = judge(guest)?;
         Ok(judgement.permille() >= 980)
     });
     println!("{judgement:?}");
@@ -120,36 +117,36 @@ fn converge(machine: &mut Machine) -> Result<Judgement, Failure> {
 fn a_guest_reboots_while_it_is_merged() -> Outcome {
     let _host = Host::new()?;
     module::set("thp_split_threshold", 1)?;
-    let mut machine = guest("reboots", false)?;
-    let sum = machine.sum()?;
-    attach(&machine)?;
-    let before = converge(&mut machine)?;
-    machine.tell(Request::Reboot)?;
+    let mut guest = start("reboots", false)?;
+    let sum = guest.sum()?;
+    attach(&guest)?;
+    let before = converge(&mut guest)?;
+    guest.say(&Request::Reboot.to_string())?;
     // The firmware writes over merged pages, the kernel unpacks itself over others.
-    machine.ready()?;
-    let after = machine.sum()?;
+    guest.ready()?;
+    let after = guest.sum()?;
     ensure!(sum == after, "the checksum was {sum} and is {after}");
-    machine.fine(Request::Verify)?;
-    let again = converge(&mut machine)?;
+    guest.fine(Request::Verify)?;
+    let again = converge(&mut guest)?;
     ensure!(again.merged > before.merged / 2, "{again:?}");
-    machine.fine(Request::Verify)?;
-    ensure!(machine.sum()? == sum, "the checksum changed");
+    guest.fine(Request::Verify)?;
+    ensure!(guest.sum()? == sum, "the checksum changed");
     Ok(())
 }
 
 fn a_balloon_inflates_and_deflates() -> Outcome {
     let _host = Host::new()?;
     module::set("thp_split_threshold", 1)?;
-    let mut machine = guest("balloon", true)?;
-    let sum = machine.sum()?;
-    attach(&machine)?;
-    let full = converge(&mut machine)?;
+    let mut guest = start("balloon", true)?;
+    let sum = guest.sum()?;
+    attach(&guest)?;
+    let full = converge(&mut guest)?;
     // The guest gives pages away that QEMU discards under the scanner, and takes them back.
     for mib in [160_u64, 192, 168, 192] {
-        machine.control("balloon", json!({ "value": mib << 20 }))?;
+        guest.qmp.run("balloon", json!({ "value": mib << 20 }))?;
         let mut actual = 0;
         let result: Result<_, Failure> = wait::until("the balloon", CONVERGE, || {
-            let answer = machine.control("query-balloon", json!({}))?;
+            let answer = guest.qmp.run("query-balloon", json!({}))?;
             let bytes = answer.get("actual").and_then(Value::as_u64);
             actual = bytes.unwrap_or_default() >> 20;
             Ok(actual == mib)
@@ -157,20 +154,20 @@ fn a_balloon_inflates_and_deflates() -> Outcome {
         ensure!(
             result.is_ok(),
             "the balloon stays at {actual} MiB\n{}",
-            machine.console()
+            guest.log()
         );
-        machine.fine(Request::Write(500))?;
-        let now = judge(&mut machine)?;
+        guest.fine(Request::Write(500))?;
+        let now = judge(&mut guest)?;
         println!(
             "{mib} MiB: {} pages mapped, {} merged",
             now.mapped, now.merged
         );
-        machine.fine(Request::Verify)?;
+        guest.fine(Request::Verify)?;
     }
-    ensure!(machine.sum()? == sum, "the checksum changed");
-    let again = converge(&mut machine)?;
+    ensure!(guest.sum()? == sum, "the checksum changed");
+    let again = converge(&mut guest)?;
     println!("before {full:?}, after {again:?}");
-    machine.fine(Request::Verify)?;
+    guest.fine(Request::Verify)?;
     Ok(())
 }
 
@@ -178,27 +175,27 @@ fn the_tool_attaches_shows_and_verifies() -> Outcome {
     module::load()?;
     hurry()?;
     module::set("thp_split_threshold", 1)?;
-    let mut machine = guest("tool", false)?;
+    let mut guest = start("tool", false)?;
     tool(&["attach", "--all", "--domain", "e2e"])?;
-    converge(&mut machine)?;
+    converge(&mut guest)?;
     let status = tool(&["status", "--json"])?;
     let status: Value = serde_json::from_str(&status)?;
-    let pid = machine.pid();
+    let pid = guest.pid();
     let named = status.to_string().contains(&format!("\"pid\":{pid}"));
     ensure!(named, "status does not name process {pid}: {status}");
     println!("{}", tool(&["status"])?);
-    machine.fine(Request::Stop)?;
+    guest.fine(Request::Stop)?;
     let pid = pid.to_string();
     let text = tool(&["digests", "--pid", &pid, "--verify"])?;
     let tail: Vec<_> = text.lines().rev().take(5).collect();
     println!("{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
-    machine.fine(Request::Go)?;
+    guest.fine(Request::Go)?;
     tool(&["set", "pages_to_scan=2000"])?;
     ensure!(module::knob("pages_to_scan")? == "2000", "set did not set");
     tool(&["detach", "--pid", &pid, "--unmerge"])?;
-    let judgement = judge(&mut machine)?;
+    let judgement = judge(&mut guest)?;
     let ordinary = judgement.merged - judgement.zero_merged;
     ensure!(ordinary == 0, "{ordinary} pages are still merged");
-    machine.fine(Request::Verify)?;
+    guest.fine(Request::Verify)?;
     Ok(())
 }
