@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::thread;
 
 use serde_json::Value;
@@ -197,19 +198,17 @@ fn other_domains_are_refused() {
     );
 }
 
-#[test]
-fn keys_must_be_the_same() {
-    let (source, destination) = (Machine::new(), Machine::new());
-    let keys = [key(&source), key(&destination)];
+/// The sender's result where the two cannot trust each other.
+fn refused(source: &Machine, destination: &Machine, options: [&str; 2]) -> Ran {
     let link = destination.path("/link.sock");
     let from = source.path("/from.sock");
     let qemu_from = qemu::source(from.clone(), qemu::stream(1));
     let sent = thread::scope(|scope| {
         let received = scope.spawn(|| {
+            let link = link.display();
             destination.live(&format!(
-                "migrate receive --listen unix:{} {}",
-                link.display(),
-                keys[1]
+                "migrate receive --listen unix:{link} {}",
+                options[1]
             ))
         });
         qemu::appears(&link);
@@ -217,17 +216,80 @@ fn keys_must_be_the_same() {
             "migrate send --listen unix:{} --to unix:{} {}",
             from.display(),
             link.display(),
-            keys[0]
+            options[0]
         ));
         destination.state.lock().unwrap().interrupted = true;
         received.join().unwrap();
         sent
     });
     assert!(!qemu::is_good(&qemu_from.join().unwrap()));
+    sent
+}
+
+#[test]
+fn keys_must_be_the_same() {
+    let (source, destination) = (Machine::new(), Machine::new());
+    let keys = [key(&source), key(&destination)];
+    let sent = refused(&source, &destination, [&keys[0], &keys[1]]);
     assert!(
         sent.bad(1).contains("does not have the same key"),
         "{sent:?}"
     );
+}
+
+/// Makes an authority and certificates for the hosts a and b, with the commands of the
+/// documentation; what the command line of each host says then.
+fn certificates(machine: &Machine) -> [String; 2] {
+    let text = include_str!("../../../../Documentation/migration.rst");
+    let (_, text) = text
+        .split_once("for one authority and each host::")
+        .unwrap();
+    let (b, _) = text.split_once("Then, in place").unwrap();
+    let (authority, host) = b.split_at(b.find("openssl req -new").unwrap());
+    let mut a = host.replace("b.", "a.");
+    for name in ["CN=", "DNS:"] {
+        a = a.replace(&format!("{name}b"), &format!("{name}a"));
+    }
+    let made = Command::new("sh")
+        .args(["-ec", &[authority, host, &a].join("\n")])
+        .current_dir(machine.path("/"))
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let file = |name: &str| machine.path("/").join(name).display().to_string();
+    ["a", "b"].map(|host| {
+        format!(
+            "--ca {} --cert {} --key-file {}",
+            file("ca.pem"),
+            file(&format!("{host}.pem")),
+            file(&format!("{host}.key"))
+        )
+    })
+}
+
+#[test]
+fn certificates_as_documented_let_hosts_in() {
+    let (source, destination) = (Machine::new(), Machine::new());
+    let [here, there] = certificates(&source);
+    let stream = qemu::stream(3);
+    let send = format!("{here} --peer-name b --quiet");
+    let receive = format!("{there} --peer-name a --quiet");
+    let (sent, received, good, equal) = migrate(&source, &destination, &stream, [&send, &receive]);
+    assert!(good && equal, "{sent:?} {received:?}");
+}
+
+#[test]
+fn certificate_of_another_name_or_authority_is_refused() {
+    let (source, destination) = (Machine::new(), Machine::new());
+    let [here, there] = certificates(&source);
+    let other = format!("{here} --peer-name c");
+    let sent = refused(&source, &destination, [&other, &there]);
+    assert!(sent.bad(1).contains("certificate"), "{sent:?}");
+    let stranger = Machine::new();
+    let [_, there] = certificates(&stranger);
+    let right = format!("{here} --peer-name b");
+    let sent = refused(&source, &stranger, [&right, &there]);
+    assert!(sent.bad(1).contains("certificate"), "{sent:?}");
 }
 
 #[test]
