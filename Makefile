@@ -58,6 +58,10 @@ e2e:
 mistakes:
 	@$(SCRIPTS)/mistakes.sh $(MISTAKES)
 
+.PHONY: torture
+torture:
+	@$(SCRIPTS)/torture.sh $(STAGES)
+
 .PHONY: check
 check:
 	@$(SCRIPTS)/check.sh
@@ -76,6 +80,7 @@ help:
 	@echo 'make test            every test; STAGES="cargo kunit e2e-stock e2e-debug" chooses'
 	@echo 'make kunit, make e2e parts of it'
 	@echo 'make mistakes        put mistakes in, see the tests fail; MISTAKES="name..." chooses'
+	@echo 'make torture         MINUTES=n SEED=n STAGES="fuzz sim chaos": go on with what tests do briefly'
 	@echo 'make check           every static check'
 	@echo 'make tools           the twinpage tool and its helpers'
 	@echo 'make modules-debug   twinpage.ko and twinpage_kunit.ko for the debug kernel'

@@ -21,13 +21,13 @@ use twinpage_engine::engine::{
     world::Skip, //
 };
 
-/// The seeds to run, `cases` of them unless the environment says otherwise.
+/// The seeds to run: `cases` of them, or as the environment says.
 fn seeds(cases: u64) -> Vec<u64> {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    match number("TWINPAGE_SEED") {
-        Some(seed) => vec![seed],
-        None => (1..=number("TWINPAGE_CASES").unwrap_or(cases)).collect(),
-    }
+    let seed = number("TWINPAGE_SEED");
+    let cases = number("TWINPAGE_CASES").unwrap_or(if seed.is_some() { 1 } else { cases });
+    let first = seed.unwrap_or(1);
+    (first..first + cases).collect()
 }
 
 /// Runs a case for each seed; the seed of one that fails is the last that was printed.

@@ -1,0 +1,86 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Goes on for MINUTES (60) with what the tests do for seconds:
+#
+#	MINUTES=n SEED=n scripts/torture.sh [STAGE...]
+#
+# with the stages fuzz (QEMU's stream, every decoder of the wire), sim (the
+# engine in a made-up host) and chaos (live migrations of which a part is
+# killed); all of them, each for its share of the time, if none is named. SEED
+# is printed and repeats a run; so do the seeds that a failure prints.
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+need_root_user
+LOG=$TOP/build/log
+MINUTES=${MINUTES:-60}
+SEED=${SEED:-$((RANDOM * 32768 + RANDOM))}
+BATCH=20
+
+# cargo_test ARGUMENT...: run tests; what they say is shown and kept.
+cargo_test() {
+	"$TOP/scripts/root.sh" cargo test --locked "$@" -- --nocapture
+}
+
+# stage_fuzz SECONDS: the decoders are four tests, and two run at a time here.
+stage_fuzz() {
+	export TWINPAGE_FUZZ_SECONDS=$(($1 / 3)) TWINPAGE_FUZZ_SEED=$SEED
+	cargo_test -p twinpage-stream --test stream fuzzed
+	cargo_test -p twinpage-wire --test wire fuzz::
+}
+
+# batches SECONDS COMMAND...: run COMMAND with the next SEED until time is up.
+batches() {
+	local end=$((SECONDS + $1))
+	shift
+	while [ "$SECONDS" -lt "$end" ]; do
+		"$@"
+		SEED=$((SEED + BATCH))
+	done
+}
+
+sim_batch() {
+	TWINPAGE_SEED=$SEED TWINPAGE_CASES=$BATCH cargo_test -p twinpage-engine --test sim
+}
+
+chaos_batch() {
+	TWINPAGE_CHAOS_SEED=$SEED TWINPAGE_CHAOS_RUNS=$BATCH \
+		cargo_test -p twinpage-migrate --test live exactly_one_side
+}
+
+stage_sim() {
+	batches "$1" sim_batch
+}
+
+stage_chaos() {
+	TWINPAGE_PEERS=$("$TOP/scripts/prepare.sh" peers)
+	export TWINPAGE_PEERS
+	batches "$1" chaos_batch
+}
+
+# run STAGE SECONDS: what matters is shown, all of it is in the log.
+run() {
+	local log=$LOG/torture-$1.log
+	say "$1 for $2 s; all of it goes to $log"
+	if ! "stage_$1" "$2" 2>&1 </dev/null | tee "$log" |
+		grep -E --line-buffered '^test .*FAILED|panicked at|runs from seed|streams in|^test result' >&2; then
+		tail -n 20 "$log" >&2
+		die "$1 broke something; the seed printed last in $log repeats it"
+	fi
+}
+
+[[ $MINUTES =~ ^[1-9][0-9]{0,4}$ ]] || die "MINUTES is a number of minutes, not '$MINUTES'"
+[[ $SEED =~ ^[0-9]{1,15}$ ]] || die "SEED is a number, not '$SEED'"
+[ $# -gt 0 ] || set -- fuzz sim chaos
+for stage in "$@"; do
+	[[ $stage =~ ^(fuzz|sim|chaos)$ ]] || die "torture.sh knows the stages fuzz, sim, chaos, not '$stage'"
+done
+mkdir -p "$LOG"
+"$TOP/scripts/prepare.sh" root >/dev/null
+say "MINUTES=$MINUTES SEED=$SEED"
+cd "$TOP/tools"
+for stage in "$@"; do
+	run "$stage" $((MINUTES * 60 / $#))
+done
+say "nothing broke"
