@@ -13,7 +13,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 need_root_user
 LOG=$TOP/build/log
-WATCHED='^( {4})?(not ok|ok) [0-9]|^==> |^test result|^test .*FAILED|^error'
+WATCHED='^( {4})?(not ok|ok) [0-9]|^    .*: [0-9]+ steps, |^==> |^test result|^test .*FAILED|^error'
 PASSED=0 FAILED=0 SKIPPED=0
 
 title_of() {
