@@ -28,7 +28,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts QEMU with files in `parent` and with more arguments; the guest boots meanwhile.
+    /// Starts QEMU with files in `parent` and with more arguments; the guest boots meanwhile. A guest
+    /// that boots again ends QEMU, since one that crashed does: QMP's `set-action` allows it.
     ///
     /// # Errors
     ///
@@ -44,6 +45,7 @@ impl Guest {
             "qemu64",
             "-M",
             "q35",
+            "-no-reboot",
             "-m",
             &self.memory_mib.to_string(),
             "-kernel",

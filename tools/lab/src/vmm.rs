@@ -39,6 +39,9 @@ const FILLS: Duration = Duration::from_secs(900);
 /// The longest a guest may take to answer a question.
 const ANSWER: Duration = Duration::from_secs(300);
 
+/// Lines of the log that an error quotes.
+const LAST_LINES: usize = 60;
+
 /// A running QEMU.
 pub struct Vmm {
     name: String,
@@ -130,9 +133,13 @@ impl Vmm {
     ///
     /// None comes in time.
     pub fn line(&mut self, limit: Duration) -> Result<String, Error> {
-        let line = read_line(&mut self.port, Instant::now() + limit)
-            .map_err(Error::of(format!("{} did not answer", self.name)))?;
-        Ok(line.trim_end().to_owned())
+        match read_line(&mut self.port, Instant::now() + limit) {
+            Ok(line) => Ok(line.trim_end().to_owned()),
+            Err(source) => Err(Error::Io {
+                what: format!("{} did not answer{}", self.name, self.last_words()),
+                source,
+            }),
+        }
     }
 
     /// Says a line to the guest.
@@ -220,13 +227,19 @@ impl Vmm {
         let _ = self.qemu.wait();
     }
 
-    /// What was not expected, with what the guest's kernel and QEMU had to say, which is nothing
-    /// as long as both are well.
     fn said(&self, said: String) -> Error {
         Error::Said {
             who: self.name.clone(),
-            said: format!("{said}{}", self.log()),
+            said: format!("{said}{}", self.last_words()),
         }
+    }
+
+    /// The end of the log, which is empty as long as guest and QEMU are well.
+    fn last_words(&self) -> String {
+        let log = self.log();
+        let lines: Vec<_> = log.lines().rev().take(LAST_LINES).collect();
+        let lines = lines.into_iter().rev().map(|line| format!("\n{line}"));
+        lines.collect()
     }
 }
 

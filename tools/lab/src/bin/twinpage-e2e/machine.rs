@@ -121,6 +121,7 @@ fn a_guest_reboots_while_it_is_merged() -> Outcome {
     let sum = guest.sum()?;
     attach(&guest)?;
     let before = converge(&mut guest)?;
+    guest.qmp.run("set-action", json!({ "reboot": "reset" }))?;
     guest.say(&Request::Reboot.to_string())?;
     // The firmware writes over merged pages, the kernel unpacks itself over others.
     guest.ready()?;
