@@ -59,7 +59,7 @@ pub const HELLO_BYTES: usize = 68 + 2 * (1 + NAME);
 pub const DICTIONARY_PAGES: u32 = 1 << 20;
 
 /// Pages of the dictionary, unless told otherwise.
-pub const DICTIONARY_DEFAULT: u32 = 65536;
+pub const DICTIONARY_DEFAULT: u32 = 16384;
 
 /// Bytes that a window may have: from 4 MiB, so that any block fits in, to 1 GiB.
 pub const WINDOW: std::ops::RangeInclusive<u64> = 4 << 20..=1 << 30;

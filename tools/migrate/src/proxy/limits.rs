@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use twinpage_wire::limits;
+
 use crate::net;
 use crate::proxy::error::Error;
 
@@ -29,7 +31,7 @@ pub const BLOCK_STREAM_BYTES: usize = 1 << 20;
 ///   C * 4128 bytes of dictionary, and 12 blocks of at most 2 MiB that are in work or kept to be
 ///   used again.
 ///
-/// With the defaults that is 160 MiB and 430 MiB at most; what is allocated grows with what is used.
+/// With the defaults that is 90 MiB and 160 MiB at most; what is allocated grows with what is used.
 /// Once for all channels: the filter (`filter_bytes`, twice that while it arrives).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
@@ -56,9 +58,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            stream_window: 64 << 20,
+            stream_window: 32 << 20,
             wire_window: 8 << 20,
-            dictionary_pages: 65536,
+            dictionary_pages: limits::DICTIONARY_DEFAULT,
             filter_bytes: 256 << 20,
             channels: 64,
             ping: Duration::from_secs(5),

@@ -11,8 +11,8 @@ use std::sync::{
 /// Bytes of a buffer: 64 pages.
 pub const CHUNK_BYTES: usize = 256 << 10;
 
-/// Buffers that are kept at most, enough for a window of 64 MiB; more are given back to the system.
-const SHELF_BUFFERS: usize = 288;
+/// Buffers that are kept at most, enough for a window of 32 MiB; more are given back to the system.
+const SHELF_BUFFERS: usize = 144;
 
 /// Buffers that are not in use, the most recently used (and cached) on top.
 #[derive(Default)]

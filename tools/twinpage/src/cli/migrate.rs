@@ -62,7 +62,7 @@ pub struct SendOptions {
     #[arg(long, value_name = "NAME")]
     pub domain: Option<DomainName>,
     /// Bytes of QEMU's stream that may be under way
-    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "32MiB")]
     pub window: Size,
     /// Bytes between the hosts that may be under way
     #[arg(long, value_name = "SIZE", default_value = "8MiB")]
@@ -74,7 +74,7 @@ pub struct SendOptions {
     #[arg(long, value_name = "RATE")]
     pub limit_rate: Option<Rate>,
     /// Memory for pages sent before, which are sent again as a number
-    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     pub dictionary: Size,
     /// Threads that hash pages [default: one a processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -122,7 +122,7 @@ pub struct Receive {
     #[command(flatten)]
     pub pages: PageOptions,
     /// Bytes of QEMU's stream that may be under way
-    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "32MiB")]
     pub window: Size,
     /// Bytes between the hosts that may be under way
     #[arg(long, value_name = "SIZE", default_value = "8MiB")]
@@ -157,7 +157,7 @@ pub struct PageOptions {
     #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with_all = ["no_module", "no_stream"])]
     pub sources: Option<Vec<SourceName>>,
     /// Memory for pages of the same migration
-    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     pub dictionary: Size,
 }
 
