@@ -31,6 +31,8 @@ pub struct Row {
     pub link: String,
     /// Who migrated.
     pub method: String,
+    /// Whether it came to its end; if not, the rest is what it had cost until it was given up.
+    pub completed: bool,
     /// From the order to migrate until the guest runs at the destination and the source is done.
     pub seconds: f64,
     /// From the guest's stop until it goes on.
@@ -164,9 +166,14 @@ impl Rows {
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let given_up = if self.completed {
+            ""
+        } else {
+            "given up after "
+        };
         write!(
             f,
-            "{:.1} s, {:.0} ms down, {:.1} MiB, proxies {:.1} s",
+            "{given_up}{:.1} s, {:.0} ms down, {:.1} MiB, proxies {:.1} s",
             self.seconds,
             self.downtime_ms,
             mib(self.wire_bytes),
@@ -189,10 +196,11 @@ fn line(row: &Row, plain: Option<&Row>) -> String {
         .map(|(name, ratio)| format!("{name} {:.0} %", 100.0 * **ratio))
         .collect();
     format!(
-        "| {} | {} | {} | {:.2} | {} | {:.0} | {:.1} | {} | {:.1} | {:.1} | {} |\n",
+        "| {} | {} | {} | {}{:.2} | {} | {:.0} | {:.1} | {} | {:.1} | {:.1} | {} |\n",
         row.workload,
         row.link,
         row.method,
+        if row.completed { "" } else { "> " },
         row.seconds,
         against(row.seconds, |row| row.seconds),
         row.downtime_ms,
@@ -252,6 +260,7 @@ mod tests {
             workload: Workload::Ideal.name().into(),
             link: Link::Slow.name().into(),
             method: method.name().into(),
+            completed: true,
             seconds,
             downtime_ms: 1.0,
             wire_bytes,
