@@ -9,7 +9,7 @@ set -euo pipefail
 need_root_user
 
 REPORT=$TOP/build/report
-rm -rf "$REPORT"
+rm -f "$REPORT"/demo.json "$REPORT"/console.log "$REPORT"/output.log
 mkdir -p "$REPORT"
 "$TOP/scripts/prepare.sh" root stock initrd >/dev/null
 build_payload stock
