@@ -14,6 +14,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 need_root_user
 LOG=$TOP/build/log
+SHOWN='^test .*FAILED|panicked at|runs from seed|streams in|^test result'
 MINUTES=${MINUTES:-60}
 SEED=${SEED:-$((RANDOM * 32768 + RANDOM))}
 BATCH=20
@@ -64,7 +65,7 @@ run() {
 	local log=$LOG/torture-$1.log
 	say "$1 for $2 s; all of it goes to $log"
 	if ! "stage_$1" "$2" 2>&1 </dev/null | tee "$log" |
-		grep -E --line-buffered '^test .*FAILED|panicked at|runs from seed|streams in|^test result' >&2; then
+		grep -E --line-buffered "$SHOWN" >&2; then
 		tail -n 20 "$log" >&2
 		die "$1 broke something; the seed printed last in $log repeats it"
 	fi
@@ -74,7 +75,8 @@ run() {
 [[ $SEED =~ ^[0-9]{1,15}$ ]] || die "SEED is a number, not '$SEED'"
 [ $# -gt 0 ] || set -- fuzz sim chaos
 for stage in "$@"; do
-	[[ $stage =~ ^(fuzz|sim|chaos)$ ]] || die "torture.sh knows the stages fuzz, sim, chaos, not '$stage'"
+	[[ $stage =~ ^(fuzz|sim|chaos)$ ]] ||
+		die "torture.sh knows the stages fuzz, sim, chaos, not '$stage'"
 done
 mkdir -p "$LOG"
 "$TOP/scripts/prepare.sh" root >/dev/null
