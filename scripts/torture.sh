@@ -60,12 +60,19 @@ stage_chaos() {
 	batches "$1" chaos_batch
 }
 
-# run STAGE SECONDS: what matters is shown, all of it is in the log.
+# run STAGE SECONDS: what matters is shown, all of it is in the log. The stage
+# is no condition of anything, so that the first command that fails ends it.
 run() {
-	local log=$LOG/torture-$1.log
+	local log=$LOG/torture-$1.log rc
 	say "$1 for $2 s; all of it goes to $log"
-	if ! "stage_$1" "$2" 2>&1 </dev/null | tee "$log" |
-		grep -E --line-buffered "$SHOWN" >&2; then
+	set +e
+	(
+		set -e
+		"stage_$1" "$2"
+	) 2>&1 </dev/null | tee "$log" | grep -E --line-buffered "$SHOWN" >&2
+	rc=${PIPESTATUS[0]}
+	set -e
+	if [ "$rc" -ne 0 ]; then
 		tail -n 20 "$log" >&2
 		die "$1 broke something; the seed printed last in $log repeats it"
 	fi
