@@ -14,7 +14,7 @@ set -euo pipefail
 need_root_user
 LOG=$TOP/build/log
 WATCHED='^( {4})?(not ok|ok) [0-9]|^    .*: [0-9]+ steps, |^==> |^test result|^test .*FAILED|^error'
-PASSED=0 FAILED=0 SKIPPED=0
+PASSED=0 FAILED=0 SKIPPED=0 BAD=()
 
 title_of() {
 	case $1 in
@@ -96,13 +96,17 @@ watch() {
 		sed -u 's/^/    /' || true
 }
 
-# excuse STAGE STATUS LOG: why a stage failed, in short.
+# reasons LINES MORE LOG: the tests that failed, and MORE lines after each of them.
+reasons() {
+	grep -aE -A "$2" '(^|    )not ok |^test .*FAILED|panicked at' "$3" | head -n "$1" |
+		cut -c1-160 | sed 's/^/    | /' >&2 || true
+}
+
+# excuse STAGE STATUS LOG: why a stage failed.
 excuse() {
-	say "$1 failed with status $2; from $3:"
-	{
-		grep -aE -A 4 '(^|    )not ok |^test .*FAILED|panicked at' "$3" | head -n 60 || true
-		tail -n 20 "$3"
-	} | cut -c1-160 | sed 's/^/    | /' >&2
+	say "$1 failed with status $2; the end of $3:"
+	tail -n 20 "$3" | cut -c1-160 | sed 's/^/    | /' >&2
+	reasons 60 4 "$3"
 }
 
 # run_stage STAGE: run it and add its numbers. A stage that fails otherwise than
@@ -121,7 +125,10 @@ run_stage() {
 	if [ "$failed" -eq 0 ] && { [ "$rc" -ne 0 ] || [ "$passed" -eq 0 ]; }; then
 		failed=1
 	fi
-	[ "$failed" -eq 0 ] || excuse "$stage" "$rc" "$log"
+	if [ "$failed" -ne 0 ]; then
+		excuse "$stage" "$rc" "$log"
+		BAD+=("$stage")
+	fi
 	say "$stage: $passed passed, $failed failed, $skipped skipped in $((SECONDS - start)) s"
 	PASSED=$((PASSED + passed)) FAILED=$((FAILED + failed)) SKIPPED=$((SKIPPED + skipped))
 }
@@ -137,6 +144,11 @@ number=0
 for stage in "${STAGES[@]}"; do
 	number=$((number + 1))
 	run_stage "$stage" "[$number/${#STAGES[@]}]"
+done
+# Who sees no more than the end of a long run still learns what failed.
+for stage in "${BAD[@]}"; do
+	say "$stage failed:"
+	reasons 12 1 "$LOG/$stage.log"
 done
 summary="$PASSED passed, $FAILED failed"
 [ "$SKIPPED" -eq 0 ] || summary+=", $SKIPPED skipped"
