@@ -32,7 +32,7 @@ tools:
 
 .PHONY: prepare
 prepare:
-	@$(SCRIPTS)/prepare.sh root peers stock debug initrd >/dev/null
+	@$(SCRIPTS)/prepare.sh root peers stock debug kasan initrd >/dev/null
 
 .PHONY: demo
 demo:

@@ -25,6 +25,14 @@ hash_of() {
 	sha256sum | cut -c1-12
 }
 
+# kernel_cc NAME: the compiler of a kernel and of its modules.
+kernel_cc() {
+	case $1 in
+	kasan) echo clang-19 ;;
+	*) echo x86_64-linux-gnu-gcc-14 ;;
+	esac
+}
+
 need_root_user() {
 	[ "$(id -u)" -eq 0 ] ||
 		die "this needs root: it makes a chroot with its own mounts (try: sudo make ...)"

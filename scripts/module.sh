@@ -3,18 +3,18 @@
 #
 # Builds the kernel modules for one of the prepared kernels, in the root:
 #
-#	scripts/module.sh stock|debug [MAKE-ARGUMENT...]
+#	scripts/module.sh stock|debug|kasan [MAKE-ARGUMENT...]
 #
-# The result is in build/stock or build/debug of the checkout, or in OUTPUT,
-# which is emptied first if FRESH is set.
+# The result is in build/KERNEL of the checkout, or in OUTPUT, which is
+# emptied first if FRESH is set.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
 kernel=${1:-}
 case $kernel in
-stock | debug) shift ;;
-*) die "usage: scripts/module.sh stock|debug [MAKE-ARGUMENT...]" ;;
+stock | debug | kasan) shift ;;
+*) die "usage: scripts/module.sh stock|debug|kasan [MAKE-ARGUMENT...]" ;;
 esac
 case $TOP in
 *[[:space:]:%]*) die "the kernel's build cannot work in a path with a space, ':' or '%': $TOP" ;;
@@ -30,5 +30,5 @@ lock "build-$(hash_of <<<"$output")"
 mkdir -p "$output"
 say "modules for $(cat "$build/include/config/kernel.release") in ${output#"$TOP/"}"
 exec "$TOP/scripts/root.sh" make --no-print-directory -C "$build" -j"$JOBS" \
-	CC=x86_64-linux-gnu-gcc-14 M="$TOP" MO="$output" \
+	CC="$(kernel_cc "$kernel")" M="$TOP" MO="$output" \
 	CONFIG_DEBUG_INFO_BTF_MODULES= "$@"

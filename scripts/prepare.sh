@@ -3,7 +3,7 @@
 #
 # Prepares what the build and the tests need, once, in the cache:
 #
-#	scripts/prepare.sh root|source|stock|debug|initrd|peers...
+#	scripts/prepare.sh root|source|stock|debug|kasan|initrd|peers...
 #
 # prints the path of each. What is there already costs nothing and needs no
 # network. "prepare.sh --newest" asks again which kernel is the newest.
@@ -17,17 +17,17 @@ HERE=$(dirname "$0")
 . "$HERE/prepare/source.sh"
 # shellcheck source=scripts/prepare/stock.sh
 . "$HERE/prepare/stock.sh"
-# shellcheck source=scripts/prepare/debug.sh
-. "$HERE/prepare/debug.sh"
+# shellcheck source=scripts/prepare/kernel.sh
+. "$HERE/prepare/kernel.sh"
 # shellcheck source=scripts/prepare/initrd.sh
 . "$HERE/prepare/initrd.sh"
 # shellcheck source=scripts/prepare/peers.sh
 . "$HERE/prepare/peers.sh"
 
-[ $# -gt 0 ] || die "usage: scripts/prepare.sh root|source|stock|debug|initrd|peers..."
+[ $# -gt 0 ] || die "usage: scripts/prepare.sh root|source|stock|debug|kasan|initrd|peers..."
 for thing in "$@"; do
 	case $thing in
-	root | source | stock | debug | initrd | peers)
+	root | source | stock | debug | kasan | initrd | peers)
 		"prepare_$thing"
 		"${thing}_path"
 		;;
@@ -35,7 +35,7 @@ for thing in "$@"; do
 		forget_source
 		;;
 	*)
-		die "prepare.sh knows root, source, stock, debug, initrd and peers, not '$thing'"
+		die "prepare.sh knows root, source, stock, debug, kasan, initrd and peers, not '$thing'"
 		;;
 	esac
 done

@@ -61,7 +61,7 @@ build_test_hmm() {
 	mkdir -p "$dir"
 	cp "$source/src/lib/test_hmm.c" "$source/src/lib/test_hmm_uapi.h" "$dir/"
 	echo 'obj-m := test_hmm.o' >"$dir/Kbuild"
-	"$TOP/scripts/root.sh" make -s -C "$build" CC=x86_64-linux-gnu-gcc-14 M="$dir" \
+	"$TOP/scripts/root.sh" make -s -C "$build" CC="$(kernel_cc stock)" M="$dir" \
 		CONFIG_DEBUG_INFO_BTF_MODULES= modules
 	PAYLOAD+=(--file "$dir/test_hmm.ko:/test_hmm.ko")
 }

@@ -3,7 +3,7 @@
 #
 # Boots a KVM host under QEMU's software emulation and runs a command in it:
 #
-#	scripts/vm.sh --kernel stock|debug [OPTION...] -- COMMAND ARGUMENT...
+#	scripts/vm.sh --kernel stock|debug|kasan [OPTION...] -- COMMAND ARGUMENT...
 #
 #	--mem MIB        memory of the host (default 2048)
 #	--smp N          its processors (default 2)
@@ -56,8 +56,8 @@ parse() {
 	[ $# -gt 0 ] || die "vm.sh: no command given (after --)"
 	COMMAND=("$@")
 	case $KERNEL in
-	stock | debug) ;;
-	*) die "vm.sh: --kernel must be stock or debug" ;;
+	stock | debug | kasan) ;;
+	*) die "vm.sh: --kernel must be stock, debug or kasan" ;;
 	esac
 	case $NET in
 	'' | server:?* | client:?*) ;;
@@ -74,11 +74,11 @@ quoted() {
 	printf '\n'
 }
 
-# debug_modules: the modules of the debug kernel; the userland that is kept has
+# own_modules: the modules of a kernel of our own; the userland that is kept has
 # those of the stock kernel.
-debug_modules() {
+own_modules() {
 	local build release module
-	build=$("$TOP/scripts/prepare.sh" debug)
+	build=$("$TOP/scripts/prepare.sh" "$KERNEL")
 	release=$(cat "$build/include/config/kernel.release")
 	for module in virt/lib/irqbypass arch/x86/kvm/kvm arch/x86/kvm/kvm-amd lib/test_hmm; do
 		[ ! -f "$build/$module.ko" ] ||
@@ -104,7 +104,7 @@ stage() {
 kernel_image() {
 	case $KERNEL in
 	stock) echo "$INITRD/vmlinuz-stock" ;;
-	debug) echo "$("$TOP/scripts/prepare.sh" debug)/arch/x86/boot/bzImage" ;;
+	debug | kasan) echo "$("$TOP/scripts/prepare.sh" "$KERNEL")/arch/x86/boot/bzImage" ;;
 	esac
 }
 
@@ -221,7 +221,7 @@ main() {
 	trap cleanup EXIT
 	trap 'exit 130' INT TERM
 
-	[ "$KERNEL" = stock ] || debug_modules
+	[ "$KERNEL" = stock ] || own_modules
 	stage "$WORK/tree"
 	cp "$INITRD/base.cpio.zst" "$WORK/initrd"
 	# shellcheck disable=SC2016

@@ -33,7 +33,7 @@ in_root() {
 
 # in_root_do FUNCTION ARGUMENT...: a shell function, run in the root.
 in_root_do() {
-	in_root env JOBS="$JOBS" KERNEL_CC="${KERNEL_CC:-}" \
+	in_root env JOBS="$JOBS" \
 		bash -ec "$(declare -f "$1")"'; "$@"' bash "$@"
 }
 

@@ -5,10 +5,8 @@
 # headers package lacks the Rust metadata, so they are made here from the same
 # source, configuration and compilers; no kernel is compiled.
 
-KERNEL_CC=x86_64-linux-gnu-gcc-14
-
 stock_key() {
-	printf '%s\n' "stock 1" "$KERNEL_CC" "$(source_key)" \
+	printf '%s\n' "stock 1" "$(kernel_cc stock)" "$(source_key)" \
 		"$(source_release 2>/dev/null)" | hash_of
 }
 
@@ -22,13 +20,13 @@ settle() {
 	sed -i "s|$1\.tmp|$1|g" "$1.tmp/Makefile"
 }
 
-# configure_stock SOURCE BUILD RELEASE: runs in the root. The release files get
+# configure_stock SOURCE BUILD CC RELEASE: runs in the root. The release files get
 # the stock release, because a module's vermagic must match it.
 configure_stock() {
-	local src=$1 build=$2 release=$3 headers=$1/../deb/usr/src/linux-headers-$3
+	local src=$1 build=$2 cc=$3 release=$4 headers=$1/../deb/usr/src/linux-headers-$4
 	cp "$headers/.config" "$build/.config"
-	make -C "$src" O="$build" CC="$KERNEL_CC" olddefconfig
-	make -C "$src" O="$build" CC="$KERNEL_CC" -j"$JOBS" prepare modules_prepare
+	make -C "$src" O="$build" CC="$cc" olddefconfig
+	make -C "$src" O="$build" CC="$cc" -j"$JOBS" prepare modules_prepare
 	cp "$headers/Module.symvers" "$build/"
 	echo "$release" >"$build/include/config/kernel.release"
 	echo "#define UTS_RELEASE \"$release\"" >"$build/include/generated/utsrelease.h"
@@ -47,7 +45,8 @@ prepare_stock() {
 	mkdir -p "$path.tmp"
 	progress "module build directory for $(source_release) (about 3 minutes)" \
 		"$CACHE/log/stock.log" '^  [A-Z]' \
-		in_root_do configure_stock "$(source_path)/src" "$path.tmp" "$(source_release)"
+		in_root_do configure_stock "$(source_path)/src" "$path.tmp" "$(kernel_cc stock)" \
+		"$(source_release)"
 	settle "$path"
 	publish "$path.tmp" "$path"
 }
