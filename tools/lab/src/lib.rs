@@ -8,6 +8,7 @@
 //! own counters ([`module`]) are compared with those, never believed alone.
 
 pub mod cable;
+pub mod cgroup;
 pub mod checks;
 pub mod dmesg;
 pub mod error;
@@ -23,7 +24,9 @@ pub mod place;
 pub mod process;
 pub mod qmp;
 pub mod spent;
+pub mod swap;
 pub mod tap;
 pub mod told;
+pub mod uffd;
 pub mod vmm;
 pub mod wait;

@@ -36,7 +36,10 @@ use twinpage_lab::pagemap::{
     Frames,
     Pagemap, //
 };
-use twinpage_lab::process::Bytes;
+use twinpage_lab::process::{
+    borrow,
+    Bytes, //
+};
 use twinpage_lab::tap::{
     Failure,
     Outcome,
@@ -57,7 +60,6 @@ use crate::host::{
     DOMAIN, //
 };
 use crate::life::{
-    borrow,
     until_gone, //
 };
 

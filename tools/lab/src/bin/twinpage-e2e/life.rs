@@ -8,11 +8,7 @@ use std::io::{
     Read,
     Write, //
 };
-use std::os::fd::{
-    AsRawFd,
-    FromRawFd,
-    OwnedFd, //
-};
+use std::os::fd::AsRawFd;
 use std::time::{
     Duration,
     Instant, //
@@ -29,6 +25,7 @@ use twinpage_lab::module::{
     DEBUGFS, //
 };
 use twinpage_lab::pagemap::Frames;
+use twinpage_lab::process::borrow;
 use twinpage_lab::tap::{
     Failure,
     Outcome,
@@ -131,25 +128,6 @@ impl Victim {
     fn attach(&self, host: &Host) -> Result<u32, Failure> {
         let vm = borrow(self.child.pid(), self.vm)?;
         Ok(host.device().attach(vm.as_raw_fd(), DOMAIN)?)
-    }
-}
-
-/// A copy of a file that another process has open.
-pub fn borrow(pid: u32, file: i32) -> Result<OwnedFd, Failure> {
-    let take = |number: libc::c_long| match number {
-        -1 => Err(std::io::Error::last_os_error()),
-        // SAFETY: the call just returned this file, and nobody else knows it.
-        number => Ok(unsafe { OwnedFd::from_raw_fd(number as i32) }),
-    };
-    // SAFETY: both calls take integers only.
-    unsafe {
-        let process = take(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
-        Ok(take(libc::syscall(
-            libc::SYS_pidfd_getfd,
-            process.as_raw_fd(),
-            file,
-            0,
-        ))?)
     }
 }
 

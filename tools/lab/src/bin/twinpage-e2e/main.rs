@@ -26,7 +26,6 @@ mod races;
 mod reasons;
 mod sharing;
 mod slots;
-mod swap;
 mod symbols;
 mod watch;
 

@@ -174,7 +174,7 @@ fn pages_in_a_pipe_stay_where_they_are() -> Outcome {
 
 /// A block device in memory whose pages are read without the page cache.
 fn disk() -> Result<File, Failure> {
-    crate::swap::prepare(16)?;
+    twinpage_lab::swap::prepare(16)?;
     Ok(OpenOptions::new()
         .read(true)
         .write(true)

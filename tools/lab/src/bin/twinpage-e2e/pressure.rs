@@ -2,20 +2,17 @@
 
 //! Memory runs short, is swapped out, or breaks.
 
-use std::fs::{
-    self,
-    File, //
-};
+use std::fs::File;
 use std::io::{
     Read,
     Write, //
 };
-use std::path::Path;
 
 use tinyvm::{
     Backing,
     Memory, //
 };
+use twinpage_lab::cgroup::Group;
 use twinpage_lab::module::{
     self,
     Merged, //
@@ -48,7 +45,7 @@ use crate::host::{
     DOMAIN,
     PRIVATE, //
 };
-use crate::swap::{
+use twinpage_lab::swap::{
     used_kib,
     Kind,
     Swap, //
@@ -130,46 +127,6 @@ fn unmerging_stops_before_the_host_runs_out_of_memory() -> Outcome {
         crate::host::check(guest.memory(), page, page as u64 % 7 + 1)?;
     }
     Ok(())
-}
-
-/// A control group for the length of a test.
-struct Group(String);
-
-impl Group {
-    fn new(name: &str) -> Result<Group, Failure> {
-        let root = "/sys/fs/cgroup";
-        let enabled = fs::write(format!("{root}/cgroup.subtree_control"), "+memory");
-        if let Err(error) = enabled {
-            return Err(Failure::Skipped(format!("no memory controller: {error}")));
-        }
-        let path = format!("{root}/{name}");
-        if !Path::new(&path).exists() {
-            fs::create_dir(&path)?;
-        }
-        Ok(Group(path))
-    }
-
-    fn set(&self, name: &str, value: impl ToString) -> std::io::Result<()> {
-        fs::write(format!("{}/{name}", self.0), value.to_string())
-    }
-
-    fn number(&self, name: &str) -> Result<u64, Failure> {
-        let text = fs::read_to_string(format!("{}/{name}", self.0))?;
-        text.trim()
-            .parse()
-            .map_err(|_| Failure::Failed(format!("{name} is '{text}'")))
-    }
-
-    fn event(&self, name: &str) -> Result<u64, Failure> {
-        Ok(field(&format!("{}/memory.events", self.0), name)?)
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // The processes in it may take a moment to be gone; an empty group costs nothing.
-        let _ = fs::remove_dir(&self.0);
-    }
 }
 
 /// A VM whose memory is charged to a group, in a process of its own.

@@ -37,7 +37,7 @@ use crate::host::{
     DOMAIN,
     PRIVATE, //
 };
-use crate::swap::{
+use twinpage_lab::swap::{
     Kind,
     Swap, //
 };

@@ -1,15 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Userfaultfd watchers miss no write, and may move pages that others merge.
-//!
-//! The numbers and structures are those of `include/uapi/linux/userfaultfd.h` of the kernel.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::{
-    AsRawFd,
-    FromRawFd, //
-};
 use std::sync::atomic::{
     AtomicBool,
     Ordering, //
@@ -25,6 +17,11 @@ use twinpage_lab::tap::{
     Failure,
     Outcome,
     Test, //
+};
+use twinpage_lab::uffd::{
+    Faults,
+    Feature,
+    Watcher, //
 };
 use twinpage_lab::wait;
 
@@ -58,90 +55,6 @@ pub const TESTS: &[Test] = &[
 
 const PAGES: usize = 256;
 
-/// Requests, each with the number of 64-bit words of its argument.
-const API: (u64, usize) = (0x3f, 3);
-const REGISTER: (u64, usize) = (0x00, 4);
-const MOVE: (u64, usize) = (0x05, 5);
-const WRITE_PROTECT: (u64, usize) = (0x06, 3);
-
-/// Features, modes and flags.
-const FEATURE_WRITE_PROTECT: u64 = 1;
-const FEATURE_MOVE: u64 = 1 << 16;
-const MODE_MISSING: u64 = 1;
-const MODE_WRITE_PROTECT: u64 = 2;
-const PROTECT: u64 = 1;
-const ALLOW_HOLES: u64 = 1 << 1;
-
-/// A userfaultfd.
-struct Watcher(File);
-
-impl Watcher {
-    fn new(features: u64) -> Result<Watcher, Failure> {
-        // SAFETY: the call takes flags only.
-        let file =
-            unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
-        if file < 0 {
-            let error = std::io::Error::last_os_error();
-            return Err(Failure::Skipped(format!("no userfaultfd: {error}")));
-        }
-        // SAFETY: the file was just opened and nobody else owns it.
-        let watcher = Watcher(unsafe { File::from_raw_fd(file as libc::c_int) });
-        match watcher.request(API, &mut [0xaa, features, 0, 0, 0]) {
-            Ok(()) => Ok(watcher),
-            Err(error) => Err(Failure::Skipped(format!("no such userfaultfd: {error}"))),
-        }
-    }
-
-    fn request(
-        &self,
-        (number, words): (u64, usize),
-        argument: &mut [u64; 5],
-    ) -> std::io::Result<()> {
-        let request = (3 << 30) | ((words as u64 * 8) << 16) | (0xaa << 8) | number;
-        // SAFETY: the kernel reads and writes `words` 64-bit words, and there are five.
-        if unsafe { libc::ioctl(self.0.as_raw_fd(), request, argument.as_mut_ptr()) } != 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        Ok(())
-    }
-
-    fn register(&self, memory: &Memory, mode: u64) -> std::io::Result<()> {
-        let bytes = (memory.pages() * 4096) as u64;
-        self.request(REGISTER, &mut [memory.address(), bytes, mode, 0, 0])
-    }
-
-    fn protect(&self, address: u64, pages: usize, mode: u64) -> std::io::Result<()> {
-        self.request(
-            WRITE_PROTECT,
-            &mut [address, pages as u64 * 4096, mode, 0, 0],
-        )
-    }
-
-    /// Lets every write through and counts it, until `done`.
-    fn count(&self, done: &AtomicBool) -> std::io::Result<usize> {
-        let mut faults = 0;
-        loop {
-            let mut message = [0_u8; 32];
-            match (&self.0).read(&mut message) {
-                Ok(32) if message[0] == 0x12 => {
-                    let mut address = [0; 8];
-                    address.copy_from_slice(&message[16..24]);
-                    faults += 1;
-                    self.protect(u64::from_le_bytes(address) & !4095, 1, 0)?;
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                    if done.load(Ordering::Acquire) {
-                        return Ok(faults);
-                    }
-                    std::thread::yield_now();
-                }
-                Ok(_) => return Err(std::io::Error::other("a message that is no fault")),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-}
-
 /// Writes to each page while somebody watches; the number of faults he saw.
 fn faults(
     watcher: &Watcher,
@@ -150,7 +63,7 @@ fn faults(
 ) -> Result<usize, Failure> {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let counter = scope.spawn(|| watcher.count(&done));
+        let counter = scope.spawn(|| watcher.answer(&done));
         for page in 0..memory.pages() {
             fill(memory, page, key(page));
         }
@@ -165,13 +78,13 @@ fn faults(
 fn a_watched_mapping_is_not_merged() -> Outcome {
     let host = Host::new()?;
     module::set("run", 0)?;
-    let watcher = Watcher::new(FEATURE_WRITE_PROTECT)?;
+    let watcher = Watcher::new(Feature::WriteProtect)?;
     let a = host.guest(PAGES, Backing::Small, DOMAIN)?;
     let b = host.guest(PAGES, Backing::Small, DOMAIN)?;
     a.fill_with(|page| page as u64 / 2);
     b.fill_with(|page| page as u64 / 2);
-    watcher.register(b.memory(), MODE_WRITE_PROTECT)?;
-    watcher.protect(b.memory().address(), PAGES, PROTECT)?;
+    watcher.register(b.memory().address(), PAGES, Faults::Writes)?;
+    watcher.protect(b.memory().address(), PAGES, true)?;
     module::set("run", 1)?;
     host.until_saved(&[&a], PAGES / 2)?;
     host.passes(2)?;
@@ -190,10 +103,10 @@ fn a_watched_mapping_is_not_merged() -> Outcome {
 
 fn watching_merged_pages_misses_no_write() -> Outcome {
     let host = Host::new()?;
-    let watcher = Watcher::new(FEATURE_WRITE_PROTECT)?;
+    let watcher = Watcher::new(Feature::WriteProtect)?;
     let [a, b] = host.twins(PAGES)?;
-    watcher.register(b.memory(), MODE_WRITE_PROTECT)?;
-    watcher.protect(b.memory().address(), PAGES, PROTECT)?;
+    watcher.register(b.memory().address(), PAGES, Faults::Writes)?;
+    watcher.protect(b.memory().address(), PAGES, true)?;
     let seen = faults(&watcher, b.memory(), |page| page as u64 + 9)?;
     ensure!(seen == PAGES, "{seen} of {PAGES} writes were seen");
     b.check_with(|page| page as u64 + 9)?;
@@ -202,10 +115,10 @@ fn watching_merged_pages_misses_no_write() -> Outcome {
 
 fn userfaultfd_moves_of_merged_pages_lose_nothing() -> Outcome {
     let host = Host::new()?;
-    let watcher = Watcher::new(FEATURE_MOVE)?;
+    let watcher = Watcher::new(Feature::Move)?;
     let [a, b] = host.twins(PAGES)?;
     let target = Memory::new(PAGES, Backing::Small)?;
-    watcher.register(&target, MODE_MISSING)?;
+    watcher.register(target.address(), PAGES, Faults::Missing)?;
     let (mut moved, mut refused) = (0, 0);
     let mut place = vec![None; PAGES];
     // Each page a few times, so that some moves meet a page in the middle of merging.
@@ -215,7 +128,7 @@ fn userfaultfd_moves_of_merged_pages_lose_nothing() -> Outcome {
                 continue;
             }
             let (to, from) = (target.page_address(page), a.memory().page_address(page));
-            match watcher.request(MOVE, &mut [to, from, 4096, ALLOW_HOLES, 0]) {
+            match watcher.move_pages(to, from, 1) {
                 Ok(()) => {
                     moved += 1;
                     *place = Some(round);

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A swap device in memory, for as long as a test runs.
+//! A swap device in memory, for as long as somebody wants it.
 
 use std::ffi::CString;
 use std::fs;
 use std::process::Command;
 
-use twinpage_lab::process::field;
-use twinpage_lab::tap::{
+use crate::process::field;
+use crate::tap::{
     Failure,
     Outcome, //
 };
@@ -32,13 +32,17 @@ const FILE: &str = "/tmp/swap";
 
 impl Swap {
     /// Turns swapping on.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Skipped`] where there is no such device.
     pub fn on(kind: Kind, mib: usize) -> Result<Swap, Failure> {
         let path = match kind {
             Kind::Zram => {
                 prepare(mib)?;
                 "/dev/zram0".to_owned()
             }
-            Kind::Loop => attach_loop(mib)?,
+            Kind::Loop => attach_loop(FILE, mib)?,
         };
         // A swap header: version 1, last page, then a signature at the end of the first page.
         let mut header = vec![0_u8; 4096];
@@ -56,6 +60,10 @@ impl Swap {
     }
 
     /// Turns it off: everything comes back to memory.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, for example no memory.
     pub fn off(self) -> Outcome {
         // SAFETY: the path is a C string.
         if unsafe { libc::swapoff(self.device.as_ptr()) } != 0 {
@@ -70,6 +78,10 @@ impl Swap {
 }
 
 /// KiB of swap in use.
+///
+/// # Errors
+///
+/// No `/proc/meminfo`.
 pub fn used_kib() -> std::io::Result<u64> {
     let total = field("/proc/meminfo", "SwapTotal")?;
     Ok(total - field("/proc/meminfo", "SwapFree")?)
@@ -85,19 +97,27 @@ fn command(name: &str, arguments: &[&str]) -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// A loop device over a file in memory.
-fn attach_loop(mib: usize) -> Result<String, Failure> {
+/// A loop device over a file in memory, for as long as the machine runs.
+///
+/// # Errors
+///
+/// [`Failure::Skipped`] where there is no such device.
+pub fn attach_loop(file: &str, mib: usize) -> Result<String, Failure> {
     if fs::metadata("/dev/loop-control").is_err() {
         command("modprobe", &["loop"])?;
     }
     // Swap files have no holes, and neither should this one.
-    fs::write(FILE, vec![1_u8; mib << 20])?;
+    fs::write(file, vec![1_u8; mib << 20])?;
     let device = command("losetup", &["-f"])?;
-    command("losetup", &[&device, FILE])?;
+    command("losetup", &[&device, file])?;
     Ok(device)
 }
 
 /// Makes an empty disk of this size in memory.
+///
+/// # Errors
+///
+/// There is no such device, or it is in use.
 pub fn prepare(mib: usize) -> Outcome {
     if fs::metadata("/dev/zram0").is_err() {
         // It needs compressors, which are modules too.

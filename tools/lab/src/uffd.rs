@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Userfaultfd: who is told of the faults in a range, and may move pages.
+//!
+//! The numbers and structures are those of `include/uapi/linux/userfaultfd.h` of the kernel.
+
+use std::fs::File;
+use std::io::{
+    self,
+    Read, //
+};
+use std::os::fd::{
+    AsRawFd,
+    FromRawFd, //
+};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering, //
+};
+
+use crate::pagemap::PAGE_BYTES;
+use crate::tap::Failure;
+
+/// Whether the kernel writes to the argument of a request, or reads it, as the request says.
+const WRITES: u64 = 3 << 30;
+const READS: u64 = 2 << 30;
+
+/// Requests, each with the number of 64-bit words of its argument.
+const API: (u64, usize) = (WRITES | 0x3f, 3);
+const REGISTER: (u64, usize) = (WRITES, 4);
+const UNREGISTER: (u64, usize) = (READS | 0x01, 2);
+const ZEROPAGE: (u64, usize) = (WRITES | 0x04, 4);
+const MOVE: (u64, usize) = (WRITES | 0x05, 5);
+const WRITE_PROTECT: (u64, usize) = (WRITES | 0x06, 3);
+
+/// What a userfaultfd can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// To be told of writes.
+    WriteProtect,
+    /// To move pages.
+    Move,
+}
+
+impl Feature {
+    fn bits(self) -> u64 {
+        match self {
+            Feature::WriteProtect => 1,
+            Feature::Move => 1 << 16,
+        }
+    }
+}
+
+/// Which faults in a range are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Faults {
+    /// Accesses to pages that are not there.
+    Missing,
+    /// Writes to pages that were protected.
+    Writes,
+}
+
+/// Moves may find nothing at some addresses.
+const ALLOW_HOLES: u64 = 1 << 1;
+
+/// What a message says: the kind of event, the flags of a fault.
+const EVENT_FAULT: u8 = 0x12;
+const FAULT_FLAG_WRITE_PROTECT: u64 = 2;
+
+/// A userfaultfd.
+pub struct Watcher(File);
+
+impl Watcher {
+    /// Opens one.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Skipped`] where the kernel has no such thing.
+    pub fn new(feature: Feature) -> Result<Watcher, Failure> {
+        // SAFETY: the call takes flags only.
+        let file =
+            unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
+        if file < 0 {
+            let error = io::Error::last_os_error();
+            return Err(Failure::Skipped(format!("no userfaultfd: {error}")));
+        }
+        // SAFETY: the file was just opened and nobody else owns it.
+        let watcher = Watcher(unsafe { File::from_raw_fd(file as libc::c_int) });
+        match watcher.request(API, &mut [0xaa, feature.bits(), 0, 0, 0]) {
+            Ok(()) => Ok(watcher),
+            Err(error) => Err(Failure::Skipped(format!("no such userfaultfd: {error}"))),
+        }
+    }
+
+    fn request(&self, (number, words): (u64, usize), argument: &mut [u64; 5]) -> io::Result<()> {
+        let request = number | ((words as u64 * 8) << 16) | (0xaa << 8);
+        // SAFETY: the kernel reads and writes `words` 64-bit words, and there are five.
+        if unsafe { libc::ioctl(self.0.as_raw_fd(), request, argument.as_mut_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Watches a range from now on.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, for example when somebody else watches it.
+    pub fn register(&self, address: u64, pages: usize, faults: Faults) -> io::Result<()> {
+        let mode = match faults {
+            Faults::Missing => 1,
+            Faults::Writes => 2,
+        };
+        let bytes = pages as u64 * PAGE_BYTES;
+        self.request(REGISTER, &mut [address, bytes, mode, 0, 0])
+    }
+
+    /// No longer watches a range; whoever waits there goes on.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn unregister(&self, address: u64, pages: usize) -> io::Result<()> {
+        let bytes = pages as u64 * PAGE_BYTES;
+        self.request(UNREGISTER, &mut [address, bytes, 0, 0, 0])
+    }
+
+    /// Protects pages from writes, or lets writers go on.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn protect(&self, address: u64, pages: usize, protect: bool) -> io::Result<()> {
+        let bytes = pages as u64 * PAGE_BYTES;
+        self.request(
+            WRITE_PROTECT,
+            &mut [address, bytes, u64::from(protect), 0, 0],
+        )
+    }
+
+    /// Moves pages to where nothing is mapped yet, in a range that is watched for missing pages.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: a page is shared, or held.
+    pub fn move_pages(&self, to: u64, from: u64, pages: usize) -> io::Result<()> {
+        let bytes = pages as u64 * PAGE_BYTES;
+        self.request(MOVE, &mut [to, from, bytes, ALLOW_HOLES, 0])
+    }
+
+    /// Answers every fault until `done`: a write goes on, a missing page is one of zeroes; how many
+    /// there were.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, or a message that is no fault.
+    pub fn answer(&self, done: &AtomicBool) -> io::Result<usize> {
+        let mut faults = 0;
+        loop {
+            let mut message = [0_u8; 32];
+            match (&self.0).read(&mut message) {
+                Ok(32) if message[0] == EVENT_FAULT => {
+                    let word = |at: usize| {
+                        let bytes = message[at..at + 8].try_into();
+                        u64::from_le_bytes(bytes.unwrap_or_default())
+                    };
+                    let page = word(16) / PAGE_BYTES * PAGE_BYTES;
+                    faults += 1;
+                    match word(8) & FAULT_FLAG_WRITE_PROTECT {
+                        0 => self.request(ZEROPAGE, &mut [page, PAGE_BYTES, 0, 0, 0])?,
+                        _ => self.protect(page, 1, false)?,
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if done.load(Ordering::Acquire) {
+                        return Ok(faults);
+                    }
+                    std::thread::yield_now();
+                }
+                Ok(_) => return Err(io::Error::other("a message that is no fault")),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
