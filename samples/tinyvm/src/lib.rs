@@ -5,15 +5,17 @@
 //! It is the least a program must do to be a KVM guest whose memory Twinpage can merge: create a
 //! VM, map private anonymous memory, register it as a memslot. [`Memory`] and [`Vm`] do that, with
 //! every variation that matters to merging (huge pages, shared memory, several slots over one
-//! address, slots that move). [`Counter`] runs real guest code over the pages: it checks a counter
-//! in each of them, and counts on when told to, so that a page that shows a wrong byte to the
-//! *guest* is found.
+//! address, slots that move). [`Counter`] runs real guest code over the pages: it checks every
+//! word of each of them, and writes them anew when told to, so that a page that shows a wrong byte
+//! to the *guest* is found.
 
 mod counter;
 mod memory;
 mod vm;
 
 pub use counter::{
+    content,
+    fresh,
     Counter,
     Lost,
     Sweep, //
