@@ -1,0 +1,413 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a monitor does to the memory of its guest, while the guest runs or stands still.
+
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering, //
+};
+
+use tinyvm::{
+    content,
+    fresh,
+    Backing,
+    Memory,
+    Slot, //
+};
+use twinpage_lab::uffd::{
+    Faults,
+    Feature,
+    Watcher, //
+};
+
+use crate::dice::Dice;
+use crate::transfer;
+use crate::vmm::{
+    Machine,
+    Trouble, //
+};
+
+/// One of the things that a monitor does.
+pub struct Act {
+    /// Its name in reports.
+    pub name: &'static str,
+    /// Does it.
+    pub run: fn(&Machine, &mut Dice) -> Result<(), Trouble>,
+}
+
+macro_rules! acts {
+    ($($name:literal $run:expr,)+) => { &[$(Act { name: $name, run: $run },)+] };
+}
+
+/// `madvise` values that libc lacks (`include/uapi/asm-generic/mman-common.h`).
+const MADV_COLD: libc::c_int = 20;
+const MADV_PAGEOUT: libc::c_int = 21;
+const MADV_POPULATE_WRITE: libc::c_int = 23;
+const MADV_COLLAPSE: libc::c_int = 25;
+const MADV_SOFT_OFFLINE: libc::c_int = 101;
+
+/// Logs which pages the guest writes.
+const KVM_MEM_LOG_DIRTY_PAGES: u32 = 1;
+
+/// Where a second slot shows the memory again.
+const ALIAS: u64 = 1 << 30;
+
+/// All of them.
+pub const ACTS: &[Act] = acts![
+    "madvise cold" |machine, dice| advise(machine, dice, MADV_COLD),
+    "madvise pageout" |machine, dice| advise(machine, dice, MADV_PAGEOUT),
+    "madvise nohugepage" |machine, dice| advise(machine, dice, libc::MADV_NOHUGEPAGE),
+    "madvise hugepage" |machine, dice| advise(machine, dice, libc::MADV_HUGEPAGE),
+    "madvise collapse" |machine, dice| advise(machine, dice, MADV_COLLAPSE),
+    "madvise mergeable" |machine, dice| advise(machine, dice, libc::MADV_MERGEABLE),
+    "madvise unmergeable" |machine, dice| advise(machine, dice, libc::MADV_UNMERGEABLE),
+    "madvise populate" |machine, dice| advise(machine, dice, MADV_POPULATE_WRITE),
+    "madvise dontneed" discard,
+    "madvise free" free_lazily,
+    "soft offline" soft_offline,
+    "mlock" lock,
+    "mprotect" protect,
+    "mremap" remap,
+    "move_pages" change_node,
+    "clear soft-dirty" clear_soft_dirty,
+    "fork" fork,
+    "slot delete and add" replace_slot,
+    "slot alias and move" alias_slot,
+    "dirty log" log_writes,
+    "userfaultfd write-protect" watch_writes,
+    "userfaultfd missing" watch_holes,
+    "userfaultfd move" move_away,
+    "write through /proc/mem" transfer::write_mem,
+    "process_vm_writev" transfer::write_vm,
+    "process_vm_readv" transfer::read_vm,
+    "vmsplice" transfer::splice,
+    "O_DIRECT read" transfer::direct_read,
+    "O_DIRECT write" transfer::direct_write,
+    "io_uring registered" transfer::registered,
+    "audit" audit,
+];
+
+fn advise(machine: &Machine, dice: &mut Dice, advice: libc::c_int) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(dice, usize::MAX);
+    Ok(machine.memory.advise(page, pages, advice)?)
+}
+
+fn audit(machine: &Machine, _: &mut Dice) -> Result<(), Trouble> {
+    Ok(machine.still().counter.audit()?)
+}
+
+/// Pages are gone: they read as zeroes from now on.
+fn discard(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(dice, 64);
+    let state = machine.still();
+    machine.memory.advise(page, pages, libc::MADV_DONTNEED)?;
+    let first = page - machine.first_page;
+    (first..first + pages).for_each(|page| state.counter.believe(page, 0));
+    // As a guest does with memory that it takes back.
+    for page in first..first + pages / 2 {
+        put(machine, &state.counter, page, dice.below(64));
+    }
+    Ok((first..first + pages).try_for_each(|page| state.counter.check(page))?)
+}
+
+/// Gives a data page the content of a kind.
+fn put(machine: &Machine, counter: &tinyvm::Counter, page: usize, kind: usize) {
+    let number = fresh(kind as u64);
+    counter.believe(page, number);
+    machine
+        .memory
+        .write_page(machine.first_page + page, &content(number));
+}
+
+/// Each page may be gone or not until it is written again.
+fn free_lazily(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(dice, 16);
+    let state = machine.still();
+    machine.memory.advise(page, pages, libc::MADV_FREE)?;
+    dice.nap(30);
+    for page in page - machine.first_page..page - machine.first_page + pages {
+        if let Err(lost) = state.counter.check(page) {
+            if machine.memory.read_page(machine.first_page + page) != content(0) {
+                return Err(lost.into());
+            }
+        }
+        put(machine, &state.counter, page, dice.below(64));
+    }
+    Ok(())
+}
+
+/// The kernel moves pages off frames that may break soon. It takes each frame out of use for ever,
+/// so this is rare.
+fn soft_offline(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+    let (page, _) = machine.some_pages(dice, 1);
+    if !dice.once_in(8) {
+        return Err(std::io::Error::other("not every time").into());
+    }
+    Ok(machine.memory.advise(page, 1, MADV_SOFT_OFFLINE)?)
+}
+
+fn lock(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(dice, 64);
+    let (at, bytes) = (machine.memory.page(page).cast(), pages * 4096);
+    // SAFETY: the range is guest memory; locking changes no content.
+    let locked = unsafe { libc::mlock(at, bytes) };
+    let error = std::io::Error::last_os_error();
+    dice.nap(50);
+    // SAFETY: as above.
+    unsafe { libc::munlock(at, bytes) };
+    match locked {
+        0 => Ok(()),
+        _ => Err(error.into()),
+    }
+}
+
+/// The guest meets pages that it may not write, or not even read, for a moment.
+fn protect(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(dice, 64);
+    let access = *dice.of(&[libc::PROT_READ, libc::PROT_NONE]);
+    let protected = machine.memory.protect(page, pages, access);
+    dice.nap(10);
+    let all = libc::PROT_READ | libc::PROT_WRITE;
+    machine
+        .memory
+        .protect(page, pages, all)
+        .map_err(|error| Trouble::Wrong(error.to_string()))?;
+    Ok(protected?)
+}
+
+/// Pages go to other addresses and come back.
+fn remap(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(dice, 64);
+    let state = machine.still();
+    let scratch = Memory::new(pages, Backing::Small)?;
+    // The old addresses stay mapped, empty, so that nobody else settles there.
+    let away = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+    relocate(machine.memory.page(page), scratch.page(0), pages, away)?;
+    dice.nap(10);
+    for index in 0..pages {
+        let number = state.counter.number(page - machine.first_page + index);
+        if scratch.read_page(index) != content(number) {
+            let text = format!("page {page} is wrong after mremap, number {number:#x}");
+            return Err(Trouble::Wrong(text));
+        }
+    }
+    let back = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    relocate(scratch.page(0), machine.memory.page(page), pages, back)
+        .map_err(|error| Trouble::Wrong(format!("mremap back: {error}")))?;
+    Ok((0..pages).try_for_each(|index| state.counter.check(page - machine.first_page + index))?)
+}
+
+fn relocate(from: *mut u8, to: *mut u8, pages: usize, flags: libc::c_int) -> std::io::Result<()> {
+    // SAFETY: both ranges are guest memory or scratch memory of this process, accessed in volatile
+    // words only; the guest stands still and uses neither.
+    let at = unsafe { libc::mremap(from.cast(), pages * 4096, pages * 4096, flags, to) };
+    match at {
+        libc::MAP_FAILED => Err(std::io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+fn change_node(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(dice, 128);
+    let list: Vec<_> = (page..page + pages)
+        .map(|page| machine.memory.page(page))
+        .collect();
+    let nodes = vec![dice.below(2) as i32; pages];
+    let mut status = vec![0_i32; pages];
+    // SAFETY: the three lists have as many elements as the count says; pages keep their content.
+    let moved = unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            0,
+            pages,
+            list.as_ptr(),
+            nodes.as_ptr(),
+            status.as_mut_ptr(),
+            // MPOL_MF_MOVE_ALL: shared pages too.
+            1 << 2,
+        )
+    };
+    match moved {
+        0.. => Ok(()),
+        _ => Err(std::io::Error::last_os_error().into()),
+    }
+}
+
+fn clear_soft_dirty(_: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+    // 1: referenced bits of all pages, 2: of anonymous pages, 4: soft-dirty bits.
+    let what = dice.of(&["1", "2", "4"]);
+    Ok(std::fs::write("/proc/self/clear_refs", what)?)
+}
+
+/// A child has its own view of all pages, which nobody changes but the child.
+fn fork(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+    let state = machine.still();
+    let (page, pages) = machine.some_pages(dice, 32);
+    // SAFETY: the child only reads and writes guest memory, which needs no lock and no allocation,
+    // and ends; all it uses was made before.
+    match unsafe { libc::fork() } {
+        -1 => Err(std::io::Error::last_os_error().into()),
+        0 => {
+            let counter = &state.counter;
+            let mut wrong = counter.audit().is_err();
+            for index in page - machine.first_page..page - machine.first_page + pages {
+                put(machine, counter, index, index % 64);
+            }
+            wrong |= counter.audit().is_err();
+            // SAFETY: the call ends the process; nothing of the parent's is to be cleaned up here.
+            unsafe { libc::_exit(i32::from(wrong)) }
+        }
+        child => {
+            drop(state);
+            let mut status = 0;
+            // SAFETY: `status` is a place for the result.
+            unsafe { libc::waitpid(child, &mut status, 0) };
+            if libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 1 {
+                return Err(Trouble::Wrong("a child of fork saw a wrong byte".into()));
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The slot that shows all of the memory at guest address 0.
+fn slot(machine: &Machine, flags: u32) -> Slot {
+    Slot {
+        host: machine.memory.address(),
+        pages: machine.memory.pages(),
+        flags,
+        ..Slot::default()
+    }
+}
+
+fn replace_slot(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+    let _state = machine.still();
+    let gone = Slot {
+        pages: 0,
+        ..slot(machine, 0)
+    };
+    machine.vm.set_slot(gone)?;
+    dice.nap(20);
+    let back = machine.vm.set_slot(slot(machine, 0));
+    back.map_err(|error| Trouble::Wrong(format!("the slot did not come back: {error}")))
+}
+
+/// A second slot shows the memory again, elsewhere, then elsewhere again.
+fn alias_slot(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+    let alias = |guest, pages| Slot {
+        number: 1,
+        guest,
+        pages,
+        ..slot(machine, 0)
+    };
+    let pages = machine.memory.pages();
+    machine.vm.set_slot(alias(ALIAS, pages))?;
+    dice.nap(20);
+    let moved = machine.vm.set_slot(alias(2 * ALIAS, pages));
+    dice.nap(20);
+    machine.vm.set_slot(alias(0, 0))?;
+    Ok(moved?)
+}
+
+/// The dirty log goes on and off, as for a migration that is given up.
+fn log_writes(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+    machine
+        .vm
+        .set_slot(slot(machine, KVM_MEM_LOG_DIRTY_PAGES))?;
+    dice.nap(100);
+    let log = machine.vm.dirty_pages(0, machine.memory.pages());
+    machine.vm.set_slot(slot(machine, 0))?;
+    Ok(log.map(|_| ())?)
+}
+
+/// Somebody answers every fault of a range while the guest runs.
+fn watched(
+    watcher: &Watcher,
+    (address, pages): (u64, usize),
+    meanwhile: impl FnOnce() -> Result<(), Trouble>,
+) -> Result<(), Trouble> {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let answers = scope.spawn(|| watcher.answer(&done));
+        let result = meanwhile();
+        let gone = watcher.unregister(address, pages);
+        done.store(true, Ordering::Release);
+        match answers.join() {
+            Ok(answered) => answered.map(|_| ())?,
+            Err(_) => return Err(Trouble::Wrong("the watcher panicked".into())),
+        }
+        gone?;
+        result
+    })
+}
+
+fn watch_writes(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(dice, 128);
+    let range = (machine.memory.page_address(page), pages);
+    let watcher = Watcher::new(Feature::WriteProtect)?;
+    watcher.register(range.0, pages, Faults::Writes)?;
+    watched(&watcher, range, || {
+        watcher.protect(range.0, pages, true)?;
+        dice.nap(60);
+        Ok(())
+    })
+}
+
+/// Pages that the monitor discards come back by its own hand.
+fn watch_holes(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(dice, 64);
+    let range = (machine.memory.page_address(page), pages);
+    let watcher = Watcher::new(Feature::Move)?;
+    let state = machine.still();
+    watcher.register(range.0, pages, Faults::Missing)?;
+    watched(&watcher, range, || {
+        machine.memory.advise(page, pages, libc::MADV_DONTNEED)?;
+        for page in page - machine.first_page..page - machine.first_page + pages {
+            state.counter.believe(page, 0);
+        }
+        drop(state);
+        dice.nap(60);
+        Ok(())
+    })
+}
+
+/// Pages move to other memory; what comes in their place is the same.
+fn move_away(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(dice, 16);
+    let target = Memory::new(pages, Backing::Small)?;
+    let watcher = Watcher::new(Feature::Move)?;
+    watcher.register(target.address(), pages, Faults::Missing)?;
+    let state = machine.still();
+    let mut refused = None;
+    for index in 0..pages {
+        let (to, from) = (
+            target.page_address(index),
+            machine.memory.page_address(page + index),
+        );
+        if let Err(error) = watcher.move_pages(to, from, 1) {
+            refused = Some(error);
+            continue;
+        }
+        let data = page - machine.first_page + index;
+        let number = state.counter.number(data);
+        // A page that was not there, a hole, stays one.
+        let moved = match is_mapped(&target, index)? {
+            true => target.read_page(index),
+            false => content(0),
+        };
+        if moved != content(number) {
+            let text = format!("data page {data} is wrong after UFFDIO_MOVE");
+            return Err(Trouble::Wrong(text));
+        }
+        machine.memory.write_page(page + index, &moved);
+    }
+    refused.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// Whether a page is there, in memory or swapped out; reading a hole would make it one.
+fn is_mapped(memory: &Memory, page: usize) -> std::io::Result<bool> {
+    let entries = twinpage_lab::pagemap::Pagemap::own()?.read(memory.page_address(page), 1)?;
+    Ok(entries
+        .iter()
+        .any(|entry| entry.frame().is_some() || entry.swapped()))
+}

@@ -1,0 +1,567 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What happens to monitors and module from outside: to the module, to processes, to the kernel.
+
+use std::collections::{
+    HashMap,
+    HashSet, //
+};
+use std::fs;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use twinpage_lab::module::{
+    self,
+    Merged,
+    DEBUGFS, //
+};
+use twinpage_lab::pagemap::{
+    Entry,
+    Frame,
+    Frames,
+    Pagemap, //
+};
+use twinpage_lab::tap::Failure;
+use twinpage_lab::wait;
+
+use crate::dice::Dice;
+use crate::fleet::Monitor;
+use crate::host::{
+    self,
+    Host, //
+};
+
+/// One of the things that happen.
+pub struct Event {
+    /// Its name in reports.
+    pub name: &'static str,
+    /// Makes it happen. [`Failure::Skipped`]: the kernel did not want to.
+    pub run: fn(&Host, &mut Dice) -> Result<(), Failure>,
+}
+
+macro_rules! events {
+    ($($name:literal $run:expr,)+) => { &[$(Event { name: $name, run: $run },)+] };
+}
+
+/// What happens to the module and to attachments, one after the other.
+pub const MODULE: &[Event] = events![
+    "attach" attach,
+    "attach" attach,
+    "attach" attach,
+    "detach" detach,
+    "re-attach elsewhere" reattach,
+    "knob" knob,
+    "knob" knob,
+    "knob" knob,
+    "run 2" unmerge,
+    "read debugfs" read_debugfs,
+    "isolation" isolation,
+    "rmmod and insmod" reload,
+];
+
+/// What happens to the monitors and to the rest of the kernel.
+pub const KERNEL: &[Event] = events![
+    "SIGKILL" |host, dice| kill(host, dice, libc::SIGKILL),
+    "core dump" |host, dice| kill(host, dice, libc::SIGABRT),
+    "SIGSTOP" stop,
+    "ptrace poke" poke,
+    "cgroup freeze" freeze,
+    "memcg reclaim" reclaim,
+    "memcg limit" limit,
+    "OOM kill" starve,
+    "memory failure" break_page,
+    "ksmd" ksmd,
+    "khugepaged" khugepaged,
+    "compaction" |_, _| host::write("/proc/sys/vm/compact_memory", "1"),
+    "drop caches" |_, _| host::write("/proc/sys/vm/drop_caches", "3"),
+    "NUMA balancing" balance,
+    "memory offline" hotplug_memory,
+    "CPU offline" hotplug_cpu,
+    "suspend to freezer" suspend,
+    "allocation failures" fail_allocations,
+];
+
+/// The longest that a pass over all VMs may take.
+const ORPHANS_GO: Duration = Duration::from_secs(60);
+
+/// The group that all monitors are in.
+pub const GROUP: &str = "/sys/fs/cgroup/torture";
+
+/// Runs something on one of the monitors, while nobody else attaches or kills.
+fn with_one(
+    host: &Host,
+    dice: &mut Dice,
+    run: impl FnOnce(&mut Monitor) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut monitors = host.monitors();
+    let index = dice.below(monitors.len());
+    match monitors.get_mut(index) {
+        Some(monitor) => run(monitor),
+        None => Ok(()),
+    }
+}
+
+/// An error of the module that it may give: no memory, or the process is going.
+fn tolerate(result: Result<(), Failure>) -> Result<(), Failure> {
+    result.map_err(|failure| Failure::Skipped(failure.to_string()))
+}
+
+fn attach(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    let domain = host::domain(dice);
+    with_one(host, dice, |monitor| match monitor.attached {
+        Some(_) => Ok(()),
+        None => tolerate(host::attach(monitor, domain)),
+    })
+}
+
+fn merged(dice: &mut Dice) -> Merged {
+    match dice.once_in(2) {
+        true => Merged::Keep,
+        false => Merged::Unmerge,
+    }
+}
+
+fn detach(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    let merged = merged(dice);
+    with_one(host, dice, |monitor| {
+        tolerate(host::detach(monitor, merged))
+    })
+}
+
+fn reattach(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    let domain = host::domain(dice);
+    with_one(host, dice, |monitor| {
+        tolerate(host::detach(monitor, Merged::Unmerge))?;
+        tolerate(host::attach(monitor, domain))
+    })
+}
+
+/// Settings, with values of their range.
+const KNOBS: &[(&str, &[&str])] = &[
+    ("run", &["0", "1", "1", "1", "1"]),
+    ("pages_to_scan", &["1", "64", "4096", "65536"]),
+    ("sleep_millisecs", &["0", "0", "1", "20"]),
+    ("use_zero_pages", &["0", "1"]),
+    ("smart_scan", &["0", "0", "1"]),
+    ("max_page_sharing", &["2", "3", "16", "256"]),
+    ("merge_across_nodes", &["0", "1"]),
+    ("advisor_mode", &["none", "none", "cpu"]),
+    ("advisor_max_cpu", &["1", "50", "100"]),
+    ("thp_split_threshold", &["1", "1", "64", "512"]),
+    ("merge_batch", &["1", "2", "32", "512"]),
+    ("unmerge_on_exit", &["0", "1"]),
+];
+
+fn knob(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    let (name, values) = dice.of(KNOBS);
+    let value = dice.of(values);
+    module::set(name, value).map_err(|error| Failure::Skipped(format!("{name}: {error}")))
+}
+
+fn unmerge(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    let result = module::set("run", 2);
+    dice.nap(200);
+    module::set("run", 1)?;
+    result.map_err(|error| Failure::Skipped(error.to_string()))
+}
+
+/// Reads every file of the module, whole or in part, while it changes.
+fn read_debugfs(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    for directory in fs::read_dir(DEBUGFS)?.flatten() {
+        let Ok(files) = fs::read_dir(directory.path()) else {
+            continue;
+        };
+        for file in files.flatten().filter(|_| dice.once_in(2)) {
+            // The VM may be gone by now.
+            let _ = fs::read(file.path());
+        }
+    }
+    for file in fs::read_dir(module::SYSFS)?.flatten() {
+        let _ = fs::read(file.path());
+    }
+    Ok(())
+}
+
+/// Whether ksmd takes part in a run. It knows no domains, and a frame of its own looks like one of
+/// ours on a debug kernel; so in a run with it nobody can tell whether domains are kept apart.
+pub fn with_ksmd(seed: u64) -> bool {
+    seed % 2 == 0
+}
+
+/// No frame but that of zeroes is mapped by VMs of different domains, as the kernel tells.
+fn isolation(host: &Host, _: &mut Dice) -> Result<(), Failure> {
+    if with_ksmd(host.seed) {
+        return Err(Failure::Skipped("ksmd shares across domains".into()));
+    }
+    let monitors = host.monitors();
+    if common_frame(&monitors)?.is_none() {
+        return Ok(());
+    }
+    // Pages that were elsewhere while their VM was unmerged (moved, swapped out) still map a copy of
+    // another domain. The next pass over the VM gives them their own.
+    module::set("run", 1)?;
+    host::hurry()?;
+    let mut common = None;
+    let settled: Result<_, Failure> = wait::until("isolation", ORPHANS_GO, || {
+        common = common_frame(&monitors)?;
+        Ok(common.is_none())
+    });
+    settled
+        .map(|_| ())
+        .map_err(|failure| Failure::Failed(common.unwrap_or(failure.to_string())))
+}
+
+/// A frame, other than that of zeroes, that VMs of different domains map.
+fn common_frame(monitors: &[Monitor]) -> Result<Option<String>, Failure> {
+    let frames = Frames::open()?;
+    let mut owner: HashMap<Frame, (u64, u32)> = HashMap::new();
+    for monitor in monitors.iter().filter(|monitor| monitor.attached.is_some()) {
+        // A VM of the private domain shares with no other VM.
+        let domain = match monitor.domain {
+            0 => u64::MAX - u64::from(monitor.pid()),
+            domain => domain,
+        };
+        for frame in frames_of(monitor.pid())? {
+            let (other, pid) = *owner.entry(frame).or_insert((domain, monitor.pid()));
+            if other != domain && !frames.flags(frame)?.zero() {
+                return Ok(Some(format!(
+                    "frame {:#x} is mapped in domains {other:#x} (process {pid}) and \
+                     {domain:#x} (process {})",
+                    frame.0,
+                    monitor.pid()
+                )));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Pages of all monitors beyond the first of each frame.
+pub fn saved_pages(host: &Host) -> Result<usize, Failure> {
+    let mut seen = HashSet::new();
+    let mut saved = 0;
+    for monitor in host.monitors().iter() {
+        let frames = frames_of(monitor.pid())?;
+        saved += frames
+            .into_iter()
+            .filter(|&frame| !seen.insert(frame))
+            .count();
+    }
+    Ok(saved)
+}
+
+/// The frames behind the guest memory of a process.
+fn frames_of(pid: u32) -> Result<Vec<Frame>, Failure> {
+    let pagemap = Pagemap::of(pid)?;
+    let mut frames = Vec::new();
+    for (address, pages) in guest_memory(pid) {
+        let entries = pagemap.read(address, pages)?;
+        frames.extend(entries.into_iter().filter_map(Entry::frame));
+    }
+    Ok(frames)
+}
+
+/// Anonymous mappings of a process that may be guest memory: those of at least 1 MiB.
+fn guest_memory(pid: u32) -> Vec<(u64, usize)> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let range = |line: &str| {
+        let mut words = line.split_whitespace();
+        let (start, end) = words.next()?.split_once('-')?;
+        let anonymous = words.nth(3)? == "0";
+        let start = u64::from_str_radix(start, 16).ok()?;
+        let end = u64::from_str_radix(end, 16).ok()?;
+        let named = line.ends_with(']');
+        (anonymous && !named && end < 1 << 47).then_some((start, ((end - start) / 4096) as usize))
+    };
+    maps.lines().filter_map(range).collect()
+}
+
+/// The module goes, with or without what it merged, and comes back.
+fn reload(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    if !dice.once_in(3) {
+        return isolation(host, dice);
+    }
+    let mut monitors = host.monitors();
+    host::unload()?;
+    dice.nap(300);
+    host::load()?;
+    monitors
+        .iter_mut()
+        .for_each(|monitor| monitor.attached = None);
+    for monitor in monitors.iter_mut() {
+        let domain = host::domain(dice);
+        tolerate(host::attach(monitor, domain))?;
+    }
+    Ok(())
+}
+
+/// A monitor dies; another one takes its place.
+fn kill(host: &Host, dice: &mut Dice, signal: libc::c_int) -> Result<(), Failure> {
+    let replacement = host.another()?;
+    let mut monitors = host.monitors();
+    let index = dice.below(monitors.len());
+    let domain = host::domain(dice);
+    if let Some(place) = monitors.get_mut(index) {
+        let old = std::mem::replace(place, replacement);
+        old.kill(signal);
+        if module::is_loaded() {
+            tolerate(host::attach(place, domain))?;
+        }
+    }
+    let _ = fs::remove_file("/tmp/core");
+    Ok(())
+}
+
+fn signal(pid: u32, signal: Signal) -> Result<(), Failure> {
+    Ok(nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid as i32),
+        signal,
+    )?)
+}
+
+fn stop(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    let nap = dice.below(400) as u64;
+    with_one(host, dice, |monitor| {
+        signal(monitor.pid(), Signal::SIGSTOP)?;
+        std::thread::sleep(Duration::from_millis(nap));
+        signal(monitor.pid(), Signal::SIGCONT)
+    })
+}
+
+/// A debugger reads words of guest memory and writes them back, which gives their page a copy of
+/// its own. Only while all threads stand still is a word not somebody's to write meanwhile.
+fn poke(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    use std::os::unix::fs::FileExt;
+    let seed = dice.below(usize::MAX);
+    with_one(host, dice, |monitor| {
+        let mut dice = Dice::new(seed as u64, 0);
+        let pid = monitor.pid();
+        signal(pid, Signal::SIGSTOP)?;
+        std::thread::sleep(Duration::from_millis(20));
+        let poked = (|| -> Result<(), Failure> {
+            let memory = fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(format!("/proc/{pid}/mem"))?;
+            if !all_stopped(pid) {
+                return Err(Failure::Skipped("not all threads stopped".into()));
+            }
+            for (address, pages) in guest_memory(pid) {
+                let at = address + dice.below(pages) as u64 * 4096 + 8 * dice.below(512) as u64;
+                let mut word = [0; 8];
+                if memory.read_exact_at(&mut word, at).is_ok() {
+                    // The range may be protected for the moment.
+                    let _ = memory.write_all_at(&word, at);
+                }
+            }
+            Ok(())
+        })();
+        signal(pid, Signal::SIGCONT)?;
+        poked
+    })
+}
+
+/// Whether every thread of a process has stopped.
+fn all_stopped(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
+    threads.flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+        state.starts_with('T')
+    })
+}
+
+fn freeze(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    host::write(&format!("{GROUP}/cgroup.freeze"), "1")?;
+    dice.nap(300);
+    host::write(&format!("{GROUP}/cgroup.freeze"), "0")
+}
+
+fn reclaim(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    let mib = 1 + dice.below(8);
+    host::write(&format!("{GROUP}/memory.reclaim"), format!("{mib}M"))
+}
+
+/// The group may use less than it has, for a moment: the rest is swapped out.
+fn limit(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    let current = fs::read_to_string(format!("{GROUP}/memory.current"))?;
+    let current: u64 = current.trim().parse().unwrap_or(64 << 20);
+    host::write(&format!("{GROUP}/memory.high"), (current / 2).to_string())?;
+    dice.nap(300);
+    host::write(&format!("{GROUP}/memory.high"), "max")
+}
+
+/// A monitor whose group has no memory left is killed by the kernel; another takes its place.
+fn starve(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    let group = format!("{GROUP}-hungry");
+    if fs::metadata(&group).is_err() {
+        fs::create_dir(&group).map_err(|error| Failure::Skipped(error.to_string()))?;
+    }
+    let replacement = host.another()?;
+    let mut monitors = host.monitors();
+    let index = dice.below(monitors.len());
+    let domain = host::domain(dice);
+    let Some(place) = monitors.get_mut(index) else {
+        return Ok(());
+    };
+    let old = std::mem::replace(place, replacement);
+    host::write(&format!("{group}/cgroup.procs"), old.pid().to_string())?;
+    host::write(&format!("{group}/memory.swap.max"), "0")?;
+    // What it has was charged to its old group; what it gets from now on is charged here.
+    host::write(&format!("{group}/memory.max"), "65536")?;
+    dice.nap(2000);
+    old.kill(libc::SIGKILL);
+    host::write(&format!("{group}/memory.max"), "max")?;
+    if module::is_loaded() {
+        tolerate(host::attach(place, domain))?;
+    }
+    Ok(())
+}
+
+/// A frame breaks under a monitor, which may not survive it; another takes its place.
+fn break_page(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    if !dice.once_in(4) {
+        return Err(Failure::Skipped(
+            "each time, the host has a frame less".into(),
+        ));
+    }
+    let replacement = host.another()?;
+    let mut monitors = host.monitors();
+    let index = dice.below(monitors.len());
+    let domain = host::domain(dice);
+    let Some(place) = monitors.get_mut(index) else {
+        return Ok(());
+    };
+    let old = std::mem::replace(place, replacement);
+    let frame = some_frame(old.pid(), dice)?;
+    // A shared frame is other monitors' too: only those that are the victim's own.
+    let own = Frames::open()?.mappings(frame)? <= 1;
+    let broken = match own {
+        true => host::write(
+            "/sys/kernel/debug/hwpoison/corrupt-pfn",
+            frame.0.to_string(),
+        ),
+        false => host::write(
+            "/sys/devices/system/memory/soft_offline_page",
+            format!("{:#x}", frame.0 * 4096),
+        ),
+    };
+    dice.nap(500);
+    old.kill(libc::SIGKILL);
+    if module::is_loaded() {
+        tolerate(host::attach(place, domain))?;
+    }
+    broken
+}
+
+/// Some frame of a monitor's guest memory.
+fn some_frame(pid: u32, dice: &mut Dice) -> Result<Frame, Failure> {
+    let frames = frames_of(pid)?;
+    match frames.is_empty() {
+        true => Err(Failure::Skipped("no frame".into())),
+        false => Ok(*dice.of(&frames)),
+    }
+}
+
+/// The kernel's own merger works on what monitors advise it to.
+fn ksmd(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    if !with_ksmd(host.seed) {
+        return Err(Failure::Skipped("a run without it".into()));
+    }
+    host::write("/sys/kernel/mm/ksm/sleep_millisecs", "5")?;
+    host::write("/sys/kernel/mm/ksm/run", dice.of(&["0", "1", "1", "2"]))
+}
+
+fn khugepaged(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    let khugepaged = "/sys/kernel/mm/transparent_hugepage/khugepaged";
+    let often = dice.of(&["0", "50", "10000"]);
+    host::write(&format!("{khugepaged}/scan_sleep_millisecs"), often)?;
+    host::write(&format!("{khugepaged}/alloc_sleep_millisecs"), "50")?;
+    host::write(&format!("{khugepaged}/max_ptes_shared"), "511")
+}
+
+fn balance(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    let scan = "/sys/kernel/debug/sched/numa_balancing";
+    host::write(&format!("{scan}/scan_delay_ms"), "10")?;
+    host::write(&format!("{scan}/scan_period_min_ms"), "100")?;
+    host::write(&format!("{scan}/scan_period_max_ms"), "200")?;
+    host::write("/proc/sys/kernel/numa_balancing", dice.of(&["0", "1"]))
+}
+
+/// A block of memory goes away, its pages elsewhere, and comes back.
+fn hotplug_memory(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    let blocks: Vec<_> = fs::read_dir("/sys/devices/system/memory")?
+        .flatten()
+        .map(|block| block.path().join("state"))
+        .filter(|state| state.exists())
+        .collect();
+    if blocks.is_empty() {
+        return Err(Failure::Skipped("no memory to take out".into()));
+    }
+    let block = dice.of(&blocks).display().to_string();
+    let gone = host::write(&block, "offline");
+    dice.nap(200);
+    let back = host::write(&block, "online");
+    gone.and(back)
+}
+
+fn hotplug_cpu(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    let online = "/sys/devices/system/cpu/cpu1/online";
+    host::write(online, "0")?;
+    dice.nap(300);
+    host::write(online, "1").map_err(|failure| Failure::Failed(failure.to_string()))
+}
+
+/// Everything freezes, as for a suspend to memory that stops there. It takes five seconds.
+fn suspend(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    if !dice.once_in(6) {
+        return Err(Failure::Skipped("not every time".into()));
+    }
+    host::write("/sys/power/pm_test", "freezer")?;
+    let frozen = host::write("/sys/power/state", "mem");
+    host::write("/sys/power/pm_test", "none")?;
+    frozen
+}
+
+/// Allocations of the module fail, one in so many, for a while.
+fn fail_allocations(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+    let Some((start, end)) = module_text() else {
+        return Err(Failure::Skipped("the module is not loaded".into()));
+    };
+    let interval = *dice.of(&["1", "7", "50"]);
+    for kind in ["failslab", "fail_page_alloc"] {
+        let at = format!("/sys/kernel/debug/{kind}");
+        host::write(&format!("{at}/require-start"), format!("{start:#x}"))?;
+        host::write(&format!("{at}/require-end"), format!("{end:#x}"))?;
+        host::write(&format!("{at}/ignore-gfp-wait"), "N")?;
+        host::write(&format!("{at}/verbose"), "0")?;
+        host::write(&format!("{at}/times"), "-1")?;
+        host::write(&format!("{at}/interval"), interval)?;
+        host::write(&format!("{at}/probability"), "100")?;
+    }
+    host::write("/sys/kernel/debug/fail_page_alloc/min-order", "0")?;
+    dice.nap(500);
+    stop_failing();
+    Ok(())
+}
+
+/// Allocations no longer fail.
+pub fn stop_failing() {
+    for kind in ["failslab", "fail_page_alloc"] {
+        // Not every kernel can do it at all.
+        let _ = fs::write(format!("/sys/kernel/debug/{kind}/probability"), "0");
+    }
+}
+
+/// Where the module's code is.
+fn module_text() -> Option<(u64, u64)> {
+    let modules = fs::read_to_string("/proc/modules").ok()?;
+    let line = modules.lines().find(|line| line.starts_with("twinpage "))?;
+    let words: Vec<_> = line.split_whitespace().collect();
+    let size: u64 = words.get(1)?.parse().ok()?;
+    let address = words.iter().find_map(|word| word.strip_prefix("0x"))?;
+    let start = u64::from_str_radix(address, 16).ok()?;
+    Some((start, start + size))
+}

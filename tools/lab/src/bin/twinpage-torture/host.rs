@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The host under torture: its monitors, the module, and what is put back at the end.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::sync::{
+    Arc,
+    Mutex,
+    MutexGuard, //
+};
+use std::time::Duration;
+
+use twinpage_lab::module::{
+    self,
+    Device,
+    Merged, //
+};
+use twinpage_lab::process::borrow;
+use twinpage_lab::tap::Failure;
+use twinpage_lab::wait;
+
+use crate::dice::Dice;
+use crate::fleet::{
+    Monitor,
+    Record, //
+};
+
+/// Domains that VMs are attached to; 0 is that of VMs that share with no other.
+const DOMAINS: [u64; 4] = [0, 7, 7, 8];
+
+/// What all actors of a run share.
+pub struct Host {
+    /// The seed of the run.
+    pub seed: u64,
+    /// What happened.
+    pub record: Arc<Record>,
+    /// How monitors are called.
+    arguments: Vec<String>,
+    monitors: Mutex<Vec<Monitor>>,
+    started: Mutex<u64>,
+}
+
+impl Host {
+    /// A host with so many monitors.
+    pub fn new(
+        seed: u64,
+        record: Arc<Record>,
+        arguments: Vec<String>,
+        monitors: usize,
+    ) -> Result<Host, Failure> {
+        let host = Host {
+            seed,
+            record,
+            arguments,
+            monitors: Mutex::new(Vec::new()),
+            started: Mutex::new(0),
+        };
+        for _ in 0..monitors {
+            let monitor = host.another()?;
+            host.monitors().push(monitor);
+        }
+        Ok(host)
+    }
+
+    /// Starts one more monitor.
+    pub fn another(&self) -> Result<Monitor, Failure> {
+        let number = {
+            let mut started = self
+                .started
+                .lock()
+                .unwrap_or_else(|error| error.into_inner());
+            *started += 1;
+            *started
+        };
+        let monitor = Monitor::start(number, &self.arguments, &self.record)?;
+        monitor.vm()?;
+        Ok(monitor)
+    }
+
+    /// All monitors; who holds this keeps others from attaching and killing.
+    pub fn monitors(&self) -> MutexGuard<'_, Vec<Monitor>> {
+        self.monitors
+            .lock()
+            .unwrap_or_else(|error| error.into_inner())
+    }
+}
+
+/// Attaches a monitor that is not attached.
+pub fn attach(monitor: &mut Monitor, domain: u64) -> Result<(), Failure> {
+    let vm = borrow(monitor.pid(), monitor.vm()?)?;
+    let id = Device::open()?.attach(vm.as_raw_fd(), domain)?;
+    monitor.attached = Some(id);
+    monitor.domain = domain;
+    Ok(())
+}
+
+/// Some domain.
+pub fn domain(dice: &mut Dice) -> u64 {
+    *dice.of(&DOMAINS)
+}
+
+/// Detaches a monitor. What cannot be unmerged for want of memory leaves it attached.
+pub fn detach(monitor: &mut Monitor, merged: Merged) -> Result<(), Failure> {
+    let Some(id) = monitor.attached else {
+        return Ok(());
+    };
+    match Device::open()?.detach(id, merged) {
+        Ok(_) => {
+            monitor.attached = None;
+            Ok(())
+        }
+        Err((error, _)) => Err(error.into()),
+    }
+}
+
+/// Loads the module, in a hurry.
+pub fn load() -> Result<(), Failure> {
+    if !module::is_loaded() {
+        module::load()?;
+    }
+    hurry()
+}
+
+/// Lets the module scan without rest.
+pub fn hurry() -> Result<(), Failure> {
+    module::set("advisor_mode", "none")?;
+    module::set("sleep_millisecs", 1)?;
+    module::set("pages_to_scan", 4096)?;
+    module::set("thp_split_threshold", 1)?;
+    Ok(())
+}
+
+/// Unloads the module, which nobody else uses for longer than a moment.
+pub fn unload() -> Result<(), Failure> {
+    wait::until("unloading", Duration::from_secs(120), || {
+        Ok(!module::is_loaded() || module::unload().is_ok())
+    })
+    .map(|_| ())
+}
+
+/// Writes a file of the kernel; where there is none, that is a refusal like any other.
+pub fn write(path: &str, value: impl AsRef<[u8]>) -> Result<(), Failure> {
+    fs::write(path, value).map_err(|error| Failure::Skipped(format!("{path}: {error}")))
+}

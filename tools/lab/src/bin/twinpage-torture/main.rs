@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Everything at once, for as long as asked: VMs that check every word of their memory again and
+//! again, monitors that do to that memory what monitors do, a host that reclaims, moves, breaks and
+//! freezes it, and a module that is told to attach, detach, unmerge, unload and run out of memory
+//! meanwhile.
+//!
+//! Prints how often each thing was done and refused, and ends with status 0 only if no byte was
+//! wrong, nothing hung, and merging works as before. The kernel's log is for the caller to judge.
+//! Which actor does what in which order follows from `--seed`; what meets what does not.
+
+mod acts;
+mod dice;
+mod events;
+mod fleet;
+mod host;
+mod transfer;
+mod vmm;
+
+use std::fs;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{
+    Duration,
+    Instant, //
+};
+
+use twinpage_lab::cgroup::Group;
+use twinpage_lab::module;
+use twinpage_lab::swap::{
+    self,
+    Swap, //
+};
+use twinpage_lab::tap::Failure;
+use twinpage_lab::wait;
+
+use crate::dice::Dice;
+use crate::events::{
+    Event,
+    GROUP, //
+};
+use crate::fleet::{
+    Count,
+    Monitor,
+    Record, //
+};
+use crate::host::Host;
+
+/// How the program is called.
+const USAGE: &str = "\
+usage: twinpage-torture [--seconds N] [--seed N] [--vms N] [--pages N] [--only NAME]...
+       twinpage-torture --list";
+
+/// How long one event may take before it counts as hung.
+const EVENT_LIMIT: Duration = Duration::from_secs(300);
+
+/// Pages of each VM that must be saved in the end, at some moment: most of them would be, but for the
+/// guests, which go on writing, and monitors, which go on acting.
+const PAGES_AT_THE_END: usize = 64;
+
+/// MiB of the swap device and of the disk.
+const SWAP_MIB: usize = 192;
+const DISK_MIB: usize = 64;
+
+/// What the caller wants.
+struct Options {
+    seconds: u64,
+    seed: u64,
+    vms: usize,
+    pages: usize,
+    disk: Option<String>,
+    only: Vec<String>,
+    monitor: Option<u64>,
+    list: bool,
+}
+
+impl Options {
+    fn parse(mut words: impl Iterator<Item = String>) -> Option<Options> {
+        let mut options = Options {
+            seconds: 60,
+            seed: 1,
+            vms: 5,
+            pages: 320,
+            disk: None,
+            only: Vec::new(),
+            monitor: None,
+            list: false,
+        };
+        while let Some(word) = words.next() {
+            if word == "--list" {
+                options.list = true;
+                continue;
+            }
+            let value = words.next()?;
+            match word.as_str() {
+                "--seconds" => options.seconds = value.parse().ok()?,
+                "--seed" => options.seed = value.parse().ok()?,
+                "--vms" => options.vms = value.parse().ok()?,
+                "--pages" => options.pages = value.parse().ok()?,
+                "--disk" => options.disk = Some(value),
+                "--only" => options.only.push(value),
+                "--monitor" => options.monitor = Some(value.parse().ok()?),
+                _ => return None,
+            }
+        }
+        (options.pages > 1 && options.vms > 0).then_some(options)
+    }
+
+    /// What monitors are told of it.
+    fn for_monitors(&self) -> Vec<String> {
+        let mut words = vec![
+            "--seed".to_owned(),
+            self.seed.to_string(),
+            "--pages".to_owned(),
+            self.pages.to_string(),
+        ];
+        if let Some(disk) = &self.disk {
+            words.extend(["--disk".to_owned(), disk.clone()]);
+        }
+        for name in &self.only {
+            words.extend(["--only".to_owned(), name.clone()]);
+        }
+        words
+    }
+
+    /// The events of a list that are wanted.
+    fn wanted(&self, events: &'static [Event]) -> Vec<&'static Event> {
+        let wanted = |event: &&Event| {
+            self.only.is_empty() || self.only.iter().any(|name| name == event.name)
+        };
+        events.iter().filter(wanted).collect()
+    }
+}
+
+fn main() -> ExitCode {
+    let Some(mut options) = Options::parse(std::env::args().skip(1)) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    if let Some(number) = options.monitor {
+        return vmm::run(vmm::Plan {
+            seed: options.seed,
+            number,
+            pages: options.pages,
+            disk: options.disk,
+            only: options.only,
+        });
+    }
+    if options.list {
+        let events = [events::MODULE, events::KERNEL].concat_names();
+        let acts = acts::ACTS.iter().map(|act| act.name.to_owned());
+        acts.chain(events).for_each(|name| println!("{name}"));
+        return ExitCode::SUCCESS;
+    }
+    let record = Arc::new(Record::default());
+    if let Err(failure) = torture(&mut options, &record) {
+        record.wrong(failure.to_string());
+    }
+    for (name, Count { did, refused, why }) in record.table() {
+        println!("{did:8} done {refused:8} refused  {name:26}  {why}");
+    }
+    match record.verdict() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            println!("seed {}: {text}", options.seed);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Names of several lists.
+trait Names {
+    fn concat_names(&self) -> Vec<String>;
+}
+
+impl Names for [&[Event]; 2] {
+    fn concat_names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self
+            .iter()
+            .flat_map(|events| events.iter().map(|event| event.name.to_owned()))
+            .collect();
+        names.dedup();
+        names
+    }
+}
+
+fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
+    println!(
+        "seed {}, {} s, {} VMs with {} data pages, {} ksmd",
+        options.seed,
+        options.seconds,
+        options.vms,
+        options.pages,
+        if events::with_ksmd(options.seed) {
+            "with"
+        } else {
+            "without"
+        }
+    );
+    let _idle = tinyvm::Vm::new()?;
+    let swap = prepare(options)?;
+    host::load()?;
+    let host = Host::new(
+        options.seed,
+        record.clone(),
+        options.for_monitors(),
+        options.vms,
+    )?;
+    for monitor in host.monitors().iter_mut() {
+        host::attach(monitor, 7)?;
+    }
+    std::thread::scope(|scope| {
+        for (actor, list) in [events::MODULE, events::KERNEL].into_iter().enumerate() {
+            let events = options.wanted(list);
+            let dice = Dice::new(options.seed, (1 << 32) + actor as u64);
+            let host = &host;
+            scope.spawn(move || happen(host, &events, dice));
+        }
+        watch_over(&host, Duration::from_secs(options.seconds));
+    });
+    calm_down();
+    if record.verdict().is_ok() {
+        still_merges(&host)?;
+    }
+    for monitor in host.monitors().drain(..) {
+        monitor.finish()?;
+    }
+    host::unload()?;
+    swap.map_or(Ok(()), Swap::off)
+}
+
+/// A host in which everything can happen: swap, a disk, a group of its own for all monitors.
+fn prepare(options: &mut Options) -> Result<Option<Swap>, Failure> {
+    let told = |what: &str, failure: Failure| println!("no {what}: {failure}");
+    let swap = Swap::on(swap::Kind::Zram, SWAP_MIB);
+    let swap = swap.map_err(|failure| told("swap", failure)).ok();
+    let disk = swap::attach_loop("/tmp/disk", DISK_MIB);
+    options.disk = disk.map_err(|failure| told("disk", failure)).ok();
+    // It is left as it is: the machine ends with the run.
+    std::mem::forget(Group::new("torture")?);
+    fs::write("/proc/sys/kernel/core_pattern", "/tmp/core")?;
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: the limit is a valid one for the length of the call.
+    unsafe { libc::setrlimit(libc::RLIMIT_CORE, &unlimited) };
+    Ok(swap)
+}
+
+/// Lets things happen until the run ends.
+fn happen(host: &Host, events: &[&Event], mut dice: Dice) {
+    while !host.record.stopped() && !events.is_empty() {
+        let event = dice.of(events);
+        let start = Instant::now();
+        match (event.run)(host, &mut dice) {
+            Ok(()) => host.record.did(event.name),
+            Err(Failure::Skipped(why)) => host.record.refused(event.name, &why),
+            Err(Failure::Failed(text)) => host.record.wrong(format!("{}: {text}", event.name)),
+        }
+        if start.elapsed() > EVENT_LIMIT {
+            host.record
+                .wrong(format!("{} took {:?}", event.name, start.elapsed()));
+        }
+        dice.nap(150);
+    }
+}
+
+/// Waits for the end of the run, or for a monitor that ends before.
+fn watch_over(host: &Host, time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end && !host.record.stopped() {
+        std::thread::sleep(Duration::from_millis(200));
+        if let Some(death) = host.monitors().iter_mut().find_map(Monitor::has_died) {
+            host.record.wrong(death);
+        }
+    }
+    host.record.stop();
+}
+
+/// Puts the host back to what it was.
+fn calm_down() {
+    events::stop_failing();
+    for (file, value) in [
+        (format!("{GROUP}/cgroup.freeze"), "0"),
+        (format!("{GROUP}/memory.high"), "max"),
+        ("/sys/kernel/mm/ksm/run".into(), "2"),
+        ("/sys/kernel/mm/ksm/run".into(), "0"),
+        ("/proc/sys/kernel/numa_balancing".into(), "0"),
+    ] {
+        let _ = fs::write(file, value);
+    }
+}
+
+/// After all of that, the VMs' pages merge as on the first day.
+fn still_merges(host: &Host) -> Result<(), Failure> {
+    for (name, value) in [
+        ("run", "1"),
+        ("max_page_sharing", "256"),
+        ("smart_scan", "0"),
+    ] {
+        module::set(name, value)?;
+    }
+    host::hurry()?;
+    for monitor in host.monitors().iter_mut() {
+        host::detach(monitor, module::Merged::Unmerge)?;
+        host::attach(monitor, 7)?;
+    }
+    let enough = host.monitors().len() * PAGES_AT_THE_END;
+    wait::until("merging at the end", EVENT_LIMIT, || {
+        Ok(events::saved_pages(host)? >= enough)
+    })
+    .map(|_| ())
+}
