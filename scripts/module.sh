@@ -3,7 +3,7 @@
 #
 # Builds the kernel modules for one of the prepared kernels, in the root:
 #
-#	scripts/module.sh stock|debug|kasan [MAKE-ARGUMENT...]
+#	scripts/module.sh stock|debug|kasan|kcsan [MAKE-ARGUMENT...]
 #
 # The result is in build/KERNEL of the checkout, or in OUTPUT, which is
 # emptied first if FRESH is set.
@@ -13,8 +13,8 @@ set -euo pipefail
 
 kernel=${1:-}
 case $kernel in
-stock | debug | kasan) shift ;;
-*) die "usage: scripts/module.sh stock|debug|kasan [MAKE-ARGUMENT...]" ;;
+stock | debug | kasan | kcsan) shift ;;
+*) die "usage: scripts/module.sh stock|debug|kasan|kcsan [MAKE-ARGUMENT...]" ;;
 esac
 case $TOP in
 *[[:space:]:%]*) die "the kernel's build cannot work in a path with a space, ':' or '%': $TOP" ;;

@@ -3,7 +3,7 @@
 #
 # Prepares what the build and the tests need, once, in the cache:
 #
-#	scripts/prepare.sh root|source|stock|debug|kasan|initrd|peers...
+#	scripts/prepare.sh root|source|stock|debug|kasan|kcsan|initrd|peers...
 #
 # prints the path of each. What is there already costs nothing and needs no
 # network. "prepare.sh --newest" asks again which kernel is the newest.
@@ -24,10 +24,11 @@ HERE=$(dirname "$0")
 # shellcheck source=scripts/prepare/peers.sh
 . "$HERE/prepare/peers.sh"
 
-[ $# -gt 0 ] || die "usage: scripts/prepare.sh root|source|stock|debug|kasan|initrd|peers..."
+THINGS='root|source|stock|debug|kasan|kcsan|initrd|peers'
+[ $# -gt 0 ] || die "usage: scripts/prepare.sh $THINGS..."
 for thing in "$@"; do
 	case $thing in
-	root | source | stock | debug | kasan | initrd | peers)
+	root | source | stock | debug | kasan | kcsan | initrd | peers)
 		"prepare_$thing"
 		"${thing}_path"
 		;;
@@ -35,7 +36,7 @@ for thing in "$@"; do
 		forget_source
 		;;
 	*)
-		die "prepare.sh knows root, source, stock, debug, kasan, initrd and peers, not '$thing'"
+		die "prepare.sh knows $THINGS, not '$thing'"
 		;;
 	esac
 done

@@ -3,11 +3,19 @@
 #
 # Kernels of our own from the stock source: small, with KUnit and with checkers
 # that the stock kernel lacks. "debug" and "kasan" have those that exclude each
-# other.
+# other; "kcsan" is debug with one more, which only "make torture" uses.
 
-# kernel_options NAME: its fragments without their comments.
+# kernel_fragments NAME: the files with its options.
+kernel_fragments() {
+	printf '%s\n' "$TOP/scripts/kernel/common.config"
+	[ "$1" != kcsan ] || printf '%s\n' "$TOP/scripts/kernel/debug.config"
+	printf '%s\n' "$TOP/scripts/kernel/$1.config"
+}
+
+# kernel_options NAME: its fragments without their comments, and its name.
 kernel_options() {
-	grep -h '^CONFIG_' "$TOP/scripts/kernel/common.config" "$TOP/scripts/kernel/$1.config"
+	kernel_fragments "$1" | xargs grep -h '^CONFIG_'
+	echo "CONFIG_LOCALVERSION=\"-twinpage-$1\""
 }
 
 kernel_key() {
@@ -30,6 +38,10 @@ kasan_path() {
 	kernel_path kasan
 }
 
+kcsan_path() {
+	kernel_path kcsan
+}
+
 # unset_options CONFIG: the wanted options that CONFIG does not have.
 unset_options() {
 	local line
@@ -41,12 +53,12 @@ unset_options() {
 	done
 }
 
-# configure_kernel SOURCE BUILD CC FRAGMENT...: runs in the root.
+# configure_kernel SOURCE BUILD CC: runs in the root; BUILD.options has what the
+# kernel is to have.
 configure_kernel() {
 	local source=$1 build=$2 cc=$3
-	shift 3
 	make -C "$source" O="$build" CC="$cc" tinyconfig
-	(cd "$build" && "$source/scripts/kconfig/merge_config.sh" -m .config "$@")
+	(cd "$build" && "$source/scripts/kconfig/merge_config.sh" -m .config "$build.options")
 	make -C "$source" O="$build" CC="$cc" olddefconfig
 }
 
@@ -66,9 +78,10 @@ prepare_kernel() {
 	lock "$name"
 	[ ! -d "$path" ] || return 0
 	mkdir -p "$path.tmp"
+	kernel_options "$name" >"$path.tmp.options"
 	progress "$name kernel: configuration" "$CACHE/log/$name-config.log" '^  [A-Z]' \
-		in_root_do configure_kernel "$(source_path)/src" "$path.tmp" "$cc" \
-		"$TOP/scripts/kernel/common.config" "$TOP/scripts/kernel/$name.config"
+		in_root_do configure_kernel "$(source_path)/src" "$path.tmp" "$cc"
+	rm "$path.tmp.options"
 	missing=$(kernel_options "$name" | unset_options "$path.tmp/.config" | tr '\n' ' ')
 	[ -z "$missing" ] || die "$name kernel: the configuration dropped: $missing"
 	progress "$name kernel (15 to 20 minutes on 2 cores, once)" \
@@ -83,4 +96,8 @@ prepare_debug() {
 
 prepare_kasan() {
 	prepare_kernel kasan
+}
+
+prepare_kcsan() {
+	prepare_kernel kcsan
 }
