@@ -6,8 +6,9 @@
 //! words come from a closure, so that a page which its guest may write to at the same time can be
 //! read with volatile loads instead of through a reference.
 //!
-//! Not a cryptographic hash: equal hashes are a hint, and the seed must stay secret to keep guests
-//! from making collisions.
+//! Not a cryptographic hash: equal hashes are a hint. Guests can make pages that collide, even
+//! without the seed (`tools/engine/tests/collisions.rs`), so nothing may depend on hashes being
+//! different; the seed keeps what is known of one host from being of use on another.
 
 const PRIME_1: u64 = 0x9e37_79b1_85eb_ca87;
 const PRIME_2: u64 = 0xc2b2_ae3d_27d4_eb4f;

@@ -194,6 +194,8 @@ pub enum Hashes {
     Good,
     /// Only so many different ones.
     Few(u64),
+    /// Contents from this one on have the same.
+    CraftedFrom(u64),
 }
 
 pub struct Host {
@@ -612,6 +614,7 @@ impl Host {
             _ if content == 0 => hash_words(BLOCK_PAGES, |_| 0, seed),
             Hashes::Good => hash_words(1, |_| content, seed),
             Hashes::Few(few) => hash_words(1, |_| content % few, seed),
+            Hashes::CraftedFrom(first) => hash_words(1, |_| content.min(first), seed),
         }
     }
 

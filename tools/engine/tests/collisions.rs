@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A guest that makes pages whose hashes are equal.
+
+mod host;
+
+use host::{
+    driver::{
+        Driver,
+        BLOCK, //
+    },
+    Hashes, //
+};
+use rand::{
+    rngs::SmallRng,
+    Rng,
+    SeedableRng, //
+};
+use twinpage_engine::engine::{
+    stats::Gauge,
+    xxh64::hash_words, //
+};
+
+const PRIME_1: u64 = 0x9e37_79b1_85eb_ca87;
+const PRIME_2: u64 = 0xc2b2_ae3d_27d4_eb4f;
+
+/// Words of a page.
+const WORDS: usize = 512;
+
+/// What one lane of XXH64 does with a word, by the specification.
+fn round(lane: u64, word: u64) -> u64 {
+    lane.wrapping_add(word.wrapping_mul(PRIME_2))
+        .rotate_left(31)
+        .wrapping_mul(PRIME_1)
+}
+
+/// The inverse of an odd number, by Newton's iteration.
+fn inverse(odd: u64) -> u64 {
+    (0..6).fold(odd, |guess, _| {
+        guess.wrapping_mul(2_u64.wrapping_sub(odd.wrapping_mul(guess)))
+    })
+}
+
+/// A page that begins with `word` and has the hash of the page of zeroes, for this seed: the first
+/// word of a lane is free, as the second one can make up for it.
+fn crafted(word: u64, seed: u64) -> [u64; WORDS] {
+    let start = seed.wrapping_add(PRIME_1).wrapping_add(PRIME_2);
+    let missing = round(start, 0).wrapping_sub(round(start, word));
+    let mut page = [0; WORDS];
+    page[0] = word;
+    page[4] = missing.wrapping_mul(inverse(PRIME_2));
+    page
+}
+
+/// A secret seed does not help: what a word adds to its lane depends on the seed by two carries only.
+/// So an index must be safe with pages that collide, not just unlikely to meet them.
+#[test]
+fn pages_can_be_made_to_collide_without_the_seed() {
+    let hash = |page: &[u64; WORDS], seed| hash_words(WORDS, |word| page[word], seed);
+    let collides = |page: &[u64; WORDS], seed| hash(page, seed) == hash(&[0; WORDS], seed);
+    let (known, mut secrets) = (0x0123_4567_89ab_cdef, SmallRng::seed_from_u64(1));
+    let mut hits = 0;
+    for word in 1..1000 {
+        let page = crafted(word, known);
+        assert!(collides(&page, known));
+        hits += u32::from(collides(&page, secrets.random()));
+    }
+    assert!(hits > 100, "{hits} of 999 pages collide with another seed");
+}
+
+/// The host asserts that no page ever shows other bytes; this is about what it costs.
+#[test]
+fn crafted_pages_cost_their_guest_only() {
+    const HOSTILE: u64 = 8 * BLOCK;
+    let mut driver = Driver::new(1);
+    driver.host.hashes = Hashes::CraftedFrom(1 << 32);
+    driver.add_guest(0, 0, HOSTILE);
+    for page in 0..HOSTILE {
+        driver.host.write(0, page, (1 << 32) + page);
+    }
+    for guest in 1..3 {
+        driver.add_guest(guest, 0, BLOCK);
+        for page in 0..BLOCK {
+            driver.host.write(guest, page, 1 + page);
+        }
+    }
+    for _ in 0..20 {
+        let calls = driver.host.share_calls;
+        driver.round();
+        let calls = driver.host.share_calls - calls;
+        // A hash has one place in the tree, so each page meets one other.
+        assert!(calls <= 2 * HOSTILE, "{calls} comparisons in a round");
+        // Copies that nobody took are there until the end of the round.
+        let copies = driver.index(0).copies() as u64;
+        assert!(copies <= 2 * BLOCK, "{copies} copies");
+    }
+    for guest in 1..3 {
+        assert_eq!(driver.gauge(guest, Gauge::Merged), BLOCK);
+    }
+    // A hostile page may have taken a copy that was made of it, alone.
+    assert_eq!(driver.index(0).totals().sharing(), BLOCK);
+    // What keeps differing is looked at once in a while: sixteen rounds cost no more than one could.
+    let calls = driver.host.share_calls;
+    (0..16).for_each(|_| driver.round());
+    let calls = driver.host.share_calls - calls;
+    assert!(
+        calls <= 2 * HOSTILE,
+        "{calls} comparisons in sixteen rounds"
+    );
+    driver.finish();
+}
