@@ -14,6 +14,10 @@ use tinyvm::{
     Memory,
     Slot, //
 };
+use twinpage_lab::pagemap::{
+    Entry,
+    Pagemap, //
+};
 use twinpage_lab::uffd::{
     Faults,
     Feature,
@@ -180,14 +184,25 @@ fn remap(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
     let (page, pages) = machine.some_pages(dice, 64);
     let state = machine.still();
     let scratch = Memory::new(pages, Backing::Small)?;
+    let before = entry(&machine.memory, page)?;
     // The old addresses stay mapped, empty, so that nobody else settles there.
     let away = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
     relocate(machine.memory.page(page), scratch.page(0), pages, away)?;
     dice.nap(10);
     for index in 0..pages {
         let number = state.counter.number(page - machine.first_page + index);
-        if scratch.read_page(index) != content(number) {
-            let text = format!("page {page} is wrong after mremap, number {number:#x}");
+        let seen = scratch.read_page(index);
+        if seen != content(number) {
+            let word = (0..seen.len()).find(|&word| seen[word] != content(number)[word]);
+            let (here, there) = (
+                entry(&machine.memory, page + index)?,
+                entry(&scratch, index)?,
+            );
+            let text = format!(
+                "page {page} + {index} of {pages} is wrong after mremap, number {number:#x}: word \
+                 {word:?} is {:#x}; entries {before:x?}, {here:x?}, {there:x?}",
+                seen[word.unwrap_or(0)]
+            );
             return Err(Trouble::Wrong(text));
         }
     }
@@ -406,8 +421,12 @@ fn move_away(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
 
 /// Whether a page is there, in memory or swapped out; reading a hole would make it one.
 fn is_mapped(memory: &Memory, page: usize) -> std::io::Result<bool> {
-    let entries = twinpage_lab::pagemap::Pagemap::own()?.read(memory.page_address(page), 1)?;
-    Ok(entries
-        .iter()
-        .any(|entry| entry.frame().is_some() || entry.swapped()))
+    let entry = entry(memory, page)?;
+    Ok(entry.is_some_and(|entry| entry.frame().is_some() || entry.swapped()))
+}
+
+/// The page table entry of a page.
+fn entry(memory: &Memory, page: usize) -> std::io::Result<Option<Entry>> {
+    let entries = Pagemap::own()?.read(memory.page_address(page), 1)?;
+    Ok(entries.first().copied())
 }

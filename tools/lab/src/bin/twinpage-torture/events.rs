@@ -285,6 +285,9 @@ fn reload(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
     host::unload()?;
     dice.nap(300);
     host::load()?;
+    if let Some(neighbour) = host.neighbour().as_mut() {
+        neighbour.attached = None;
+    }
     monitors
         .iter_mut()
         .for_each(|monitor| monitor.attached = None);

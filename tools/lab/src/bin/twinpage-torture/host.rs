@@ -25,6 +25,7 @@ use crate::fleet::{
     Monitor,
     Record, //
 };
+use crate::neighbour::Neighbour;
 
 /// Domains that VMs are attached to; 0 is that of VMs that share with no other.
 const DOMAINS: [u64; 4] = [0, 7, 7, 8];
@@ -39,6 +40,7 @@ pub struct Host {
     arguments: Vec<String>,
     monitors: Mutex<Vec<Monitor>>,
     started: Mutex<u64>,
+    neighbour: Mutex<Option<Neighbour>>,
 }
 
 impl Host {
@@ -55,6 +57,7 @@ impl Host {
             arguments,
             monitors: Mutex::new(Vec::new()),
             started: Mutex::new(0),
+            neighbour: Mutex::new(None),
         };
         for _ in 0..monitors {
             let monitor = host.another()?;
@@ -76,6 +79,13 @@ impl Host {
         let monitor = Monitor::start(number, &self.arguments, &self.record)?;
         monitor.vm()?;
         Ok(monitor)
+    }
+
+    /// The QEMU guest beside them, if there is one. Who wants both takes the monitors first.
+    pub fn neighbour(&self) -> MutexGuard<'_, Option<Neighbour>> {
+        self.neighbour
+            .lock()
+            .unwrap_or_else(|error| error.into_inner())
     }
 
     /// All monitors; who holds this keeps others from attaching and killing.
@@ -118,6 +128,7 @@ pub fn detach(monitor: &mut Monitor, merged: Merged) -> Result<(), Failure> {
 pub fn load() -> Result<(), Failure> {
     if !module::is_loaded() {
         module::load()?;
+        watch_races()?;
     }
     hurry()
 }
@@ -142,4 +153,25 @@ pub fn unload() -> Result<(), Failure> {
 /// Writes a file of the kernel; where there is none, that is a refusal like any other.
 pub fn write(path: &str, value: impl AsRef<[u8]>) -> Result<(), Failure> {
     fs::write(path, value).map_err(|error| Failure::Skipped(format!("{path}: {error}")))
+}
+
+/// Lets the kernel's race detector, where there is one, watch the module's functions.
+fn watch_races() -> Result<(), Failure> {
+    const KCSAN: &str = "/sys/kernel/debug/kcsan";
+    if fs::metadata(KCSAN).is_err() {
+        return Ok(());
+    }
+    let symbols = fs::read_to_string("/proc/kallsyms")?;
+    let functions = symbols.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let (kind, name) = (words.nth(1)?, words.next()?);
+        // The C side: only C is instrumented, and Rust's names are too long for the filter.
+        let wanted = matches!(kind, "t" | "T") && words.next() == Some("[twinpage]");
+        (wanted && !name.starts_with("_R") && !name.contains('.')).then_some(name)
+    });
+    write(KCSAN, "whitelist")?;
+    for function in functions {
+        write(KCSAN, format!("!{function}"))?;
+    }
+    write(KCSAN, "on")
 }

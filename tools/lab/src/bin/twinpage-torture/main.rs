@@ -14,6 +14,7 @@ mod dice;
 mod events;
 mod fleet;
 mod host;
+mod neighbour;
 mod transfer;
 mod vmm;
 
@@ -45,11 +46,15 @@ use crate::fleet::{
     Record, //
 };
 use crate::host::Host;
+use crate::neighbour::Neighbour;
 
 /// How the program is called.
 const USAGE: &str = "\
-usage: twinpage-torture [--seconds N] [--seed N] [--vms N] [--pages N] [--only NAME]...
+usage: twinpage-torture [--seconds N] [--seed N] [--vms N] [--pages N] [--qemu] [--only NAME]...
        twinpage-torture --list";
+
+/// What makes things happen, each in a thread of its own.
+const ACTORS: [&[Event]; 3] = [events::MODULE, events::KERNEL, neighbour::EVENTS];
 
 /// How long one event may take before it counts as hung.
 const EVENT_LIMIT: Duration = Duration::from_secs(300);
@@ -69,6 +74,7 @@ struct Options {
     vms: usize,
     pages: usize,
     disk: Option<String>,
+    qemu: bool,
     only: Vec<String>,
     monitor: Option<u64>,
     list: bool,
@@ -82,28 +88,33 @@ impl Options {
             vms: 5,
             pages: 320,
             disk: None,
+            qemu: false,
             only: Vec::new(),
             monitor: None,
             list: false,
         };
         while let Some(word) = words.next() {
-            if word == "--list" {
-                options.list = true;
-                continue;
-            }
-            let value = words.next()?;
             match word.as_str() {
-                "--seconds" => options.seconds = value.parse().ok()?,
-                "--seed" => options.seed = value.parse().ok()?,
-                "--vms" => options.vms = value.parse().ok()?,
-                "--pages" => options.pages = value.parse().ok()?,
-                "--disk" => options.disk = Some(value),
-                "--only" => options.only.push(value),
-                "--monitor" => options.monitor = Some(value.parse().ok()?),
-                _ => return None,
+                "--list" => options.list = true,
+                "--qemu" => options.qemu = true,
+                _ => options.set(&word, &words.next()?)?,
             }
         }
         (options.pages > 1 && options.vms > 0).then_some(options)
+    }
+
+    fn set(&mut self, word: &str, value: &str) -> Option<()> {
+        match word {
+            "--seconds" => self.seconds = value.parse().ok()?,
+            "--seed" => self.seed = value.parse().ok()?,
+            "--vms" => self.vms = value.parse().ok()?,
+            "--pages" => self.pages = value.parse().ok()?,
+            "--disk" => self.disk = Some(value.to_owned()),
+            "--only" => self.only.push(value.to_owned()),
+            "--monitor" => self.monitor = Some(value.parse().ok()?),
+            _ => return None,
+        }
+        Some(())
     }
 
     /// What monitors are told of it.
@@ -147,9 +158,10 @@ fn main() -> ExitCode {
         });
     }
     if options.list {
-        let events = [events::MODULE, events::KERNEL].concat_names();
-        let acts = acts::ACTS.iter().map(|act| act.name.to_owned());
-        acts.chain(events).for_each(|name| println!("{name}"));
+        acts::ACTS.iter().for_each(|act| println!("{}", act.name));
+        for events in ACTORS {
+            events.iter().for_each(|event| println!("{}", event.name));
+        }
         return ExitCode::SUCCESS;
     }
     let record = Arc::new(Record::default());
@@ -165,22 +177,6 @@ fn main() -> ExitCode {
             println!("seed {}: {text}", options.seed);
             ExitCode::FAILURE
         }
-    }
-}
-
-/// Names of several lists.
-trait Names {
-    fn concat_names(&self) -> Vec<String>;
-}
-
-impl Names for [&[Event]; 2] {
-    fn concat_names(&self) -> Vec<String> {
-        let mut names: Vec<_> = self
-            .iter()
-            .flat_map(|events| events.iter().map(|event| event.name.to_owned()))
-            .collect();
-        names.dedup();
-        names
     }
 }
 
@@ -200,6 +196,11 @@ fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
     let _idle = tinyvm::Vm::new()?;
     let swap = prepare(options)?;
     host::load()?;
+    // It boots before there is anything else to do.
+    let neighbour = match options.qemu {
+        true => Some(Neighbour::start()?),
+        false => None,
+    };
     let host = Host::new(
         options.seed,
         record.clone(),
@@ -209,8 +210,9 @@ fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
     for monitor in host.monitors().iter_mut() {
         host::attach(monitor, 7)?;
     }
+    *host.neighbour() = neighbour;
     std::thread::scope(|scope| {
-        for (actor, list) in [events::MODULE, events::KERNEL].into_iter().enumerate() {
+        for (actor, list) in ACTORS.into_iter().enumerate() {
             let events = options.wanted(list);
             let dice = Dice::new(options.seed, (1 << 32) + actor as u64);
             let host = &host;
@@ -224,6 +226,9 @@ fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
     }
     for monitor in host.monitors().drain(..) {
         monitor.finish()?;
+    }
+    if let Some(mut neighbour) = host.neighbour().take() {
+        neighbour.verify()?;
     }
     host::unload()?;
     swap.map_or(Ok(()), Swap::off)

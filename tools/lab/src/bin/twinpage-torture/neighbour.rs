@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! An unmodified QEMU guest beside the monitors: it boots, merges, gives pages back by its balloon,
+//! and is asked now and then whether its memory is right.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+
+use serde_json::json;
+use twinpage_guest::config::Config;
+use twinpage_guest::protocol::Request;
+use twinpage_lab::guest::Guest;
+use twinpage_lab::module::{
+    Device,
+    Merged, //
+};
+use twinpage_lab::process::borrow;
+use twinpage_lab::tap::Failure;
+use twinpage_lab::vmm::Vmm;
+
+use crate::dice::Dice;
+use crate::events::Event;
+use crate::host::Host;
+
+/// Its memory, MiB, and the least that its balloon leaves it.
+const MEMORY: usize = 192;
+const LEAST: usize = 160;
+
+/// Its domain: one that monitors are in, too.
+const DOMAIN: u64 = 7;
+
+/// The guest.
+pub struct Neighbour {
+    vmm: Vmm,
+    /// Number of its attachment.
+    pub attached: Option<u32>,
+}
+
+impl Neighbour {
+    /// Boots it and waits until it has filled its memory.
+    pub fn start() -> Result<Neighbour, Failure> {
+        let guest = Guest {
+            name: "neighbour".into(),
+            memory_mib: MEMORY,
+            content: Config {
+                common: 8,
+                own: 2,
+                dup: 8,
+                zero: 8,
+                churn: 1,
+                ..Config::default()
+            },
+            balloon: true,
+        };
+        let mut vmm = guest.start(&std::env::temp_dir(), &[])?;
+        vmm.ready()?;
+        Ok(Neighbour {
+            vmm,
+            attached: None,
+        })
+    }
+
+    /// Asks it to compare all of its memory.
+    pub fn verify(&mut self) -> Result<(), Failure> {
+        Ok(self.vmm.fine(Request::Verify).map(|_| ())?)
+    }
+
+    fn attach(&mut self) -> Result<(), Failure> {
+        let pid = self.vmm.pid();
+        let files = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+        let vm = files
+            .filter(|file| {
+                fs::read_link(file.path()).is_ok_and(|to| to.ends_with("anon_inode:kvm-vm"))
+            })
+            .find_map(|file| file.file_name().to_str()?.parse().ok())
+            .ok_or_else(|| Failure::Failed("QEMU has no VM".into()))?;
+        let vm = borrow(pid, vm)?;
+        self.attached = Some(Device::open()?.attach(vm.as_raw_fd(), DOMAIN)?);
+        Ok(())
+    }
+}
+
+/// What happens to it.
+pub const EVENTS: &[Event] = &[
+    Event {
+        name: "QEMU attach, detach",
+        run: |host, dice| with(host, dice, toggle),
+    },
+    Event {
+        name: "QEMU balloon",
+        run: |host, dice| with(host, dice, balloon),
+    },
+    Event {
+        name: "QEMU verify",
+        run: |host, dice| with(host, dice, |neighbour, _| neighbour.verify()),
+    },
+    Event {
+        name: "QEMU write",
+        run: |host, dice| with(host, dice, write),
+    },
+];
+
+fn with(
+    host: &Host,
+    dice: &mut Dice,
+    run: impl FnOnce(&mut Neighbour, &mut Dice) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    match host.neighbour().as_mut() {
+        Some(neighbour) => run(neighbour, dice),
+        None => Err(Failure::Skipped("there is none".into())),
+    }
+}
+
+fn toggle(neighbour: &mut Neighbour, dice: &mut Dice) -> Result<(), Failure> {
+    let done = match neighbour.attached {
+        None => neighbour.attach(),
+        Some(id) if dice.once_in(4) => {
+            let detached = Device::open()?.detach(id, Merged::Unmerge);
+            neighbour.attached = None;
+            detached.map(|_| ()).map_err(|(error, _)| error.into())
+        }
+        Some(_) => Ok(()),
+    };
+    // The module may be gone, or short of memory.
+    done.map_err(|failure| Failure::Skipped(failure.to_string()))
+}
+
+fn balloon(neighbour: &mut Neighbour, dice: &mut Dice) -> Result<(), Failure> {
+    let bytes = (LEAST + dice.below(MEMORY - LEAST + 1)) << 20;
+    let balloon = json!({ "value": bytes });
+    Ok(neighbour.vmm.qmp.run("balloon", balloon).map(|_| ())?)
+}
+
+fn write(neighbour: &mut Neighbour, dice: &mut Dice) -> Result<(), Failure> {
+    let pages = 1 + dice.below(500);
+    Ok(neighbour.vmm.fine(Request::Write(pages)).map(|_| ())?)
+}
