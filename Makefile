@@ -32,7 +32,7 @@ tools:
 
 .PHONY: prepare
 prepare:
-	@$(SCRIPTS)/prepare.sh root peers stock debug kasan initrd >/dev/null
+	@$(SCRIPTS)/prepare.sh root peers stock debug initrd >/dev/null
 
 .PHONY: demo
 demo:
@@ -62,6 +62,10 @@ mistakes:
 torture:
 	@$(SCRIPTS)/torture.sh $(STAGES)
 
+.PHONY: coverage
+coverage:
+	@$(SCRIPTS)/coverage.sh
+
 .PHONY: check
 check:
 	@$(SCRIPTS)/check.sh
@@ -77,10 +81,11 @@ help:
 	@echo 'make demo            boot a KVM host and three guests, merge, judge'
 	@echo 'make demo-migrate    two KVM hosts; a guest moves from one to the other as digests'
 	@echo 'make bench-migrate   against QEMU alone; ONLY=WORD,... chooses (bench-migrate.sh --list)'
-	@echo 'make test            every test; STAGES="cargo kunit e2e-stock e2e-debug" chooses'
+	@echo 'make test            every test; STAGES="cargo kunit ..." chooses (scripts/test.sh)'
 	@echo 'make kunit, make e2e parts of it'
 	@echo 'make mistakes        put mistakes in, see the tests fail; MISTAKES="name..." chooses'
-	@echo 'make torture         MINUTES=n SEED=n STAGES="fuzz sim chaos": go on with what tests do briefly'
+	@echo 'make torture         MINUTES=n SEED=n STAGES="debug kasan ...": go on with what tests do briefly'
+	@echo 'make coverage        which lines of the engine its tests reach'
 	@echo 'make check           every static check'
 	@echo 'make tools           the twinpage tool and its helpers'
 	@echo 'make modules-debug   twinpage.ko and twinpage_kunit.ko for the debug kernel'

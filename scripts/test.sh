@@ -6,14 +6,16 @@
 #	scripts/test.sh [STAGE...]
 #
 # with the stages cargo, kunit, e2e-stock and e2e-debug (all of them if none is
-# named). ONLY=PATTERN chooses among the end-to-end tests. Logs go to build/log.
+# named), torture-debug and torture-kasan. ONLY=PATTERN chooses among the
+# end-to-end tests. Logs go to build/log.
 # The last line is "N passed, N failed", with ", N skipped" where some were.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 need_root_user
 LOG=$TOP/build/log
-WATCHED='^( {4})?(not ok|ok) [0-9]|^    .*: [0-9]+ steps, |^==> |^test result|^test .*FAILED|^error'
+WATCHED='^( {4})?(not ok|ok) [0-9]|^WRONG|^    .*: [0-9]+ steps, |^==> '
+WATCHED+='|^test result|^test .*FAILED|^error'
 PASSED=0 FAILED=0 SKIPPED=0 BAD=()
 
 title_of() {
@@ -22,7 +24,10 @@ title_of() {
 	kunit) echo "KUnit on the debug kernel" ;;
 	e2e-stock) echo "end to end, stock kernel" ;;
 	e2e-debug) echo "end to end, debug kernel" ;;
-	*) die "test.sh knows the stages cargo, kunit, e2e-stock, e2e-debug, not '$1'" ;;
+	torture-debug) echo "everything at once, debug kernel" ;;
+	torture-kasan) echo "everything at once, kernel with KASAN" ;;
+	*) die "test.sh knows the stages cargo, kunit, e2e-stock, e2e-debug," \
+		"torture-debug, torture-kasan, not '$1'" ;;
 	esac
 }
 
@@ -74,6 +79,20 @@ stage_e2e() {
 	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 5400 --mem 3072 --numa 2 --check-log \
 		--out "$LOG/e2e-$1" "${PAYLOAD[@]}" \
 		-- twinpage-e2e ${ONLY:+--only "$ONLY"}
+}
+
+# stage_torture KERNEL: a slice of what "make torture" goes on with, always the
+# same: a run without ksmd on one kernel, one with it on the other.
+stage_torture() {
+	local seed=1
+	[ "$1" = debug ] || seed=2
+	build_payload "$1"
+	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 1500 --mem 3072 --numa 2 --check-log \
+		--out "$LOG/torture-$1" "${PAYLOAD[@]}" \
+		-- sh -c "twinpage-torture --seconds 120 --seed $seed && echo ok 1 - torture ||
+			echo not ok 1 - torture
+			twinpage-fuzz --operations 20000 --seed $seed && echo ok 2 - interfaces ||
+			echo not ok 2 - interfaces"
 }
 
 # tally LOG: "passed failed skipped" of the lines of cargo, KUnit (the second

@@ -6,17 +6,20 @@
 #	MINUTES=n SEED=n scripts/torture.sh [STAGE...]
 #
 # with the stages fuzz (QEMU's stream, every decoder of the wire), sim (the
-# engine in a made-up host) and chaos (live migrations of which a part is
-# killed); all of them, each for its share of the time, if none is named. SEED
-# is printed and repeats a run; so do the seeds that a failure prints.
+# engine in a made-up host), chaos (live migrations of which a part is killed),
+# debug, kasan and kcsan (twinpage-torture, everything at once against the module,
+# on that kernel) and interfaces (twinpage-fuzz, every ioctl and file of the module,
+# on the kasan kernel); all of them, each for its share of the time, if none is
+# named. SEED is printed and repeats a run; so do the seeds that a failure prints.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 need_root_user
 LOG=$TOP/build/log
-SHOWN='^test .*FAILED|panicked at|runs from seed|streams in|^test result'
+SHOWN='^test .*FAILED|panicked at|runs from seed|streams in|^test result|^WRONG|^seed '
 MINUTES=${MINUTES:-60}
 SEED=${SEED:-$((RANDOM * 32768 + RANDOM))}
+STAGES=(fuzz sim chaos debug kasan kcsan interfaces)
 BATCH=20
 
 # cargo_test ARGUMENT...: run tests; what they say is shown and kept.
@@ -60,6 +63,49 @@ stage_chaos() {
 	batches "$1" chaos_batch
 }
 
+# PIECE: seconds after which a machine is booted anew, so that its log, its leaks
+# and its broken frames are looked at now and then.
+PIECE=1200
+
+# machine_piece KERNEL SECONDS PROGRAM...: one machine with this seed.
+machine_piece() {
+	local kernel=$1 seconds=$2
+	shift 2
+	"$TOP/scripts/vm.sh" --kernel "$kernel" --timeout $((seconds * 2 + 1200)) --mem 3072 \
+		--numa 2 --check-log --out "$LOG/torture-$kernel-$SEED" "${PAYLOAD[@]}" \
+		-- "$@" --seconds "$seconds" --seed "$SEED"
+}
+
+# pieces KERNEL SECONDS PROGRAM...: one machine after the other, each with the
+# next SEED. A run with an even seed has ksmd in it, so both kinds have a share.
+pieces() {
+	local kernel=$1 left=$2 count
+	shift 2
+	build_payload "$kernel"
+	count=$(((left + PIECE - 1) / PIECE))
+	[ "$count" -gt 1 ] || count=2
+	for ((piece = 0; piece < count; piece++)); do
+		machine_piece "$kernel" $((left / count)) "$@"
+		SEED=$((SEED + 1))
+	done
+}
+
+stage_debug() {
+	pieces debug "$1" twinpage-torture
+}
+
+stage_kasan() {
+	pieces kasan "$1" twinpage-torture
+}
+
+stage_kcsan() {
+	pieces kcsan "$1" twinpage-torture
+}
+
+stage_interfaces() {
+	pieces kasan "$1" twinpage-fuzz --operations 1000000000
+}
+
 # run STAGE SECONDS: what matters is shown, all of it is in the log. The stage
 # is no condition of anything, so that the first command that fails ends it.
 run() {
@@ -80,10 +126,10 @@ run() {
 
 [[ $MINUTES =~ ^[1-9][0-9]{0,4}$ ]] || die "MINUTES is a number of minutes, not '$MINUTES'"
 [[ $SEED =~ ^[0-9]{1,15}$ ]] || die "SEED is a number, not '$SEED'"
-[ $# -gt 0 ] || set -- fuzz sim chaos
+[ $# -gt 0 ] || set -- "${STAGES[@]}"
 for stage in "$@"; do
-	[[ $stage =~ ^(fuzz|sim|chaos)$ ]] ||
-		die "torture.sh knows the stages fuzz, sim, chaos, not '$stage'"
+	declare -F "stage_$stage" >/dev/null ||
+		die "torture.sh knows the stages ${STAGES[*]}, not '$stage'"
 done
 mkdir -p "$LOG"
 "$TOP/scripts/prepare.sh" root >/dev/null
