@@ -22,8 +22,8 @@ use super::{
 };
 
 impl<W: World> Visit<'_, W> {
-    /// Brings the records in line with what the last look found. Pages that are private stay what
-    /// they are until they are hashed.
+    /// Brings the records in line with what the last look found. What is known of private pages
+    /// stays until they are hashed.
     pub(super) fn reconcile(&mut self) {
         self.orphans = Mask::EMPTY;
         self.step.present = 0;
@@ -121,6 +121,7 @@ impl<W: World> Visit<'_, W> {
                     counters.breaks = counters.breaks.saturating_add(1);
                 });
             }
+            Kind::Absent => self.index.set(page, Record::UNSEEN),
             Kind::Listed | Kind::Parked | Kind::Volatile if old.huge != huge => {
                 // The mark means another thing now.
                 let new = Record {
