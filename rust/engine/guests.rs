@@ -7,6 +7,7 @@ use core::ops::Range;
 use super::{
     mask::Mask,
     page::MAX_BLOCKS,
+    restraint::Restraint,
     sort::first_not,
     stats::{
         Gauge,
@@ -102,6 +103,8 @@ pub struct Guest {
     pub busy: u8,
     /// Whether it is being detached.
     pub leaving: bool,
+    /// How fast its merged pages break, and what follows from it.
+    pub restraint: Restraint,
     /// Gauges and counters.
     pub stats: GuestStats,
 }
@@ -115,6 +118,7 @@ impl Guest {
             cursor: 0,
             busy: 0,
             leaving: false,
+            restraint: Restraint::default(),
             stats: GuestStats::default(),
         }
     }

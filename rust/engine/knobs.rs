@@ -52,6 +52,8 @@ pub struct Knobs {
     pub thp_split_threshold: u32,
     /// Neighbouring pages that are replaced together.
     pub merge_batch: u32,
+    /// Merged pages of a guest that may break in a second before it is backed off; 0: any number.
+    pub max_break_rate: u32,
     /// Whether unloading gives every page its own copy back.
     pub unmerge_on_exit: bool,
 }
@@ -70,6 +72,7 @@ impl Knobs {
         advisor_max_cpu: 5,
         thp_split_threshold: 64,
         merge_batch: 32,
+        max_break_rate: 10_000,
         unmerge_on_exit: false,
     };
 
@@ -94,6 +97,7 @@ impl Knobs {
             Knob::AdvisorMaxCpu => self.advisor_max_cpu,
             Knob::ThpSplitThreshold => self.thp_split_threshold,
             Knob::MergeBatch => self.merge_batch,
+            Knob::MaxBreakRate => self.max_break_rate,
             Knob::UnmergeOnExit => u32::from(self.unmerge_on_exit),
         }
     }
@@ -150,6 +154,7 @@ impl Knobs {
             Knob::AdvisorMaxCpu => self.advisor_max_cpu = value,
             Knob::ThpSplitThreshold => self.thp_split_threshold = value,
             Knob::MergeBatch => self.merge_batch = value,
+            Knob::MaxBreakRate => self.max_break_rate = value,
             Knob::UnmergeOnExit => self.unmerge_on_exit = value != 0,
         }
         Ok(())
@@ -205,13 +210,15 @@ pub enum Knob {
     ThpSplitThreshold,
     /// [`Knobs::merge_batch`].
     MergeBatch,
+    /// [`Knobs::max_break_rate`].
+    MaxBreakRate,
     /// [`Knobs::unmerge_on_exit`].
     UnmergeOnExit,
 }
 
 impl Knob {
     /// Every knob.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Run,
         Self::PagesToScan,
         Self::SleepMillisecs,
@@ -223,6 +230,7 @@ impl Knob {
         Self::AdvisorMaxCpu,
         Self::ThpSplitThreshold,
         Self::MergeBatch,
+        Self::MaxBreakRate,
         Self::UnmergeOnExit,
     ];
 
@@ -240,6 +248,7 @@ impl Knob {
             Self::AdvisorMaxCpu => "advisor_max_cpu",
             Self::ThpSplitThreshold => "thp_split_threshold",
             Self::MergeBatch => "merge_batch",
+            Self::MaxBreakRate => "max_break_rate",
             Self::UnmergeOnExit => "unmerge_on_exit",
         }
     }
@@ -253,6 +262,7 @@ impl Knob {
             Self::MaxPageSharing => (2, 65_536),
             Self::AdvisorMaxCpu => (1, 100),
             Self::ThpSplitThreshold | Self::MergeBatch => (1, 512),
+            Self::MaxBreakRate => (0, 1_000_000),
             Self::UseZeroPages
             | Self::SmartScan
             | Self::MergeAcrossNodes

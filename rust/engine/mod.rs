@@ -48,6 +48,7 @@ pub mod page;
 pub mod plan;
 pub mod policy;
 pub mod reconcile;
+pub mod restraint;
 pub mod run;
 pub mod scan;
 pub mod scratch;

@@ -11,6 +11,8 @@
 //! | the page itself                      | stays; looked at less often            | -          |
 //! | nobody                               | the page takes the place               | volatile   |
 //!
+//! Another page whose guest is backed off ([`super::restraint`]) is met by taking its place.
+//!
 //! A page in a large folio cannot map anything else until that is split; it is parked where a small
 //! page would merge. See [`super::huge`].
 
@@ -160,6 +162,13 @@ impl<W: World> Visit<'_, W> {
 
     /// Another page has the same hash.
     fn meet(&mut self, hashed: &Hashed, twin: PageId) {
+        if self.index.is_restrained(twin) {
+            // The twin finds this one when its guest merges again.
+            let listed = self.listed(hashed);
+            return self
+                .index
+                .take_place(Place::Page(twin), hashed.page, listed);
+        }
         let usable = self.vote(twin);
         if hashed.huge {
             self.park(hashed);

@@ -8,6 +8,8 @@
 //! 4. Hash what is due, and plan what it shall map ([`super::plan`]).
 //! 5. Share: first with twins elsewhere, then runs of neighbours ([`super::merge`]).
 //!
+//! Of a guest that is backed off ([`super::restraint`]) no page is due, and it ends after 3.
+//!
 //! Guests run all the time: what was seen may be wrong by the time it is used. `World::share`
 //! compares bytes while nobody can write, so a wrong plan costs time, never data.
 
@@ -177,15 +179,24 @@ impl<'a, W: World> Visit<'a, W> {
             self.look(&due)?;
             self.reconcile();
         }
-        self.count_skipped(&patient);
-        self.hash(&due);
+        if self.index.is_backed_off(self.position) {
+            self.world.release();
+        } else {
+            self.count_skipped(&patient);
+            self.merge(&due);
+        }
+        self.close();
+        Ok(())
+    }
+
+    /// Hashes the pages that are due, and merges what can be merged.
+    fn merge(&mut self, due: &Mask) {
+        self.hash(due);
         self.world.release();
         self.split_if_worthwhile();
         self.share_twins();
         self.share_runs();
         self.settle_copies();
-        self.close();
-        Ok(())
     }
 
     /// Returns the number of the page at `index`.
@@ -203,6 +214,9 @@ impl<'a, W: World> Visit<'a, W> {
     /// Returns the pages whose content is to be looked at if they turn out to be private, and those
     /// whose turn it is not.
     fn due(&self, kept: Kept) -> (Mask, Mask) {
+        if self.index.is_backed_off(self.position) {
+            return (Mask::EMPTY, Mask::EMPTY);
+        }
         let Kept::Block(_) = kept else {
             return (self.cover, Mask::EMPTY);
         };

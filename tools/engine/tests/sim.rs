@@ -734,6 +734,43 @@ fn unmerging_stops_when_memory_is_short_and_goes_on_later() {
     driver.finish();
 }
 
+#[test]
+fn a_guest_that_writes_all_the_time_is_backed_off_and_others_merge() {
+    let mut driver = Driver::new(1);
+    driver.knobs.max_break_rate = 20;
+    for guest in 0..3 {
+        driver.add_guest(guest, 0, BLOCK);
+    }
+    fill_alike(&mut driver, &[0, 1], 0..BLOCK);
+    driver.step_ns = 100_000_000;
+    let mut lengths = Vec::new();
+    for round in 0..600 {
+        fill_alike(&mut driver, &[0], 0..BLOCK);
+        if round == 300 {
+            fill_alike(&mut driver, &[2], 0..BLOCK);
+        }
+        driver.round();
+        let length = driver.restraint(0).backed_off_ms();
+        if length > 0 && lengths.last() != Some(&length) {
+            lengths.push(length);
+        }
+    }
+    assert_eq!(lengths, [1000, 2000, 4000, 8000, 16_000, 32_000, 64_000]);
+    // Without it, each round would have found as many breaks as there are pages.
+    assert!(driver.stats(0).counters.breaks < 20 * BLOCK);
+    for guest in [1, 2] {
+        assert_eq!(driver.gauge(guest, Gauge::Merged), BLOCK);
+        assert_eq!(driver.restraint(guest).times(), 0);
+    }
+    // Now it rests, until the last back-off is over and each page has had its turn.
+    for _ in 0..230 {
+        driver.round();
+    }
+    assert!(!driver.restraint(0).is_backed_off());
+    assert_eq!(driver.gauge(0, Gauge::Merged), BLOCK);
+    driver.finish();
+}
+
 /// Guests of two domains that do what they like; then they rest, and what can merge has merged.
 fn anything_can_happen(seed: u64, chaos: Chaos, hashes: Hashes) {
     let mut driver = Driver::new(seed);
@@ -743,6 +780,8 @@ fn anything_can_happen(seed: u64, chaos: Chaos, hashes: Hashes) {
     driver.knobs.smart_scan = driver.host.rng.random();
     driver.knobs.use_zero_pages = driver.host.rng.random();
     driver.knobs.thp_split_threshold = driver.host.rng.random_range(1..128);
+    driver.knobs.max_break_rate = driver.host.rng.random_range(0..10);
+    driver.step_ns = 200_000_000;
     for guest in 0..4 {
         driver.add_guest(guest, guest % 2, 2 * BLOCK);
         let pages = driver.host.rng.random_range(1..2 * BLOCK);
@@ -764,6 +803,7 @@ fn anything_can_happen(seed: u64, chaos: Chaos, hashes: Hashes) {
     }
     driver.host.calm();
     driver.strict = false;
+    driver.knobs.max_break_rate = 0;
     // A page that was taken for a collision rests for 32 passes.
     for _ in 0..36 {
         driver.round();

@@ -13,6 +13,7 @@ use twinpage_engine::engine::{
         UnmergeState, //
     },
     knobs::Knobs,
+    restraint::Restraint,
     scratch::Scratch,
     stats::{
         Gauge,
@@ -45,6 +46,10 @@ pub struct Driver {
     pub ranges: BTreeMap<u32, Vec<Span>>,
     /// Check everything after each step.
     pub strict: bool,
+    /// The time, nanoseconds.
+    pub now_ns: u64,
+    /// How long each step takes, nanoseconds.
+    pub step_ns: u64,
     made: u32,
 }
 
@@ -65,6 +70,8 @@ impl Driver {
             scratch: Scratch::new().expect("memory"),
             ranges: BTreeMap::new(),
             strict: true,
+            now_ns: 0,
+            step_ns: 0,
             made: 0,
         }
     }
@@ -119,6 +126,8 @@ impl Driver {
     pub fn scan(&mut self, guest: u32) -> Result<Step, Away> {
         let number = self.index_of(guest);
         self.host.current = number;
+        let resting = self.resting(number);
+        let hashed = self.host.hashed;
         let index = self.indexes.get_mut(&number).expect("an index");
         let step = index.scan(
             &mut self.host,
@@ -126,11 +135,36 @@ impl Driver {
             GuestId(guest),
             &self.knobs,
         );
+        if resting.contains_key(&guest) {
+            assert_eq!(self.host.hashed, hashed, "a guest backed off was hashed");
+        }
+        assert_eq!(self.resting(number), resting, "a guest backed off merges");
+        self.now_ns += self.step_ns;
+        if step.is_ok_and(|step| step.pass_ended) {
+            let index = self.indexes.get_mut(&number).expect("an index");
+            index.pass_ended(GuestId(guest), &self.knobs, self.now_ns);
+        }
         if self.strict {
             self.check(number);
             self.host.verify();
         }
         step
+    }
+
+    /// The guests of an index that are backed off, and how often pages of each have merged.
+    fn resting(&self, number: u32) -> BTreeMap<u32, u64> {
+        let guests = self.host.mms.iter();
+        guests
+            .filter(|(_, mm)| mm.index == Some(number))
+            .filter(|(guest, _)| self.restraint(**guest).is_backed_off())
+            .map(|(guest, _)| (*guest, self.stats(*guest).counters.merges))
+            .collect()
+    }
+
+    pub fn restraint(&self, guest: u32) -> &Restraint {
+        self.indexes[&self.index_of(guest)]
+            .restraint(GuestId(guest))
+            .expect("an attached guest")
     }
 
     /// Scans until a pass over the guest is complete; `false` if it is gone.
