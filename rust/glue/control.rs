@@ -57,7 +57,7 @@ const fn counter(name: &'static CStr) -> File {
 }
 
 /// Every file; [`SHOWS`] says, in the same order, what each shows.
-pub(crate) static FILES: [File; 24] = [
+pub(crate) static FILES: [File; 25] = [
     knob(c"run"),
     knob(c"pages_to_scan"),
     knob(c"sleep_millisecs"),
@@ -69,6 +69,7 @@ pub(crate) static FILES: [File; 24] = [
     knob(c"advisor_max_cpu"),
     knob(c"thp_split_threshold"),
     knob(c"merge_batch"),
+    knob(c"max_break_rate"),
     knob(c"unmerge_on_exit"),
     counter(c"pages_shared"),
     counter(c"pages_sharing"),
@@ -97,6 +98,7 @@ static SHOWS: [Shows; FILES.len()] = [
     Shows::Knob(Knob::AdvisorMaxCpu),
     Shows::Knob(Knob::ThpSplitThreshold),
     Shows::Knob(Knob::MergeBatch),
+    Shows::Knob(Knob::MaxBreakRate),
     Shows::Knob(Knob::UnmergeOnExit),
     Shows::PagesShared,
     Shows::PagesSharing,

@@ -99,13 +99,14 @@ impl Export {
 impl Writer for Stats {
     fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let View { shared, id } = &self.0;
-        let (pid, domain, stats) = {
+        let (pid, domain, stats, restraint) = {
             let mut state = shared.state.lock();
-            let Some(stats) = state.stats(*id) else {
+            let (Some(stats), Some(restraint)) = (state.stats(*id), state.restraint(*id)) else {
                 return Ok(());
             };
             let guest = state.guest(*id).ok_or(fmt::Error)?;
-            (guest.vm().pid(), guest.domain().number(), stats)
+            let (pid, domain) = (guest.vm().pid(), guest.domain().number());
+            (pid, domain, stats, restraint)
         };
         let (gauges, counters) = (&stats.gauges, &stats.counters);
         writeln!(f, "id {}", id.0)?;
@@ -124,6 +125,9 @@ impl Writer for Stats {
         writeln!(f, "pages_scanned {}", counters.scanned)?;
         writeln!(f, "merges {}", counters.merges)?;
         writeln!(f, "breaks {}", counters.breaks)?;
+        writeln!(f, "break_rate {}", restraint.rate())?;
+        writeln!(f, "backed_off_ms {}", restraint.backed_off_ms())?;
+        writeln!(f, "back_offs {}", restraint.times())?;
         writeln!(f, "passes {}", counters.passes)?;
         writeln!(f, "cpu_ns {}", counters.cpu_ns)
     }

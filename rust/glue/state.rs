@@ -27,6 +27,7 @@ use crate::{
             Pace,
             Rounds, //
         },
+        restraint::Restraint,
         scratch::Scratch,
         stats::{
             Counters,
@@ -50,7 +51,11 @@ use crate::{
 use kernel::{
     alloc::KVec,
     page::PAGE_SIZE,
-    prelude::*, //
+    prelude::*,
+    time::{
+        Instant,
+        Monotonic, //
+    }, //
 };
 
 /// Blocks of a leaving guest that are forgotten at once.
@@ -84,6 +89,7 @@ pub(crate) struct State {
     guests: KVec<Guest>,
     /// Counters of rooms that are gone.
     past: Counters,
+    loaded: Instant<Monotonic>,
     look: Look,
     scratch: Scratch,
 }
@@ -138,6 +144,7 @@ impl State {
             rooms: KVec::new(),
             guests: KVec::new(),
             past: Counters::default(),
+            loaded: Instant::now(),
             look: Look::new()?,
             scratch: Scratch::new()?,
         })
@@ -344,8 +351,12 @@ impl State {
         }
         let knobs = self.knobs;
         let round = self.rounds.number();
+        let now_ns = self.loaded.elapsed().as_nanos().unsigned_abs();
         let (index, mut world, scratch) = self.parts(id)?;
         let step = index.scan(&mut world, scratch, id, &knobs);
+        if step.is_ok_and(|step| step.pass_ended) {
+            index.pass_ended(id, &knobs, now_ns);
+        }
         index.sweep(&mut world, &knobs, SWEEP_COPIES);
         let present = match step {
             Ok(step) => {
@@ -412,6 +423,11 @@ impl State {
     /// Gauges and counters of a guest.
     pub(crate) fn stats(&mut self, id: GuestId) -> Option<GuestStats> {
         self.parts(id)?.0.guest(id).cloned()
+    }
+
+    /// How fast a guest's merged pages break, and whether it is backed off.
+    pub(crate) fn restraint(&mut self, id: GuestId) -> Option<Restraint> {
+        self.parts(id)?.0.restraint(id).copied()
     }
 
     /// Complete rounds over all guests.
