@@ -74,7 +74,7 @@ pub enum KnobError {
 }
 
 /// Every knob.
-pub const KNOBS: [Knob; 12] = [
+pub const KNOBS: [Knob; 13] = [
     Knob {
         name: "run",
         values: Values::Number(0, 2),
@@ -129,6 +129,11 @@ pub const KNOBS: [Knob; 12] = [
         name: "merge_batch",
         values: Values::Number(1, 512),
         meaning: "neighbouring pages merged with one TLB flush",
+    },
+    Knob {
+        name: "max_break_rate",
+        values: Values::Number(0, 1_000_000),
+        meaning: "merged pages a VM may write to in a second before it rests; 0: no limit",
     },
     Knob {
         name: "unmerge_on_exit",

@@ -16,6 +16,7 @@ use crate::table::percent;
 /// What the user should know of this state, the most important thing first.
 pub fn notes(counters: &Counters, vms: &[Row]) -> Vec<String> {
     let mut notes: Vec<String> = vms.iter().filter_map(mostly_skipped).collect();
+    notes.extend(vms.iter().filter_map(backed_off));
     notes.extend(not_running(counters));
     if vms.is_empty() {
         notes.push(
@@ -58,6 +59,21 @@ fn mostly_skipped(row: &Row) -> Option<String> {
         row.vm.name,
         percent(pages, present),
     ))
+}
+
+/// Nothing of one VM merges for a while, as that was in vain too often.
+fn backed_off(row: &Row) -> Option<String> {
+    let stats = &row.vm.stats;
+    (stats.backed_off_ms > 0).then(|| {
+        format!(
+            "VM {} ({}): nothing merges for {} s: {} of its merged pages were written to each \
+             second, more than max_break_rate",
+            stats.id,
+            row.vm.name,
+            stats.backed_off_ms / 1000,
+            stats.break_rate,
+        )
+    })
 }
 
 /// The scanner runs and no page is saved.

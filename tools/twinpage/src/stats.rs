@@ -49,6 +49,12 @@ pub struct Stats {
     pub merges: u64,
     /// Merged pages that were written to so far.
     pub breaks: u64,
+    /// Merged pages that were written to, a second, when that was last measured.
+    pub break_rate: u64,
+    /// For how long nothing merges as that was too fast, milliseconds; 0: it merges.
+    pub backed_off_ms: u64,
+    /// How often that was so.
+    pub back_offs: u64,
     /// Complete passes so far.
     pub passes: u64,
     /// Scanner time so far.
@@ -78,6 +84,9 @@ impl Stats {
             pages_scanned: values.take("pages_scanned")?,
             merges: values.take("merges")?,
             breaks: values.take("breaks")?,
+            break_rate: values.take("break_rate")?,
+            backed_off_ms: values.take("backed_off_ms")?,
+            back_offs: values.take("back_offs")?,
             passes: values.take("passes")?,
             cpu_ns: values.take("cpu_ns")?,
         })
@@ -161,7 +170,8 @@ mod tests {
     /// A file with every name and three reasons.
     const FULL: &str = "id 3\npid 812\ndomain 7\npages 100\npages_absent 1\npages_unshared 2\n\
          pages_volatile 3\npages_merged 4\nzero_pages 5\nskip_shared 60\nskip_huge 0\n\
-         skip_pinned 25\npages_unseen 0\npages_scanned 400\nmerges 9\nbreaks 1\npasses 2\n\
+         skip_pinned 25\npages_unseen 0\npages_scanned 400\nmerges 9\nbreaks 1\n\
+         break_rate 70\nbacked_off_ms 4000\nback_offs 3\npasses 2\n\
          cpu_ns 123456\n";
 
     fn parse(text: &str) -> Result<Stats, ParseError> {
@@ -178,6 +188,10 @@ mod tests {
         assert_eq!(
             (stats.pages, stats.pages_merged, stats.cpu_ns),
             (100, 4, 123_456)
+        );
+        assert_eq!(
+            (stats.break_rate, stats.backed_off_ms, stats.back_offs),
+            (70, 4000, 3)
         );
         assert_eq!(stats.pages_skipped(), 85);
         assert_eq!(stats.reasons(), [("shared", 60), ("pinned", 25)]);
@@ -200,7 +214,7 @@ mod tests {
             ),
             (
                 format!("{FULL}id 4\n"),
-                "/stats:19 is malformed: the name is there twice",
+                "/stats:22 is malformed: the name is there twice",
             ),
             (
                 FULL.replace("id 3", "id"),

@@ -212,7 +212,7 @@ impl Machine {
 }
 
 /// Knobs and counters of a module that has done nothing.
-const SYSFS: [(&str, &str); 23] = [
+const SYSFS: [(&str, &str); 24] = [
     ("run", "1"),
     ("pages_to_scan", "4096"),
     ("sleep_millisecs", "20"),
@@ -224,6 +224,7 @@ const SYSFS: [(&str, &str); 23] = [
     ("advisor_max_cpu", "5"),
     ("thp_split_threshold", "64"),
     ("merge_batch", "32"),
+    ("max_break_rate", "10000"),
     ("unmerge_on_exit", "0"),
     ("pages_shared", "0"),
     ("pages_sharing", "0"),
@@ -239,7 +240,7 @@ const SYSFS: [(&str, &str); 23] = [
 ];
 
 /// Statistics of a VM that was looked at twice without finding anything.
-const STATS: [(&str, u64); 17] = [
+const STATS: [(&str, u64); 20] = [
     ("pages", 256),
     ("pages_absent", 0),
     ("pages_unshared", 256),
@@ -255,6 +256,9 @@ const STATS: [(&str, u64); 17] = [
     ("pages_scanned", 512),
     ("merges", 0),
     ("breaks", 0),
+    ("break_rate", 0),
+    ("backed_off_ms", 0),
+    ("back_offs", 0),
     ("passes", 2),
     ("cpu_ns", 50_000_000),
 ];

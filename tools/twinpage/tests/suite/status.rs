@@ -113,11 +113,22 @@ fn reasons_for_nothing_are_told() {
     let volatile = [("pages_unshared", 56), ("pages_volatile", 200)];
     let locked = [("pages_unshared", 0), ("skip_locked", 256)];
     let absent = [("pages_unshared", 0), ("pages_absent", 256)];
-    let table: [(&str, Changes<'_>, &str); 6] = [
+    let restless = [
+        ("pages_unshared", 56),
+        ("pages_volatile", 200),
+        ("break_rate", 20_000),
+        ("backed_off_ms", 4000),
+    ];
+    let table: [(&str, Changes<'_>, &str); 7] = [
         ("1", &unshared, "is merged: no two pages that may share"),
         ("1", &unseen, "is merged yet: the first pass has seen 25 %"),
         ("1", &volatile, "is merged: 78 % of the pages change"),
         ("1", &absent, "is merged: the VMs have not touched"),
+        (
+            "1",
+            &restless,
+            "VM 3 (vmm): nothing merges for 4 s: 20000 of",
+        ),
         ("1", &locked, "VM 3 (vmm): 100 % of its pages cannot be "),
         ("0", &unshared, "The scanner is stopped (run=0)"),
     ];
