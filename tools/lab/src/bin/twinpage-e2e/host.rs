@@ -123,11 +123,12 @@ impl Host {
     }
 }
 
-/// Lets the module scan without rest.
+/// Lets the module scan without rest, and merge whatever is written to.
 pub fn hurry() -> Outcome {
     module::set("advisor_mode", "none")?;
     module::set("sleep_millisecs", 1)?;
     module::set("pages_to_scan", 65536)?;
+    module::set("max_break_rate", 0)?;
     Ok(())
 }
 

@@ -76,7 +76,7 @@ fn start(name: &str, balloon: bool) -> Result<Vmm, Failure> {
 }
 
 /// Runs the tool; its standard output.
-fn tool(arguments: &[&str]) -> Result<String, Failure> {
+pub fn tool(arguments: &[&str]) -> Result<String, Failure> {
     let output = Command::new(place::tool()).args(arguments).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(

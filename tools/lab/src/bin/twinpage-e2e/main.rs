@@ -24,6 +24,7 @@ mod pins;
 mod pressure;
 mod races;
 mod reasons;
+mod restraint;
 mod sharing;
 mod slots;
 mod symbols;
@@ -133,6 +134,7 @@ const TESTS: &[&[Test]] = &[
     watch::TESTS,
     devices::TESTS,
     races::TESTS,
+    restraint::TESTS,
     nodes::TESTS,
     life::TESTS,
     dump::TESTS,
