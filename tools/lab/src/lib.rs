@@ -10,8 +10,11 @@
 pub mod cable;
 pub mod cgroup;
 pub mod checks;
+pub mod child;
+pub mod content;
 pub mod dmesg;
 pub mod error;
+pub mod files;
 pub mod guest;
 pub mod initramfs;
 pub mod lines;

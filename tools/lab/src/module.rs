@@ -352,6 +352,12 @@ impl Device {
     }
 }
 
+impl AsRawFd for Device {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 /// An argument of an ioctl of the device.
 pub trait Argument: Sized {
     /// Whether the ioctl `number` moves no more bytes than this type has.

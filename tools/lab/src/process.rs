@@ -4,12 +4,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{
-    AsRawFd,
-    FromRawFd,
-    OwnedFd,
-    RawFd, //
-};
 use std::os::unix::fs::FileExt;
 
 /// The bytes of another process.
@@ -64,27 +58,4 @@ pub fn field(file: &str, name: &str) -> io::Result<u64> {
 /// No `/proc/meminfo`.
 pub fn available_kib() -> io::Result<u64> {
     field("/proc/meminfo", "MemAvailable")
-}
-
-/// A copy of a file that another process has open.
-///
-/// # Errors
-///
-/// The process is gone, it has no such file, or this one has no right to it.
-pub fn borrow(pid: u32, file: RawFd) -> io::Result<OwnedFd> {
-    let take = |number: libc::c_long| match number {
-        -1 => Err(std::io::Error::last_os_error()),
-        // SAFETY: the call just returned this file, and nobody else knows it.
-        number => Ok(unsafe { OwnedFd::from_raw_fd(number as i32) }),
-    };
-    // SAFETY: both calls take integers only.
-    unsafe {
-        let process = take(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
-        take(libc::syscall(
-            libc::SYS_pidfd_getfd,
-            process.as_raw_fd(),
-            file,
-            0,
-        ))
-    }
 }

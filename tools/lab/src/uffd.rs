@@ -11,7 +11,8 @@ use std::io::{
 };
 use std::os::fd::{
     AsRawFd,
-    FromRawFd, //
+    FromRawFd,
+    RawFd, //
 };
 use std::sync::atomic::{
     AtomicBool,
@@ -29,6 +30,7 @@ const READS: u64 = 2 << 30;
 const API: (u64, usize) = (WRITES | 0x3f, 3);
 const REGISTER: (u64, usize) = (WRITES, 4);
 const UNREGISTER: (u64, usize) = (READS | 0x01, 2);
+const COPY: (u64, usize) = (WRITES | 0x03, 5);
 const ZEROPAGE: (u64, usize) = (WRITES | 0x04, 4);
 const MOVE: (u64, usize) = (WRITES | 0x05, 5);
 const WRITE_PROTECT: (u64, usize) = (WRITES | 0x06, 3);
@@ -66,6 +68,15 @@ const ALLOW_HOLES: u64 = 1 << 1;
 /// What a message says: the kind of event, the flags of a fault.
 const EVENT_FAULT: u8 = 0x12;
 const FAULT_FLAG_WRITE_PROTECT: u64 = 2;
+
+/// A fault that somebody waits in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Address of the page.
+    pub page: u64,
+    /// What was missing: the page, or the right to write.
+    pub faults: Faults,
+}
 
 /// A userfaultfd.
 pub struct Watcher(File);
@@ -138,6 +149,15 @@ impl Watcher {
         )
     }
 
+    /// Puts a copy of a page of this process where one is missing.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn copy_page(&self, to: u64, from: u64) -> io::Result<()> {
+        self.request(COPY, &mut [to, from, PAGE_BYTES, 0, 0])
+    }
+
     /// Moves pages to where nothing is mapped yet, in a range that is watched for missing pages.
     ///
     /// # Errors
@@ -146,6 +166,33 @@ impl Watcher {
     pub fn move_pages(&self, to: u64, from: u64, pages: usize) -> io::Result<()> {
         let bytes = pages as u64 * PAGE_BYTES;
         self.request(MOVE, &mut [to, from, bytes, ALLOW_HOLES, 0])
+    }
+
+    /// The fault that somebody waits in, if anybody does.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, or a message that is no fault.
+    pub fn fault(&self) -> io::Result<Option<Fault>> {
+        let mut message = [0_u8; 32];
+        match (&self.0).read(&mut message) {
+            Ok(32) if message[0] == EVENT_FAULT => {
+                let word = |at: usize| {
+                    let bytes = message[at..at + 8].try_into();
+                    u64::from_le_bytes(bytes.unwrap_or_default())
+                };
+                Ok(Some(Fault {
+                    page: word(16) / PAGE_BYTES * PAGE_BYTES,
+                    faults: match word(8) & FAULT_FLAG_WRITE_PROTECT {
+                        0 => Faults::Missing,
+                        _ => Faults::Writes,
+                    },
+                }))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Ok(_) => Err(io::Error::other("a message that is no fault")),
+            Err(error) => Err(error),
+        }
     }
 
     /// Answers every fault until `done`: a write goes on, a missing page is one of zeroes; how many
@@ -157,29 +204,25 @@ impl Watcher {
     pub fn answer(&self, done: &AtomicBool) -> io::Result<usize> {
         let mut faults = 0;
         loop {
-            let mut message = [0_u8; 32];
-            match (&self.0).read(&mut message) {
-                Ok(32) if message[0] == EVENT_FAULT => {
-                    let word = |at: usize| {
-                        let bytes = message[at..at + 8].try_into();
-                        u64::from_le_bytes(bytes.unwrap_or_default())
-                    };
-                    let page = word(16) / PAGE_BYTES * PAGE_BYTES;
+            match self.fault()? {
+                Some(fault) => {
                     faults += 1;
-                    match word(8) & FAULT_FLAG_WRITE_PROTECT {
-                        0 => self.request(ZEROPAGE, &mut [page, PAGE_BYTES, 0, 0, 0])?,
-                        _ => self.protect(page, 1, false)?,
+                    match fault.faults {
+                        Faults::Missing => {
+                            self.request(ZEROPAGE, &mut [fault.page, PAGE_BYTES, 0, 0, 0])?;
+                        }
+                        Faults::Writes => self.protect(fault.page, 1, false)?,
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if done.load(Ordering::Acquire) {
-                        return Ok(faults);
-                    }
-                    std::thread::yield_now();
-                }
-                Ok(_) => return Err(io::Error::other("a message that is no fault")),
-                Err(error) => return Err(error),
+                None if done.load(Ordering::Acquire) => return Ok(faults),
+                None => std::thread::yield_now(),
             }
         }
+    }
+}
+
+impl AsRawFd for Watcher {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }

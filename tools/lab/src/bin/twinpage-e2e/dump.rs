@@ -28,6 +28,7 @@ use tinyvm::{
     WORDS, //
 };
 use twinpage_guest::pattern::Stream;
+use twinpage_lab::files::borrow;
 use twinpage_lab::module::{
     Stats,
     DEBUGFS, //
@@ -36,10 +37,7 @@ use twinpage_lab::pagemap::{
     Frames,
     Pagemap, //
 };
-use twinpage_lab::process::{
-    borrow,
-    Bytes, //
-};
+use twinpage_lab::process::Bytes;
 use twinpage_lab::tap::{
     Failure,
     Outcome,

@@ -9,10 +9,6 @@ use std::time::{
     Instant, //
 };
 
-use sha2::{
-    Digest,
-    Sha256, //
-};
 use tinyvm::{
     Backing,
     Slot, //
@@ -135,15 +131,6 @@ impl Digests {
     }
 }
 
-/// SHA-256 of a page of a VM.
-fn digest(guest: &Guest, page: usize) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    for word in guest.memory().read_page(page) {
-        hash.update(word.to_le_bytes());
-    }
-    hash.finalize().into()
-}
-
 fn digests_are_those_of_the_pages() -> Outcome {
     const PAGES: usize = 600;
     let host = Host::new()?;
@@ -201,7 +188,7 @@ fn digests_are_those_of_the_pages() -> Outcome {
             record.gfn
         );
         let known = match page < 400 {
-            true => digest(&a, page),
+            true => a.digest(page),
             false => [0; 32],
         };
         ensure!(record.digest == known, "page {page}: {record:?}");
@@ -249,7 +236,7 @@ fn a_merged_digest_is_never_stale() -> Outcome {
             fill(a.memory(), page, round);
             fill(b.memory(), page, round);
         }
-        let truth = digest(&a, 0);
+        let truth = a.digest(0);
         let pause = Instant::now() + Duration::from_millis(200);
         while Instant::now() < pause {
             for record in digests.all()? {
@@ -280,7 +267,7 @@ fn a_merged_page_can_be_read_by_its_digest() -> Outcome {
     let [a, _b] = host.twins(64)?;
     let device = host.device();
     for page in 0..64 {
-        let content = device.read(DOMAIN, digest(&a, page))?;
+        let content = device.read(DOMAIN, a.digest(page))?;
         let words: Vec<_> = content
             .chunks_exact(8)
             .map(|word| u64::from_le_bytes(bytes(word, 0)))
@@ -290,7 +277,7 @@ fn a_merged_page_can_be_read_by_its_digest() -> Outcome {
             "page {page} reads differently"
         );
     }
-    let known = digest(&a, 3);
+    let known = a.digest(3);
     let other = device.read(DOMAIN + 1, known);
     fails_with("another domain", other.map(|_| ()), libc::ENOENT)?;
     let mut unknown = known;

@@ -2,21 +2,30 @@
 
 //! What nearly every test needs: the module loaded and in a hurry, VMs with known content.
 
-use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sha2::{
+    Digest,
+    Sha256, //
+};
 use tinyvm::{
     Backing,
     Memory,
     Slot,
     Vm, //
 };
-use twinpage_guest::pattern::{
-    Mismatch,
-    Stream, //
+pub use twinpage_lab::child::{
+    in_child,
+    Child, //
 };
+pub use twinpage_lab::content::{
+    check,
+    fill,
+    mismatch, //
+};
+pub use twinpage_lab::files::pipe;
 use twinpage_lab::module::{
     self,
     Device,
@@ -216,6 +225,15 @@ impl Guest {
         Ok(())
     }
 
+    /// SHA-256 of a page.
+    pub fn digest(&self, page: usize) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for word in self.memory.read_page(page) {
+            hash.update(word.to_le_bytes());
+        }
+        hash.finalize().into()
+    }
+
     /// Its page table entries.
     pub fn entries(&self) -> Result<Vec<Entry>, Failure> {
         Ok(Pagemap::own()?.read(self.memory.address(), self.memory.pages())?)
@@ -225,35 +243,6 @@ impl Guest {
     pub fn frames(&self) -> Result<Vec<Option<Frame>>, Failure> {
         let entries = self.entries()?;
         Ok(entries.into_iter().map(Entry::frame).collect())
-    }
-}
-
-/// Writes the content of a key to one page.
-pub fn fill(memory: &Memory, page: usize, key: u64) {
-    let mut stream = Stream::new(key);
-    for word in 0..tinyvm::WORDS {
-        memory.set_word(page, word, stream.next());
-    }
-}
-
-/// The first word of a page that is not of the key's content.
-pub fn mismatch(memory: &Memory, page: usize, key: u64) -> Option<Mismatch> {
-    let mut stream = Stream::new(key);
-    (0..tinyvm::WORDS).find_map(|word| {
-        let (expected, seen) = (stream.next(), memory.word(page, word));
-        (expected != seen).then_some(Mismatch {
-            offset: word * 8,
-            expected,
-            seen,
-        })
-    })
-}
-
-/// Compares one page with the content of a key.
-pub fn check(memory: &Memory, page: usize, key: u64) -> Outcome {
-    match mismatch(memory, page, key) {
-        None => Ok(()),
-        Some(mismatch) => Err(Failure::Failed(format!("page {page} {mismatch}"))),
     }
 }
 
@@ -296,57 +285,4 @@ pub fn fails_with<T>(what: &str, result: std::io::Result<T>, errno: i32) -> Outc
         "{what}: expected error {errno}, got {seen:?}"
     );
     Ok(())
-}
-
-/// The two ends of a pipe: for reading, for writing.
-pub fn pipe() -> Result<(File, File), Failure> {
-    let (reader, writer) = nix::unistd::pipe()?;
-    Ok((File::from(reader), File::from(writer)))
-}
-
-/// Runs `work` in a forked child; what it returns is whether it went well.
-pub fn in_child(work: impl FnOnce() -> bool) -> Result<Child, Failure> {
-    // SAFETY: the tests fork while they have one thread, so the child may do anything; it never
-    // returns into the code above.
-    match unsafe { libc::fork() } {
-        -1 => Err(std::io::Error::last_os_error().into()),
-        0 => {
-            let status = i32::from(!work());
-            // SAFETY: the call ends the process; nothing of the parent's is to be cleaned up here.
-            unsafe { libc::_exit(status) }
-        }
-        pid => Ok(Child(pid)),
-    }
-}
-
-/// A forked child.
-pub struct Child(libc::pid_t);
-
-impl Child {
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.0.unsigned_abs()
-    }
-
-    /// Waits until it says that all went well.
-    pub fn join(self) -> Outcome {
-        use nix::sys::wait::{
-            waitpid,
-            WaitStatus, //
-        };
-        let status = waitpid(nix::unistd::Pid::from_raw(self.0), None)?;
-        ensure!(
-            matches!(status, WaitStatus::Exited(_, 0)),
-            "the child ended with {status:?}"
-        );
-        Ok(())
-    }
-
-    /// Kills it without warning and waits for its end.
-    pub fn kill(self) -> Outcome {
-        let pid = nix::unistd::Pid::from_raw(self.0);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)?;
-        nix::sys::wait::waitpid(pid, None)?;
-        Ok(())
-    }
 }

@@ -19,6 +19,7 @@ use nix::kmod::{
     DeleteModuleFlags, //
 };
 use tinyvm::Backing;
+use twinpage_lab::files::borrow;
 use twinpage_lab::module::{
     self,
     Merged,

@@ -11,12 +11,12 @@ use std::sync::{
 };
 use std::time::Duration;
 
+use twinpage_lab::files::borrow;
 use twinpage_lab::module::{
     self,
     Device,
     Merged, //
 };
-use twinpage_lab::process::borrow;
 use twinpage_lab::tap::Failure;
 use twinpage_lab::wait;
 

@@ -9,12 +9,12 @@ use std::os::fd::AsRawFd;
 use serde_json::json;
 use twinpage_guest::config::Config;
 use twinpage_guest::protocol::Request;
+use twinpage_lab::files::borrow;
 use twinpage_lab::guest::Guest;
 use twinpage_lab::module::{
     Device,
     Merged, //
 };
-use twinpage_lab::process::borrow;
 use twinpage_lab::tap::Failure;
 use twinpage_lab::vmm::Vmm;
 

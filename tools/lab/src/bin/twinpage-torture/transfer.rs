@@ -10,10 +10,7 @@ use std::io::{
     self,
     Read, //
 };
-use std::os::fd::{
-    AsRawFd,
-    FromRawFd, //
-};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{
     FileExt,
     OpenOptionsExt, //
@@ -30,6 +27,7 @@ use tinyvm::{
     Counter,
     WORDS, //
 };
+use twinpage_lab::files::pipe;
 
 use crate::dice::Dice;
 use crate::vmm::{
@@ -156,17 +154,6 @@ pub fn splice(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
     let mut bytes = Bytes([0; 4096]);
     reader.read_exact(&mut bytes.0)?;
     bytes.must_be("a pipe", &[before, state.counter.number(data)])
-}
-
-fn pipe() -> io::Result<(File, File)> {
-    let mut ends = [0; 2];
-    // SAFETY: there is room for two files; both are new and owned here alone.
-    unsafe {
-        match libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) {
-            0 => Ok((File::from_raw_fd(ends[0]), File::from_raw_fd(ends[1]))),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
 }
 
 /// The disk, without the page cache, and where this monitor's part of it has a free page.

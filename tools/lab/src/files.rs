@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Open files: made in pairs, taken from other processes.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{
+    AsRawFd,
+    FromRawFd,
+    OwnedFd, //
+};
+
+/// The two ends of a pipe: for reading, for writing.
+///
+/// # Errors
+///
+/// Too many files are open.
+pub fn pipe() -> io::Result<(File, File)> {
+    let (reader, writer) = nix::unistd::pipe()?;
+    Ok((File::from(reader), File::from(writer)))
+}
+
+/// A copy of a file that another process has open.
+///
+/// # Errors
+///
+/// The process or the file is gone.
+pub fn borrow(pid: u32, file: i32) -> io::Result<OwnedFd> {
+    let take = |number: libc::c_long| match number {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: the call just returned this file, and nobody else knows it.
+        number => Ok(unsafe { OwnedFd::from_raw_fd(number as i32) }),
+    };
+    // SAFETY: both calls take integers only.
+    unsafe {
+        let process = take(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        take(libc::syscall(
+            libc::SYS_pidfd_getfd,
+            process.as_raw_fd(),
+            file,
+            0,
+        ))
+    }
+}
