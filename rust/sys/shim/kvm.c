@@ -49,7 +49,9 @@ int twinpage_shim_vm_get(int fd, void **vm, void **owner)
 		return -EOPNOTSUPP;
 	if (!try_module_get(fd_file(f)->f_op->owner))
 		return -ESRCH;
-	if (kvm->vm_dead || !kvm_get_kvm_safe(kvm)) {
+	/* Of a process that is gone there is no memory to merge. */
+	if (kvm->vm_dead || !atomic_read(&kvm->mm->mm_users) ||
+	    !kvm_get_kvm_safe(kvm)) {
 		module_put(fd_file(f)->f_op->owner);
 		return -ESRCH;
 	}

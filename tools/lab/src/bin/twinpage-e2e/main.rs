@@ -6,6 +6,7 @@
 //! pattern, `--from PATTERN` begins with the first such. `--transitions N` sets how many merge and
 //! unmerge transitions the long race makes; `--million` makes a million.
 
+mod callers;
 mod copies;
 mod device;
 mod devices;
@@ -120,6 +121,7 @@ fn main() -> ExitCode {
 /// The tests, in order of what they build upon.
 const TESTS: &[&[Test]] = &[
     device::TESTS,
+    callers::TESTS,
     symbols::TESTS,
     knobs::TESTS,
     sharing::TESTS,

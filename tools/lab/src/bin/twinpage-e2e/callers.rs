@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Who may ask for something, and for whose VM.
+
+use std::io::{
+    Read,
+    Write, //
+};
+use std::os::fd::{
+    AsRawFd,
+    OwnedFd, //
+};
+
+use nix::sched::{
+    unshare,
+    CloneFlags, //
+};
+use nix::unistd::{
+    setuid,
+    Uid, //
+};
+use tinyvm::Backing;
+use twinpage_lab::ensure;
+use twinpage_lab::files::borrow;
+use twinpage_lab::module::{
+    uapi,
+    Device,
+    Merged, //
+};
+use twinpage_lab::tap::{
+    Failure,
+    Outcome,
+    Test, //
+};
+
+use crate::host::{
+    fails_with,
+    in_child,
+    pipe,
+    Child,
+    Guest,
+    Host,
+    DOMAIN, //
+};
+
+pub const TESTS: &[Test] = &[
+    Test {
+        name: "a_vm_whose_process_is_gone_is_refused",
+        seconds: 120,
+        run: a_vm_whose_process_is_gone_is_refused,
+    },
+    Test {
+        name: "a_vm_of_another_user_namespace_can_be_attached",
+        seconds: 120,
+        run: a_vm_of_another_user_namespace_can_be_attached,
+    },
+    Test {
+        name: "an_open_device_serves_nobody_without_rights",
+        seconds: 120,
+        run: an_open_device_serves_nobody_without_rights,
+    },
+];
+
+const PAGES: usize = 64;
+
+fn key(page: usize) -> u64 {
+    page as u64 + 1
+}
+
+/// A VM in a process of its own, which waits.
+struct Owner {
+    child: Child,
+    vm: OwnedFd,
+}
+
+impl Owner {
+    /// Starts it in new namespaces, unless the kernel lacks them.
+    fn start(namespaces: CloneFlags) -> Result<Owner, Failure> {
+        let (mut reader, mut writer) = pipe()?;
+        let child = in_child(|| {
+            let unshared = unshare(namespaces).is_ok();
+            let Ok(guest) = Guest::detached(PAGES, Backing::Small) else {
+                return false;
+            };
+            guest.fill_with(key);
+            let vm = guest.vm().map_or(-1, AsRawFd::as_raw_fd);
+            let told = if unshared { vm } else { -1 };
+            if writer.write_all(&told.to_ne_bytes()).is_err() {
+                return false;
+            }
+            loop {
+                std::thread::park();
+            }
+        })?;
+        let mut vm = [0; 4];
+        reader.read_exact(&mut vm)?;
+        match i32::from_ne_bytes(vm) {
+            -1 => {
+                child.kill()?;
+                Err(Failure::Skipped(format!(
+                    "this kernel has no {namespaces:?}"
+                )))
+            }
+            vm => {
+                let vm = borrow(child.pid(), vm)?;
+                Ok(Owner { child, vm })
+            }
+        }
+    }
+}
+
+fn a_vm_whose_process_is_gone_is_refused() -> Outcome {
+    let host = Host::new()?;
+    let owner = Owner::start(CloneFlags::empty())?;
+    owner.child.kill()?;
+    let attached = host.device().attach(owner.vm.as_raw_fd(), DOMAIN);
+    fails_with("a VM without memory", attached, libc::ESRCH)?;
+    let left = std::fs::read_dir(twinpage_lab::module::DEBUGFS)?.count();
+    ensure!(left == 0, "{left} VMs are attached");
+    Ok(())
+}
+
+fn a_vm_of_another_user_namespace_can_be_attached() -> Outcome {
+    let host = Host::new()?;
+    let owner = Owner::start(CloneFlags::CLONE_NEWUSER)?;
+    let guest = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    guest.fill_with(key);
+    let id = host.device().attach(owner.vm.as_raw_fd(), DOMAIN)?;
+    let merged = |id| Ok::<_, Failure>(twinpage_lab::module::Stats::of(id)?.get("pages_merged")?);
+    twinpage_lab::wait::until("merging", crate::host::CONVERGE, || {
+        Ok::<_, Failure>(merged(id)? == PAGES as u64 && merged(guest.id())? == PAGES as u64)
+    })?;
+    let detached = host.device().detach(id, Merged::Unmerge);
+    let detached = detached.map_err(|(error, _)| error)?;
+    ensure!(detached.remaining == 0, "{detached:?}");
+    owner.child.kill()?;
+    guest.check_with(key)
+}
+
+/// Each ioctl, as it would go well with rights.
+fn every_ioctl_is_refused(device: &Device, guest: &Guest, digest: [u8; 32]) -> Outcome {
+    let error = libc::EPERM;
+    fails_with("version", device.version(), error)?;
+    let vm = guest.vm()?.as_raw_fd();
+    fails_with("attach", device.attach(vm, DOMAIN), error)?;
+    let detached = device.detach(guest.id(), Merged::Unmerge);
+    fails_with("detach", detached.map_err(|(error, _)| error), error)?;
+    fails_with("read", device.read(DOMAIN, digest), error)?;
+    let mut unknown = uapi::twinpage_version::default();
+    let number = uapi::IOC_VERSION & !0xff | 0x7f;
+    fails_with(
+        "an unknown ioctl",
+        device.ioctl(number, &mut unknown),
+        error,
+    )
+}
+
+fn an_open_device_serves_nobody_without_rights() -> Outcome {
+    let host = Host::new()?;
+    let [a, _b] = host.twins(PAGES)?;
+    let digest = a.digest(3);
+    host.device().read(DOMAIN, digest)?;
+    for namespaces in [CloneFlags::empty(), CloneFlags::CLONE_NEWUSER] {
+        in_child(|| {
+            let gave_up = setuid(Uid::from_raw(65534)).is_ok();
+            // Root of a namespace of its own, where there is such a thing, is nobody here.
+            let _ = unshare(namespaces);
+            gave_up
+                && every_ioctl_is_refused(host.device(), &a, digest)
+                    .inspect_err(|failure| println!("{failure}"))
+                    .is_ok()
+        })?
+        .join()?;
+    }
+    ensure!(a.stats().is_ok(), "VM {} was detached", a.id());
+    Ok(())
+}
