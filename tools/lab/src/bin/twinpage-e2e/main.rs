@@ -15,6 +15,7 @@ mod export;
 mod freezer;
 mod host;
 mod huge;
+mod isolation;
 mod knobs;
 mod life;
 mod machine;
@@ -125,6 +126,7 @@ const TESTS: &[&[Test]] = &[
     symbols::TESTS,
     knobs::TESTS,
     sharing::TESTS,
+    isolation::TESTS,
     copies::TESTS,
     huge::TESTS,
     reasons::TESTS,
