@@ -11,7 +11,9 @@ mod copies;
 mod device;
 mod devices;
 mod dump;
+mod enomem;
 mod export;
+mod faults;
 mod freezer;
 mod host;
 mod huge;
@@ -144,6 +146,7 @@ const TESTS: &[&[Test]] = &[
     dump::TESTS,
     freezer::TESTS,
     pressure::TESTS,
+    enomem::TESTS,
     machine::TESTS,
 ];
 
