@@ -149,6 +149,7 @@ const KNOBS: &[(&str, &[&str])] = &[
     ("advisor_max_cpu", &["1", "50", "100"]),
     ("thp_split_threshold", &["1", "1", "64", "512"]),
     ("merge_batch", &["1", "2", "32", "512"]),
+    ("max_break_rate", &["0", "0", "1", "100"]),
     ("unmerge_on_exit", &["0", "1"]),
 ];
 

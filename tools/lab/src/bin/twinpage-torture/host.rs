@@ -139,6 +139,7 @@ pub fn hurry() -> Result<(), Failure> {
     module::set("sleep_millisecs", 1)?;
     module::set("pages_to_scan", 4096)?;
     module::set("thp_split_threshold", 1)?;
+    module::set("max_break_rate", 0)?;
     Ok(())
 }
 
