@@ -82,12 +82,12 @@ pub struct Fault {
 pub struct Watcher(File);
 
 impl Watcher {
-    /// Opens one.
+    /// Opens one with these features.
     ///
     /// # Errors
     ///
     /// [`Failure::Skipped`] where the kernel has no such thing.
-    pub fn new(feature: Feature) -> Result<Watcher, Failure> {
+    pub fn new(features: &[Feature]) -> Result<Watcher, Failure> {
         // SAFETY: the call takes flags only.
         let file =
             unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
@@ -97,7 +97,8 @@ impl Watcher {
         }
         // SAFETY: the file was just opened and nobody else owns it.
         let watcher = Watcher(unsafe { File::from_raw_fd(file as libc::c_int) });
-        match watcher.request(API, &mut [0xaa, feature.bits(), 0, 0, 0]) {
+        let features = features.iter().map(|feature| feature.bits()).sum();
+        match watcher.request(API, &mut [0xaa, features, 0, 0, 0]) {
             Ok(()) => Ok(watcher),
             Err(error) => Err(Failure::Skipped(format!("no such userfaultfd: {error}"))),
         }

@@ -26,7 +26,6 @@ use twinpage_lab::module::{
     DEBUGFS, //
 };
 use twinpage_lab::pagemap::Frames;
-use twinpage_lab::process::borrow;
 use twinpage_lab::tap::{
     Failure,
     Outcome,

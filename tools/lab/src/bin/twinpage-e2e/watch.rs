@@ -78,7 +78,7 @@ fn faults(
 fn a_watched_mapping_is_not_merged() -> Outcome {
     let host = Host::new()?;
     module::set("run", 0)?;
-    let watcher = Watcher::new(Feature::WriteProtect)?;
+    let watcher = Watcher::new(&[Feature::WriteProtect])?;
     let a = host.guest(PAGES, Backing::Small, DOMAIN)?;
     let b = host.guest(PAGES, Backing::Small, DOMAIN)?;
     a.fill_with(|page| page as u64 / 2);
@@ -103,7 +103,7 @@ fn a_watched_mapping_is_not_merged() -> Outcome {
 
 fn watching_merged_pages_misses_no_write() -> Outcome {
     let host = Host::new()?;
-    let watcher = Watcher::new(Feature::WriteProtect)?;
+    let watcher = Watcher::new(&[Feature::WriteProtect])?;
     let [a, b] = host.twins(PAGES)?;
     watcher.register(b.memory().address(), PAGES, Faults::Writes)?;
     watcher.protect(b.memory().address(), PAGES, true)?;
@@ -115,7 +115,7 @@ fn watching_merged_pages_misses_no_write() -> Outcome {
 
 fn userfaultfd_moves_of_merged_pages_lose_nothing() -> Outcome {
     let host = Host::new()?;
-    let watcher = Watcher::new(Feature::Move)?;
+    let watcher = Watcher::new(&[Feature::Move])?;
     let [a, b] = host.twins(PAGES)?;
     let target = Memory::new(PAGES, Backing::Small)?;
     watcher.register(target.address(), PAGES, Faults::Missing)?;

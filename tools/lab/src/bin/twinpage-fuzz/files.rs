@@ -19,7 +19,7 @@ use twinpage_lab::module::{
     DEVICE,
     SYSFS, //
 };
-use twinpage_lab::userfault::Watcher;
+use twinpage_lab::uffd::Watcher;
 
 use crate::call;
 use crate::expect::refused;
@@ -97,7 +97,7 @@ fn nameless(worker: &mut Worker) -> Done {
         call::epoll()?,
         call::own_process()?,
     ];
-    let watcher = Watcher::new(0);
+    let watcher = Watcher::new(&[]);
     let place = worker.random.below(files.len() + 2);
     let file = match (place.checked_sub(files.len()), watcher.as_ref()) {
         (None, _) => files[place].as_raw_fd(),

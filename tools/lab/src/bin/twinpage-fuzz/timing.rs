@@ -18,9 +18,9 @@ use twinpage_lab::tap::{
     Failure,
     Outcome, //
 };
-use twinpage_lab::userfault::{
-    Watcher,
-    MODE_MISSING, //
+use twinpage_lab::uffd::{
+    Faults,
+    Watcher, //
 };
 
 use crate::call;
@@ -131,7 +131,7 @@ fn watched(worker: &mut Worker) -> Done {
     let Some(guest) = worker.choose(|_| true) else {
         return Ok(0);
     };
-    let watcher = match Watcher::new(0) {
+    let watcher = match Watcher::new(&[]) {
         Ok(watcher) => watcher,
         Err(Failure::Skipped(_)) => return Ok(0),
         Err(failure) => return Err(failure),
@@ -140,7 +140,7 @@ fn watched(worker: &mut Worker) -> Done {
         Memory::new(1, Backing::Small)?,
         Memory::new(1, Backing::Small)?,
     );
-    watcher.register(&late, MODE_MISSING)?;
+    watcher.register(late.address(), 1, Faults::Missing)?;
     let (number, argument) = any(worker, guest, late.address());
     for (index, word) in argument.chunks_exact(8).enumerate() {
         let mut bytes = [0; 8];
@@ -170,9 +170,9 @@ fn bring(
     done: &AtomicBool,
 ) -> std::io::Result<()> {
     while !done.load(Ordering::Acquire) {
-        if let Some(address) = watcher.fault()? {
+        if let Some(fault) = watcher.fault()? {
             std::thread::sleep(patience);
-            watcher.copy_page(address, source.address())?;
+            watcher.copy_page(fault.page, source.address())?;
         }
         std::thread::yield_now();
     }

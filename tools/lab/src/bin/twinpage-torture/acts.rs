@@ -359,7 +359,7 @@ fn watched(
 fn watch_writes(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
     let (page, pages) = machine.some_pages(dice, 128);
     let range = (machine.memory.page_address(page), pages);
-    let watcher = Watcher::new(Feature::WriteProtect)?;
+    let watcher = Watcher::new(&[Feature::WriteProtect])?;
     watcher.register(range.0, pages, Faults::Writes)?;
     watched(&watcher, range, || {
         watcher.protect(range.0, pages, true)?;
@@ -372,7 +372,7 @@ fn watch_writes(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
 fn watch_holes(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
     let (page, pages) = machine.some_pages(dice, 64);
     let range = (machine.memory.page_address(page), pages);
-    let watcher = Watcher::new(Feature::Move)?;
+    let watcher = Watcher::new(&[Feature::Move])?;
     let state = machine.still();
     watcher.register(range.0, pages, Faults::Missing)?;
     watched(&watcher, range, || {
@@ -390,7 +390,7 @@ fn watch_holes(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
 fn move_away(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
     let (page, pages) = machine.some_pages(dice, 16);
     let target = Memory::new(pages, Backing::Small)?;
-    let watcher = Watcher::new(Feature::Move)?;
+    let watcher = Watcher::new(&[Feature::Move])?;
     watcher.register(target.address(), pages, Faults::Missing)?;
     let state = machine.still();
     let mut refused = None;
