@@ -120,6 +120,10 @@ fn nobody_shares(movers: &[Mover]) -> Outcome {
 
 /// Waits until all that VMs brought from other domains has come apart.
 fn settle(host: &Host, movers: &mut [Mover]) -> Outcome {
+    // Nobody passes over nobody.
+    if movers.iter().all(|mover| mover.domain.is_none()) {
+        return Ok(());
+    }
     host.passes(2)?;
     for mover in movers {
         let Some(domain) = mover.domain else { continue };
@@ -133,15 +137,14 @@ fn settle(host: &Host, movers: &mut [Mover]) -> Outcome {
 
 fn vms_that_move_between_domains_share_with_none_of_another() -> Outcome {
     const STEPS: u64 = 160;
-    let seed = u64::from(std::process::id());
-    println!("seed {seed}");
+    const SEED: u64 = 1;
     let host = Host::new()?;
     let mut movers = (0..6)
         .map(|_| Mover::new())
         .collect::<Result<Vec<_>, _>>()?;
     let mut shared = 0;
     for step in 0..STEPS {
-        let choice = mix(mix(seed).wrapping_add(step));
+        let choice = mix(mix(SEED).wrapping_add(step));
         let at = (choice >> 32) as usize % movers.len();
         movers[at].step(&host, choice & 0xffff)?;
         movers[(at + 1) % 6].refresh((choice >> 40) as usize);
