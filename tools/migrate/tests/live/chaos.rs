@@ -292,6 +292,10 @@ impl Run {
                 info["status"].as_str().unwrap().to_owned()
             }
         };
+        if source != "completed" && !self.has_begun_there() {
+            // It never knew its sender, and waits for one that may come yet.
+            self.receiver.kill();
+        }
         for (name, proxy) in [
             ("sender", &mut self.sender),
             ("receiver", &mut self.receiver),
@@ -335,6 +339,15 @@ impl Run {
                 (Where::Source, Some(stayed))
             }
         }
+    }
+
+    /// Whether the receiver has connected to its QEMU, which it does once it knows its sender. It
+    /// would have by now: the source has ended since.
+    fn has_begun_there(&mut self) -> bool {
+        // A QEMU to which somebody came in vain ends.
+        self.there.migration().map_or(true, |info| {
+            !matches!(info["status"].as_str(), None | Some("none" | "setup"))
+        })
     }
 
     /// What is left when the guest has moved.
