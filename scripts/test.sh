@@ -31,9 +31,12 @@ title_of() {
 	esac
 }
 
-# stage_cargo: some tests talk to programs of another Debian.
+# stage_cargo: some tests talk to programs of another Debian. What is random is the
+# same each time; "make torture" looks for what else there is.
 stage_cargo() {
 	cd "$TOP/tools"
+	export TWINPAGE_CHAOS_SEED=${TWINPAGE_CHAOS_SEED:-1}
+	export TWINPAGE_FUZZ_SEED=${TWINPAGE_FUZZ_SEED:-1}
 	TWINPAGE_PEERS=$("$TOP/scripts/prepare.sh" peers)
 	export TWINPAGE_PEERS
 	progress "building the cargo tests" "$LOG/cargo-build.log" '^ +Compiling' \
