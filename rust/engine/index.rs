@@ -160,8 +160,9 @@ pub struct Index<F> {
 impl<F> Index<F> {
     /// Makes an empty index without allocating.
     ///
-    /// `seed` is random and secret: who knows it can make pages of equal hash. `serials` are the
-    /// serial numbers that its merged copies get; no two indexes have one in common.
+    /// `seed` is random, so that what is known of one host's hashes is of no use on another.
+    /// `serials` are the serial numbers that its merged copies get; no two indexes have one in
+    /// common.
     pub fn new(seed: u64, serials: Range<u64>) -> Self {
         Self {
             seed,

@@ -26,6 +26,7 @@ pub mod payload;
 pub mod place;
 pub mod process;
 pub mod qmp;
+pub mod random;
 pub mod spent;
 pub mod swap;
 pub mod tap;

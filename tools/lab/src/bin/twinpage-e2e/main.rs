@@ -37,6 +37,7 @@ mod watch;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
+use twinpage_lab::process;
 use twinpage_lab::tap::{
     self,
     Test, //
@@ -154,9 +155,7 @@ fn run(tests: &[&Test], transitions: usize) -> ExitCode {
     // KVM flips a static key with the first and the last VM, which emulated processors may survive
     // badly while others run that code: one VM always exists.
     let _idle = tinyvm::Vm::new();
-    // Free pages on per-CPU lists, which may hold tens of MiB, are not in MemFree: keep those
-    // short.
-    if let Err(error) = std::fs::write("/proc/sys/vm/percpu_pagelist_high_fraction", "1000000") {
+    if let Err(error) = process::keep_lists_short() {
         println!("# MemFree may lag: {error}");
     }
     let arguments = ["--transitions".to_owned(), transitions.to_string()];

@@ -27,12 +27,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Memory that the kernel may keep for itself: slabs and lists that grew.
 const KEPT_KIB: u64 = 24 * 1024;
 
-/// Free pages on per-CPU lists, which may hold tens of MiB, are not in MemFree: keeps those short.
-pub fn keep_lists_short() {
-    // Where there is no such setting, MemFree may lag.
-    let _ = fs::write("/proc/sys/vm/percpu_pagelist_high_fraction", "1000000");
-}
-
 /// Waits until no VM is attached, and nothing is merged.
 pub fn nobody_is_left() -> Outcome {
     wait::until("letting go of all VMs", PATIENCE, || {

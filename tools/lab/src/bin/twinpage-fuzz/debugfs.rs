@@ -17,6 +17,7 @@ use twinpage_lab::module::{
     uapi,
     DEBUGFS, //
 };
+use twinpage_lab::random::Random;
 use twinpage_lab::tap::{
     Failure,
     Outcome, //
@@ -41,7 +42,6 @@ use crate::pointers::{
     Place, //
 };
 use crate::poke::poke;
-use crate::random::Random;
 use crate::worker::Worker;
 
 pub const OPERATIONS: &[Operation] = &[

@@ -6,6 +6,7 @@ use twinpage_lab::module::{
     uapi,
     Argument, //
 };
+use twinpage_lab::random::Random;
 
 use crate::expect::refused;
 use crate::guest::Guest;
@@ -14,7 +15,6 @@ use crate::operations::{
     Done,
     Operation, //
 };
-use crate::random::Random;
 use crate::worker::Worker;
 
 pub const OPERATIONS: &[Operation] = &[

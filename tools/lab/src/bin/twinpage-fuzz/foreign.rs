@@ -38,6 +38,7 @@ use twinpage_lab::module::{
     Merged,
     Stats, //
 };
+use twinpage_lab::random::Random;
 use twinpage_lab::tap::{
     Failure,
     Outcome, //
@@ -54,7 +55,6 @@ use crate::operations::{
     Done,
     Operation, //
 };
-use crate::random::Random;
 use crate::worker::Worker;
 
 pub const OPERATIONS: &[Operation] = &[

@@ -14,12 +14,11 @@ use tinyvm::{
     Vm, //
 };
 use twinpage_lab::content;
+use twinpage_lab::random::Random;
 use twinpage_lab::tap::{
     Failure,
     Outcome, //
 };
-
-use crate::random::Random;
 
 /// The domains that VMs are attached to, and more often than to any other.
 const DOMAINS: [u64; 4] = [0, 1, 2, u64::MAX];

@@ -27,7 +27,6 @@ mod nobody;
 mod operations;
 mod pointers;
 mod poke;
-mod random;
 mod sysfs;
 mod timing;
 mod worker;
@@ -39,6 +38,7 @@ use std::time::{
 };
 
 use twinpage_lab::module;
+use twinpage_lab::process;
 use twinpage_lab::tap::Outcome;
 
 use crate::aftermath::Before;
@@ -102,7 +102,9 @@ fn run(options: &Options) -> Outcome {
     // KVM flips a static key with the first and the last VM, which emulated processors may survive
     // badly while others run that code: one VM always exists.
     let _idle = tinyvm::Vm::new()?;
-    aftermath::keep_lists_short();
+    if let Err(error) = process::keep_lists_short() {
+        println!("MemFree may lag: {error}");
+    }
     let before = Before::look()?;
     module::load()?;
     let board = Board::new()?;

@@ -105,7 +105,7 @@ fn secrets() -> io::Result<Vec<String>> {
 }
 
 /// One attempt at a path.
-fn attempt(random: &mut crate::random::Random, path: &str) -> Outcome {
+fn attempt(random: &mut twinpage_lab::random::Random, path: &str) -> Outcome {
     let what = random.below(9);
     let mut options = OpenOptions::new();
     let result: io::Result<()> = match what {

@@ -10,6 +10,7 @@ use tinyvm::{
 };
 use twinpage_lab::ensure;
 use twinpage_lab::module::uapi;
+use twinpage_lab::random::Random;
 use twinpage_lab::tap::{
     Failure,
     Outcome, //
@@ -26,7 +27,6 @@ use crate::operations::{
     Done,
     Operation, //
 };
-use crate::random::Random;
 use crate::worker::Worker;
 
 pub const OPERATIONS: &[Operation] = &[

@@ -7,12 +7,12 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use twinpage_lab::ensure;
+use twinpage_lab::random::Random;
 
 use crate::call;
 use crate::expect::either;
 use crate::operations::Done;
 use crate::pointers;
-use crate::random::Random;
 use crate::worker::Worker;
 
 /// Refusals that tell of the call, not of trouble in the module.

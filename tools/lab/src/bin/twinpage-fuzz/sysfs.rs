@@ -13,6 +13,7 @@ use twinpage_lab::module::{
     self,
     SYSFS, //
 };
+use twinpage_lab::random::Random;
 
 use crate::call;
 use crate::expect::{
@@ -30,7 +31,6 @@ use crate::poke::{
     offset,
     poke, //
 };
-use crate::random::Random;
 use crate::worker::Worker;
 
 pub const OPERATIONS: &[Operation] = &[

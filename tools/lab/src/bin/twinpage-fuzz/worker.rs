@@ -10,15 +10,13 @@ use sha2::{
     Digest,
     Sha256, //
 };
-use twinpage_guest::pattern::{
-    mix,
-    Stream, //
-};
+use twinpage_guest::pattern::Stream;
 use twinpage_lab::child::{
     in_child,
     Child, //
 };
 use twinpage_lab::module::Device;
+use twinpage_lab::random::Random;
 use twinpage_lab::tap::{
     Failure,
     Outcome, //
@@ -32,7 +30,6 @@ use crate::guest::{
 };
 use crate::operations::operations;
 use crate::pointers::Scratch;
-use crate::random::Random;
 
 /// What a worker has.
 pub struct Worker {
@@ -60,7 +57,6 @@ pub fn start(
 ) -> Result<Child, Failure> {
     in_child(|| {
         crate::call::die_with_parent();
-        let seed = mix(seed).wrapping_add(number as u64);
         match Worker::new(board, number, seed).and_then(|worker| worker.work(share, end)) {
             Ok(()) => true,
             Err(failure) => {
@@ -76,7 +72,7 @@ impl Worker {
         Ok(Worker {
             number,
             board,
-            random: Random::new(seed),
+            random: Random::new(seed, number as u64),
             device: Device::open()?,
             scratch: Scratch::new()?,
             guests: Vec::new(),

@@ -18,13 +18,13 @@ use twinpage_lab::pagemap::{
     Entry,
     Pagemap, //
 };
+use twinpage_lab::random::Random;
 use twinpage_lab::uffd::{
     Faults,
     Feature,
     Watcher, //
 };
 
-use crate::dice::Dice;
 use crate::transfer;
 use crate::vmm::{
     Machine,
@@ -36,7 +36,7 @@ pub struct Act {
     /// Its name in reports.
     pub name: &'static str,
     /// Does it.
-    pub run: fn(&Machine, &mut Dice) -> Result<(), Trouble>,
+    pub run: fn(&Machine, &mut Random) -> Result<(), Trouble>,
 }
 
 macro_rules! acts {
@@ -58,14 +58,14 @@ const ALIAS: u64 = 1 << 30;
 
 /// All of them.
 pub const ACTS: &[Act] = acts![
-    "madvise cold" |machine, dice| advise(machine, dice, MADV_COLD),
-    "madvise pageout" |machine, dice| advise(machine, dice, MADV_PAGEOUT),
-    "madvise nohugepage" |machine, dice| advise(machine, dice, libc::MADV_NOHUGEPAGE),
-    "madvise hugepage" |machine, dice| advise(machine, dice, libc::MADV_HUGEPAGE),
-    "madvise collapse" |machine, dice| advise(machine, dice, MADV_COLLAPSE),
-    "madvise mergeable" |machine, dice| advise(machine, dice, libc::MADV_MERGEABLE),
-    "madvise unmergeable" |machine, dice| advise(machine, dice, libc::MADV_UNMERGEABLE),
-    "madvise populate" |machine, dice| advise(machine, dice, MADV_POPULATE_WRITE),
+    "madvise cold" |machine, random| advise(machine, random, MADV_COLD),
+    "madvise pageout" |machine, random| advise(machine, random, MADV_PAGEOUT),
+    "madvise nohugepage" |machine, random| advise(machine, random, libc::MADV_NOHUGEPAGE),
+    "madvise hugepage" |machine, random| advise(machine, random, libc::MADV_HUGEPAGE),
+    "madvise collapse" |machine, random| advise(machine, random, MADV_COLLAPSE),
+    "madvise mergeable" |machine, random| advise(machine, random, libc::MADV_MERGEABLE),
+    "madvise unmergeable" |machine, random| advise(machine, random, libc::MADV_UNMERGEABLE),
+    "madvise populate" |machine, random| advise(machine, random, MADV_POPULATE_WRITE),
     "madvise dontneed" discard,
     "madvise free" free_lazily,
     "soft offline" soft_offline,
@@ -91,25 +91,25 @@ pub const ACTS: &[Act] = acts![
     "audit" audit,
 ];
 
-fn advise(machine: &Machine, dice: &mut Dice, advice: libc::c_int) -> Result<(), Trouble> {
-    let (page, pages) = machine.some_pages(dice, usize::MAX);
+fn advise(machine: &Machine, random: &mut Random, advice: libc::c_int) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(random, usize::MAX);
     Ok(machine.memory.advise(page, pages, advice)?)
 }
 
-fn audit(machine: &Machine, _: &mut Dice) -> Result<(), Trouble> {
+fn audit(machine: &Machine, _: &mut Random) -> Result<(), Trouble> {
     Ok(machine.still().counter.audit()?)
 }
 
 /// Pages are gone: they read as zeroes from now on.
-fn discard(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, pages) = machine.some_pages(dice, 64);
+fn discard(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(random, 64);
     let state = machine.still();
     machine.memory.advise(page, pages, libc::MADV_DONTNEED)?;
     let first = page - machine.first_page;
     (first..first + pages).for_each(|page| state.counter.believe(page, 0));
     // As a guest does with memory that it takes back.
     for page in first..first + pages / 2 {
-        put(machine, &state.counter, page, dice.below(64));
+        put(machine, &state.counter, page, random.below(64));
     }
     Ok((first..first + pages).try_for_each(|page| state.counter.check(page))?)
 }
@@ -124,39 +124,39 @@ fn put(machine: &Machine, counter: &tinyvm::Counter, page: usize, kind: usize) {
 }
 
 /// Each page may be gone or not until it is written again.
-fn free_lazily(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, pages) = machine.some_pages(dice, 16);
+fn free_lazily(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(random, 16);
     let state = machine.still();
     machine.memory.advise(page, pages, libc::MADV_FREE)?;
-    dice.nap(30);
+    random.nap(30);
     for page in page - machine.first_page..page - machine.first_page + pages {
         if let Err(lost) = state.counter.check(page) {
             if machine.memory.read_page(machine.first_page + page) != content(0) {
                 return Err(lost.into());
             }
         }
-        put(machine, &state.counter, page, dice.below(64));
+        put(machine, &state.counter, page, random.below(64));
     }
     Ok(())
 }
 
 /// The kernel moves pages off frames that may break soon. It takes each frame out of use for ever,
 /// so this is rare.
-fn soft_offline(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, _) = machine.some_pages(dice, 1);
-    if !dice.once_in(8) {
+fn soft_offline(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, _) = machine.some_pages(random, 1);
+    if !random.one_in(8) {
         return Err(std::io::Error::other("not every time").into());
     }
     Ok(machine.memory.advise(page, 1, MADV_SOFT_OFFLINE)?)
 }
 
-fn lock(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, pages) = machine.some_pages(dice, 64);
+fn lock(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(random, 64);
     let (at, bytes) = (machine.memory.page(page).cast(), pages * 4096);
     // SAFETY: the range is guest memory; locking changes no content.
     let locked = unsafe { libc::mlock(at, bytes) };
     let error = std::io::Error::last_os_error();
-    dice.nap(50);
+    random.nap(50);
     // SAFETY: as above.
     unsafe { libc::munlock(at, bytes) };
     match locked {
@@ -166,11 +166,11 @@ fn lock(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
 }
 
 /// The guest meets pages that it may not write, or not even read, for a moment.
-fn protect(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, pages) = machine.some_pages(dice, 64);
-    let access = *dice.of(&[libc::PROT_READ, libc::PROT_NONE]);
+fn protect(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(random, 64);
+    let access = random.pick(&[libc::PROT_READ, libc::PROT_NONE]);
     let protected = machine.memory.protect(page, pages, access);
-    dice.nap(10);
+    random.nap(10);
     let all = libc::PROT_READ | libc::PROT_WRITE;
     machine
         .memory
@@ -180,15 +180,15 @@ fn protect(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
 }
 
 /// Pages go to other addresses and come back.
-fn remap(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, pages) = machine.some_pages(dice, 64);
+fn remap(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(random, 64);
     let state = machine.still();
     let scratch = Memory::new(pages, Backing::Small)?;
     let before = entry(&machine.memory, page)?;
     // The old addresses stay mapped, empty, so that nobody else settles there.
     let away = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
     relocate(machine.memory.page(page), scratch.page(0), pages, away)?;
-    dice.nap(10);
+    random.nap(10);
     for index in 0..pages {
         let number = state.counter.number(page - machine.first_page + index);
         let seen = scratch.read_page(index);
@@ -222,12 +222,12 @@ fn relocate(from: *mut u8, to: *mut u8, pages: usize, flags: libc::c_int) -> std
     }
 }
 
-fn change_node(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, pages) = machine.some_pages(dice, 128);
+fn change_node(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(random, 128);
     let list: Vec<_> = (page..page + pages)
         .map(|page| machine.memory.page(page))
         .collect();
-    let nodes = vec![dice.below(2) as i32; pages];
+    let nodes = vec![random.below(2) as i32; pages];
     let mut status = vec![0_i32; pages];
     // SAFETY: the three lists have as many elements as the count says; pages keep their content.
     let moved = unsafe {
@@ -248,16 +248,16 @@ fn change_node(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
     }
 }
 
-fn clear_soft_dirty(_: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+fn clear_soft_dirty(_: &Machine, random: &mut Random) -> Result<(), Trouble> {
     // 1: referenced bits of all pages, 2: of anonymous pages, 4: soft-dirty bits.
-    let what = dice.of(&["1", "2", "4"]);
+    let what = random.pick(&["1", "2", "4"]);
     Ok(std::fs::write("/proc/self/clear_refs", what)?)
 }
 
 /// A child has its own view of all pages, which nobody changes but the child.
-fn fork(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+fn fork(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     let state = machine.still();
-    let (page, pages) = machine.some_pages(dice, 32);
+    let (page, pages) = machine.some_pages(random, 32);
     // SAFETY: the child only reads and writes guest memory, which needs no lock and no allocation,
     // and ends; all it uses was made before.
     match unsafe { libc::fork() } {
@@ -295,20 +295,20 @@ fn slot(machine: &Machine, flags: u32) -> Slot {
     }
 }
 
-fn replace_slot(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+fn replace_slot(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     let _state = machine.still();
     let gone = Slot {
         pages: 0,
         ..slot(machine, 0)
     };
     machine.vm.set_slot(gone)?;
-    dice.nap(20);
+    random.nap(20);
     let back = machine.vm.set_slot(slot(machine, 0));
     back.map_err(|error| Trouble::Wrong(format!("the slot did not come back: {error}")))
 }
 
 /// A second slot shows the memory again, elsewhere, then elsewhere again.
-fn alias_slot(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+fn alias_slot(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     let alias = |guest, pages| Slot {
         number: 1,
         guest,
@@ -317,19 +317,19 @@ fn alias_slot(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
     };
     let pages = machine.memory.pages();
     machine.vm.set_slot(alias(ALIAS, pages))?;
-    dice.nap(20);
+    random.nap(20);
     let moved = machine.vm.set_slot(alias(2 * ALIAS, pages));
-    dice.nap(20);
+    random.nap(20);
     machine.vm.set_slot(alias(0, 0))?;
     Ok(moved?)
 }
 
 /// The dirty log goes on and off, as for a migration that is given up.
-fn log_writes(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
+fn log_writes(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     machine
         .vm
         .set_slot(slot(machine, KVM_MEM_LOG_DIRTY_PAGES))?;
-    dice.nap(100);
+    random.nap(100);
     let log = machine.vm.dirty_pages(0, machine.memory.pages());
     machine.vm.set_slot(slot(machine, 0))?;
     Ok(log.map(|_| ())?)
@@ -356,21 +356,21 @@ fn watched(
     })
 }
 
-fn watch_writes(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, pages) = machine.some_pages(dice, 128);
+fn watch_writes(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(random, 128);
     let range = (machine.memory.page_address(page), pages);
     let watcher = Watcher::new(&[Feature::WriteProtect])?;
     watcher.register(range.0, pages, Faults::Writes)?;
     watched(&watcher, range, || {
         watcher.protect(range.0, pages, true)?;
-        dice.nap(60);
+        random.nap(60);
         Ok(())
     })
 }
 
 /// Pages that the monitor discards come back by its own hand.
-fn watch_holes(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, pages) = machine.some_pages(dice, 64);
+fn watch_holes(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(random, 64);
     let range = (machine.memory.page_address(page), pages);
     let watcher = Watcher::new(&[Feature::Move])?;
     let state = machine.still();
@@ -381,14 +381,14 @@ fn watch_holes(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
             state.counter.believe(page, 0);
         }
         drop(state);
-        dice.nap(60);
+        random.nap(60);
         Ok(())
     })
 }
 
 /// Pages move to other memory; what comes in their place is the same.
-fn move_away(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, pages) = machine.some_pages(dice, 16);
+fn move_away(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(random, 16);
     let target = Memory::new(pages, Backing::Small)?;
     let watcher = Watcher::new(&[Feature::Move])?;
     watcher.register(target.address(), pages, Faults::Missing)?;

@@ -21,10 +21,10 @@ use twinpage_lab::pagemap::{
     Frames,
     Pagemap, //
 };
+use twinpage_lab::random::Random;
 use twinpage_lab::tap::Failure;
 use twinpage_lab::wait;
 
-use crate::dice::Dice;
 use crate::fleet::Monitor;
 use crate::host::{
     self,
@@ -36,7 +36,7 @@ pub struct Event {
     /// Its name in reports.
     pub name: &'static str,
     /// Makes it happen. [`Failure::Skipped`]: the kernel did not want to.
-    pub run: fn(&Host, &mut Dice) -> Result<(), Failure>,
+    pub run: fn(&Host, &mut Random) -> Result<(), Failure>,
 }
 
 macro_rules! events {
@@ -61,8 +61,8 @@ pub const MODULE: &[Event] = events![
 
 /// What happens to the monitors and to the rest of the kernel.
 pub const KERNEL: &[Event] = events![
-    "SIGKILL" |host, dice| kill(host, dice, libc::SIGKILL),
-    "core dump" |host, dice| kill(host, dice, libc::SIGABRT),
+    "SIGKILL" |host, random| kill(host, random, libc::SIGKILL),
+    "core dump" |host, random| kill(host, random, libc::SIGABRT),
     "SIGSTOP" stop,
     "ptrace poke" poke,
     "cgroup freeze" freeze,
@@ -90,11 +90,11 @@ pub const GROUP: &str = "/sys/fs/cgroup/torture";
 /// Runs something on one of the monitors, while nobody else attaches or kills.
 fn with_one(
     host: &Host,
-    dice: &mut Dice,
+    random: &mut Random,
     run: impl FnOnce(&mut Monitor) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let mut monitors = host.monitors();
-    let index = dice.below(monitors.len());
+    let index = random.below(monitors.len());
     match monitors.get_mut(index) {
         Some(monitor) => run(monitor),
         None => Ok(()),
@@ -106,31 +106,31 @@ fn tolerate(result: Result<(), Failure>) -> Result<(), Failure> {
     result.map_err(|failure| Failure::Skipped(failure.to_string()))
 }
 
-fn attach(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
-    let domain = host::domain(dice);
-    with_one(host, dice, |monitor| match monitor.attached {
-        Some(_) => Ok(()),
+fn attach(host: &Host, random: &mut Random) -> Result<(), Failure> {
+    let domain = host::domain(random);
+    with_one(host, random, |monitor| match monitor.attached {
+        Some(_) => Err(Failure::Skipped("it is attached".into())),
         None => tolerate(host::attach(monitor, domain)),
     })
 }
 
-fn merged(dice: &mut Dice) -> Merged {
-    match dice.once_in(2) {
+fn merged(random: &mut Random) -> Merged {
+    match random.one_in(2) {
         true => Merged::Keep,
         false => Merged::Unmerge,
     }
 }
 
-fn detach(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
-    let merged = merged(dice);
-    with_one(host, dice, |monitor| {
+fn detach(host: &Host, random: &mut Random) -> Result<(), Failure> {
+    let merged = merged(random);
+    with_one(host, random, |monitor| {
         tolerate(host::detach(monitor, merged))
     })
 }
 
-fn reattach(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
-    let domain = host::domain(dice);
-    with_one(host, dice, |monitor| {
+fn reattach(host: &Host, random: &mut Random) -> Result<(), Failure> {
+    let domain = host::domain(random);
+    with_one(host, random, |monitor| {
         tolerate(host::detach(monitor, Merged::Unmerge))?;
         tolerate(host::attach(monitor, domain))
     })
@@ -153,26 +153,26 @@ const KNOBS: &[(&str, &[&str])] = &[
     ("unmerge_on_exit", &["0", "1"]),
 ];
 
-fn knob(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
-    let (name, values) = dice.of(KNOBS);
-    let value = dice.of(values);
+fn knob(_: &Host, random: &mut Random) -> Result<(), Failure> {
+    let (name, values) = random.pick(KNOBS);
+    let value = random.pick(values);
     module::set(name, value).map_err(|error| Failure::Skipped(format!("{name}: {error}")))
 }
 
-fn unmerge(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+fn unmerge(_: &Host, random: &mut Random) -> Result<(), Failure> {
     let result = module::set("run", 2);
-    dice.nap(200);
+    random.nap(200);
     module::set("run", 1)?;
     result.map_err(|error| Failure::Skipped(error.to_string()))
 }
 
 /// Reads every file of the module, whole or in part, while it changes.
-fn read_debugfs(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+fn read_debugfs(_: &Host, random: &mut Random) -> Result<(), Failure> {
     for directory in fs::read_dir(DEBUGFS)?.flatten() {
         let Ok(files) = fs::read_dir(directory.path()) else {
             continue;
         };
-        for file in files.flatten().filter(|_| dice.once_in(2)) {
+        for file in files.flatten().filter(|_| random.one_in(2)) {
             // The VM may be gone by now.
             let _ = fs::read(file.path());
         }
@@ -190,7 +190,7 @@ pub fn with_ksmd(seed: u64) -> bool {
 }
 
 /// No frame but that of zeroes is mapped by VMs of different domains, as the kernel tells.
-fn isolation(host: &Host, _: &mut Dice) -> Result<(), Failure> {
+fn isolation(host: &Host, _: &mut Random) -> Result<(), Failure> {
     if with_ksmd(host.seed) {
         return Err(Failure::Skipped("ksmd shares across domains".into()));
     }
@@ -237,16 +237,16 @@ fn common_frame(monitors: &[Monitor]) -> Result<Option<String>, Failure> {
     Ok(None)
 }
 
-/// Pages of all monitors beyond the first of each frame.
+/// Pages of all monitors beyond the first of each frame. The page of zeroes does not count: pages that
+/// were discarded and read map it without anybody's help.
 pub fn saved_pages(host: &Host) -> Result<usize, Failure> {
+    let frames = Frames::open()?;
     let mut seen = HashSet::new();
     let mut saved = 0;
     for monitor in host.monitors().iter() {
-        let frames = frames_of(monitor.pid())?;
-        saved += frames
-            .into_iter()
-            .filter(|&frame| !seen.insert(frame))
-            .count();
+        for frame in frames_of(monitor.pid())? {
+            saved += usize::from(!seen.insert(frame) && !frames.flags(frame)?.zero());
+        }
     }
     Ok(saved)
 }
@@ -278,13 +278,13 @@ fn guest_memory(pid: u32) -> Vec<(u64, usize)> {
 }
 
 /// The module goes, with or without what it merged, and comes back.
-fn reload(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
-    if !dice.once_in(3) {
-        return isolation(host, dice);
+fn reload(host: &Host, random: &mut Random) -> Result<(), Failure> {
+    if !random.one_in(3) {
+        return Err(Failure::Skipped("not every time".into()));
     }
     let mut monitors = host.monitors();
     host::unload()?;
-    dice.nap(300);
+    random.nap(300);
     host::load()?;
     if let Some(neighbour) = host.neighbour().as_mut() {
         neighbour.attached = None;
@@ -293,18 +293,18 @@ fn reload(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
         .iter_mut()
         .for_each(|monitor| monitor.attached = None);
     for monitor in monitors.iter_mut() {
-        let domain = host::domain(dice);
+        let domain = host::domain(random);
         tolerate(host::attach(monitor, domain))?;
     }
     Ok(())
 }
 
 /// A monitor dies; another one takes its place.
-fn kill(host: &Host, dice: &mut Dice, signal: libc::c_int) -> Result<(), Failure> {
+fn kill(host: &Host, random: &mut Random, signal: libc::c_int) -> Result<(), Failure> {
     let replacement = host.another()?;
     let mut monitors = host.monitors();
-    let index = dice.below(monitors.len());
-    let domain = host::domain(dice);
+    let index = random.below(monitors.len());
+    let domain = host::domain(random);
     if let Some(place) = monitors.get_mut(index) {
         let old = std::mem::replace(place, replacement);
         old.kill(signal);
@@ -323,9 +323,9 @@ fn signal(pid: u32, signal: Signal) -> Result<(), Failure> {
     )?)
 }
 
-fn stop(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
-    let nap = dice.below(400) as u64;
-    with_one(host, dice, |monitor| {
+fn stop(host: &Host, random: &mut Random) -> Result<(), Failure> {
+    let nap = random.below(400) as u64;
+    with_one(host, random, |monitor| {
         signal(monitor.pid(), Signal::SIGSTOP)?;
         std::thread::sleep(Duration::from_millis(nap));
         signal(monitor.pid(), Signal::SIGCONT)
@@ -334,11 +334,11 @@ fn stop(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
 
 /// A debugger reads words of guest memory and writes them back, which gives their page a copy of
 /// its own. Only while all threads stand still is a word not somebody's to write meanwhile.
-fn poke(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
+fn poke(host: &Host, random: &mut Random) -> Result<(), Failure> {
     use std::os::unix::fs::FileExt;
-    let seed = dice.below(usize::MAX);
-    with_one(host, dice, |monitor| {
-        let mut dice = Dice::new(seed as u64, 0);
+    let seed = random.below(usize::MAX);
+    with_one(host, random, |monitor| {
+        let mut random = Random::new(seed as u64, 0);
         let pid = monitor.pid();
         signal(pid, Signal::SIGSTOP)?;
         std::thread::sleep(Duration::from_millis(20));
@@ -351,7 +351,7 @@ fn poke(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
                 return Err(Failure::Skipped("not all threads stopped".into()));
             }
             for (address, pages) in guest_memory(pid) {
-                let at = address + dice.below(pages) as u64 * 4096 + 8 * dice.below(512) as u64;
+                let at = address + random.below(pages) as u64 * 4096 + 8 * random.below(512) as u64;
                 let mut word = [0; 8];
                 if memory.read_exact_at(&mut word, at).is_ok() {
                     // The range may be protected for the moment.
@@ -377,36 +377,36 @@ fn all_stopped(pid: u32) -> bool {
     })
 }
 
-fn freeze(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+fn freeze(_: &Host, random: &mut Random) -> Result<(), Failure> {
     host::write(&format!("{GROUP}/cgroup.freeze"), "1")?;
-    dice.nap(300);
+    random.nap(300);
     host::write(&format!("{GROUP}/cgroup.freeze"), "0")
 }
 
-fn reclaim(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
-    let mib = 1 + dice.below(8);
+fn reclaim(_: &Host, random: &mut Random) -> Result<(), Failure> {
+    let mib = 1 + random.below(8);
     host::write(&format!("{GROUP}/memory.reclaim"), format!("{mib}M"))
 }
 
 /// The group may use less than it has, for a moment: the rest is swapped out.
-fn limit(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+fn limit(_: &Host, random: &mut Random) -> Result<(), Failure> {
     let current = fs::read_to_string(format!("{GROUP}/memory.current"))?;
     let current: u64 = current.trim().parse().unwrap_or(64 << 20);
     host::write(&format!("{GROUP}/memory.high"), (current / 2).to_string())?;
-    dice.nap(300);
+    random.nap(300);
     host::write(&format!("{GROUP}/memory.high"), "max")
 }
 
 /// A monitor whose group has no memory left is killed by the kernel; another takes its place.
-fn starve(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
+fn starve(host: &Host, random: &mut Random) -> Result<(), Failure> {
     let group = format!("{GROUP}-hungry");
     if fs::metadata(&group).is_err() {
         fs::create_dir(&group).map_err(|error| Failure::Skipped(error.to_string()))?;
     }
     let replacement = host.another()?;
     let mut monitors = host.monitors();
-    let index = dice.below(monitors.len());
-    let domain = host::domain(dice);
+    let index = random.below(monitors.len());
+    let domain = host::domain(random);
     let Some(place) = monitors.get_mut(index) else {
         return Ok(());
     };
@@ -415,7 +415,7 @@ fn starve(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
     host::write(&format!("{group}/memory.swap.max"), "0")?;
     // What it has was charged to its old group; what it gets from now on is charged here.
     host::write(&format!("{group}/memory.max"), "65536")?;
-    dice.nap(2000);
+    random.nap(2000);
     old.kill(libc::SIGKILL);
     host::write(&format!("{group}/memory.max"), "max")?;
     if module::is_loaded() {
@@ -425,21 +425,21 @@ fn starve(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
 }
 
 /// A frame breaks under a monitor, which may not survive it; another takes its place.
-fn break_page(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
-    if !dice.once_in(4) {
+fn break_page(host: &Host, random: &mut Random) -> Result<(), Failure> {
+    if !random.one_in(4) {
         return Err(Failure::Skipped(
             "each time, the host has a frame less".into(),
         ));
     }
     let replacement = host.another()?;
     let mut monitors = host.monitors();
-    let index = dice.below(monitors.len());
-    let domain = host::domain(dice);
+    let index = random.below(monitors.len());
+    let domain = host::domain(random);
     let Some(place) = monitors.get_mut(index) else {
         return Ok(());
     };
     let old = std::mem::replace(place, replacement);
-    let frame = some_frame(old.pid(), dice)?;
+    let frame = some_frame(old.pid(), random)?;
     // A shared frame is other monitors' too: only those that are the victim's own.
     let own = Frames::open()?.mappings(frame)? <= 1;
     let broken = match own {
@@ -452,7 +452,7 @@ fn break_page(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
             format!("{:#x}", frame.0 * 4096),
         ),
     };
-    dice.nap(500);
+    random.nap(500);
     old.kill(libc::SIGKILL);
     if module::is_loaded() {
         tolerate(host::attach(place, domain))?;
@@ -461,41 +461,41 @@ fn break_page(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
 }
 
 /// Some frame of a monitor's guest memory.
-fn some_frame(pid: u32, dice: &mut Dice) -> Result<Frame, Failure> {
+fn some_frame(pid: u32, random: &mut Random) -> Result<Frame, Failure> {
     let frames = frames_of(pid)?;
     match frames.is_empty() {
         true => Err(Failure::Skipped("no frame".into())),
-        false => Ok(*dice.of(&frames)),
+        false => Ok(random.pick(&frames)),
     }
 }
 
 /// The kernel's own merger works on what monitors advise it to.
-fn ksmd(host: &Host, dice: &mut Dice) -> Result<(), Failure> {
+fn ksmd(host: &Host, random: &mut Random) -> Result<(), Failure> {
     if !with_ksmd(host.seed) {
         return Err(Failure::Skipped("a run without it".into()));
     }
     host::write("/sys/kernel/mm/ksm/sleep_millisecs", "5")?;
-    host::write("/sys/kernel/mm/ksm/run", dice.of(&["0", "1", "1", "2"]))
+    host::write("/sys/kernel/mm/ksm/run", random.pick(&["0", "1", "1", "2"]))
 }
 
-fn khugepaged(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+fn khugepaged(_: &Host, random: &mut Random) -> Result<(), Failure> {
     let khugepaged = "/sys/kernel/mm/transparent_hugepage/khugepaged";
-    let often = dice.of(&["0", "50", "10000"]);
+    let often = random.pick(&["0", "50", "10000"]);
     host::write(&format!("{khugepaged}/scan_sleep_millisecs"), often)?;
     host::write(&format!("{khugepaged}/alloc_sleep_millisecs"), "50")?;
     host::write(&format!("{khugepaged}/max_ptes_shared"), "511")
 }
 
-fn balance(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+fn balance(_: &Host, random: &mut Random) -> Result<(), Failure> {
     let scan = "/sys/kernel/debug/sched/numa_balancing";
     host::write(&format!("{scan}/scan_delay_ms"), "10")?;
     host::write(&format!("{scan}/scan_period_min_ms"), "100")?;
     host::write(&format!("{scan}/scan_period_max_ms"), "200")?;
-    host::write("/proc/sys/kernel/numa_balancing", dice.of(&["0", "1"]))
+    host::write("/proc/sys/kernel/numa_balancing", random.pick(&["0", "1"]))
 }
 
 /// A block of memory goes away, its pages elsewhere, and comes back.
-fn hotplug_memory(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+fn hotplug_memory(_: &Host, random: &mut Random) -> Result<(), Failure> {
     let blocks: Vec<_> = fs::read_dir("/sys/devices/system/memory")?
         .flatten()
         .map(|block| block.path().join("state"))
@@ -504,23 +504,23 @@ fn hotplug_memory(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
     if blocks.is_empty() {
         return Err(Failure::Skipped("no memory to take out".into()));
     }
-    let block = dice.of(&blocks).display().to_string();
+    let block = blocks[random.below(blocks.len())].display().to_string();
     let gone = host::write(&block, "offline");
-    dice.nap(200);
+    random.nap(200);
     let back = host::write(&block, "online");
     gone.and(back)
 }
 
-fn hotplug_cpu(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+fn hotplug_cpu(_: &Host, random: &mut Random) -> Result<(), Failure> {
     let online = "/sys/devices/system/cpu/cpu1/online";
     host::write(online, "0")?;
-    dice.nap(300);
+    random.nap(300);
     host::write(online, "1").map_err(|failure| Failure::Failed(failure.to_string()))
 }
 
 /// Everything freezes, as for a suspend to memory that stops there. It takes five seconds.
-fn suspend(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
-    if !dice.once_in(6) {
+fn suspend(_: &Host, random: &mut Random) -> Result<(), Failure> {
+    if !random.one_in(6) {
         return Err(Failure::Skipped("not every time".into()));
     }
     host::write("/sys/power/pm_test", "freezer")?;
@@ -530,11 +530,11 @@ fn suspend(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
 }
 
 /// Allocations of the module fail, one in so many, for a while.
-fn fail_allocations(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
+fn fail_allocations(_: &Host, random: &mut Random) -> Result<(), Failure> {
     let Some((start, end)) = module_text() else {
         return Err(Failure::Skipped("the module is not loaded".into()));
     };
-    let interval = *dice.of(&["1", "7", "50"]);
+    let interval = random.pick(&["1", "7", "50"]);
     for kind in ["failslab", "fail_page_alloc"] {
         let at = format!("/sys/kernel/debug/{kind}");
         host::write(&format!("{at}/require-start"), format!("{start:#x}"))?;
@@ -546,7 +546,7 @@ fn fail_allocations(_: &Host, dice: &mut Dice) -> Result<(), Failure> {
         host::write(&format!("{at}/probability"), "100")?;
     }
     host::write("/sys/kernel/debug/fail_page_alloc/min-order", "0")?;
-    dice.nap(500);
+    random.nap(500);
     stop_failing();
     Ok(())
 }

@@ -17,10 +17,10 @@ use twinpage_lab::module::{
     Device,
     Merged, //
 };
+use twinpage_lab::random::Random;
 use twinpage_lab::tap::Failure;
 use twinpage_lab::wait;
 
-use crate::dice::Dice;
 use crate::fleet::{
     Monitor,
     Record, //
@@ -106,8 +106,8 @@ pub fn attach(monitor: &mut Monitor, domain: u64) -> Result<(), Failure> {
 }
 
 /// Some domain.
-pub fn domain(dice: &mut Dice) -> u64 {
-    *dice.of(&DOMAINS)
+pub fn domain(random: &mut Random) -> u64 {
+    random.pick(&DOMAINS)
 }
 
 /// Detaches a monitor. What cannot be unmerged for want of memory leaves it attached.

@@ -10,7 +10,6 @@
 //! Which actor does what in which order follows from `--seed`; what meets what does not.
 
 mod acts;
-mod dice;
 mod events;
 mod fleet;
 mod host;
@@ -28,6 +27,7 @@ use std::time::{
 
 use twinpage_lab::cgroup::Group;
 use twinpage_lab::module;
+use twinpage_lab::random::Random;
 use twinpage_lab::swap::{
     self,
     Swap, //
@@ -35,7 +35,6 @@ use twinpage_lab::swap::{
 use twinpage_lab::tap::Failure;
 use twinpage_lab::wait;
 
-use crate::dice::Dice;
 use crate::events::{
     Event,
     GROUP, //
@@ -53,7 +52,7 @@ const USAGE: &str = "\
 usage: twinpage-torture [--seconds N] [--seed N] [--vms N] [--pages N] [--qemu] [--only NAME]...
        twinpage-torture --list";
 
-/// What makes things happen, each in a thread of its own.
+/// What makes things happen, each in a thread of its own; to the QEMU guest last.
 const ACTORS: [&[Event]; 3] = [events::MODULE, events::KERNEL, neighbour::EVENTS];
 
 /// How long one event may take before it counts as hung.
@@ -211,12 +210,14 @@ fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
         host::attach(monitor, 7)?;
     }
     *host.neighbour() = neighbour;
+    // Nothing happens to a guest that is not there.
+    let actors = ACTORS.len() - usize::from(!options.qemu);
     std::thread::scope(|scope| {
-        for (actor, list) in ACTORS.into_iter().enumerate() {
+        for (actor, list) in ACTORS.into_iter().take(actors).enumerate() {
             let events = options.wanted(list);
-            let dice = Dice::new(options.seed, (1 << 32) + actor as u64);
+            let random = Random::new(options.seed, (1 << 32) + actor as u64);
             let host = &host;
-            scope.spawn(move || happen(host, &events, dice));
+            scope.spawn(move || happen(host, &events, random));
         }
         watch_over(&host, Duration::from_secs(options.seconds));
     });
@@ -254,11 +255,11 @@ fn prepare(options: &mut Options) -> Result<Option<Swap>, Failure> {
 }
 
 /// Lets things happen until the run ends.
-fn happen(host: &Host, events: &[&Event], mut dice: Dice) {
+fn happen(host: &Host, events: &[&Event], mut random: Random) {
     while !host.record.stopped() && !events.is_empty() {
-        let event = dice.of(events);
+        let event = random.pick(events);
         let start = Instant::now();
-        match (event.run)(host, &mut dice) {
+        match (event.run)(host, &mut random) {
             Ok(()) => host.record.did(event.name),
             Err(Failure::Skipped(why)) => host.record.refused(event.name, &why),
             Err(Failure::Failed(text)) => host.record.wrong(format!("{}: {text}", event.name)),
@@ -267,7 +268,7 @@ fn happen(host: &Host, events: &[&Event], mut dice: Dice) {
             host.record
                 .wrong(format!("{} took {:?}", event.name, start.elapsed()));
         }
-        dice.nap(150);
+        random.nap(150);
     }
 }
 

@@ -15,10 +15,10 @@ use twinpage_lab::module::{
     Device,
     Merged, //
 };
+use twinpage_lab::random::Random;
 use twinpage_lab::tap::Failure;
 use twinpage_lab::vmm::Vmm;
 
-use crate::dice::Dice;
 use crate::events::Event;
 use crate::host::Host;
 
@@ -84,37 +84,37 @@ impl Neighbour {
 pub const EVENTS: &[Event] = &[
     Event {
         name: "QEMU attach, detach",
-        run: |host, dice| with(host, dice, toggle),
+        run: |host, random| with(host, random, toggle),
     },
     Event {
         name: "QEMU balloon",
-        run: |host, dice| with(host, dice, balloon),
+        run: |host, random| with(host, random, balloon),
     },
     Event {
         name: "QEMU verify",
-        run: |host, dice| with(host, dice, |neighbour, _| neighbour.verify()),
+        run: |host, random| with(host, random, |neighbour, _| neighbour.verify()),
     },
     Event {
         name: "QEMU write",
-        run: |host, dice| with(host, dice, write),
+        run: |host, random| with(host, random, write),
     },
 ];
 
 fn with(
     host: &Host,
-    dice: &mut Dice,
-    run: impl FnOnce(&mut Neighbour, &mut Dice) -> Result<(), Failure>,
+    random: &mut Random,
+    run: impl FnOnce(&mut Neighbour, &mut Random) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     match host.neighbour().as_mut() {
-        Some(neighbour) => run(neighbour, dice),
+        Some(neighbour) => run(neighbour, random),
         None => Err(Failure::Skipped("there is none".into())),
     }
 }
 
-fn toggle(neighbour: &mut Neighbour, dice: &mut Dice) -> Result<(), Failure> {
+fn toggle(neighbour: &mut Neighbour, random: &mut Random) -> Result<(), Failure> {
     let done = match neighbour.attached {
         None => neighbour.attach(),
-        Some(id) if dice.once_in(4) => {
+        Some(id) if random.one_in(4) => {
             let detached = Device::open()?.detach(id, Merged::Unmerge);
             neighbour.attached = None;
             detached.map(|_| ()).map_err(|(error, _)| error.into())
@@ -125,13 +125,13 @@ fn toggle(neighbour: &mut Neighbour, dice: &mut Dice) -> Result<(), Failure> {
     done.map_err(|failure| Failure::Skipped(failure.to_string()))
 }
 
-fn balloon(neighbour: &mut Neighbour, dice: &mut Dice) -> Result<(), Failure> {
-    let bytes = (LEAST + dice.below(MEMORY - LEAST + 1)) << 20;
+fn balloon(neighbour: &mut Neighbour, random: &mut Random) -> Result<(), Failure> {
+    let bytes = (LEAST + random.below(MEMORY - LEAST + 1)) << 20;
     let balloon = json!({ "value": bytes });
     Ok(neighbour.vmm.qmp.run("balloon", balloon).map(|_| ())?)
 }
 
-fn write(neighbour: &mut Neighbour, dice: &mut Dice) -> Result<(), Failure> {
-    let pages = 1 + dice.below(500);
+fn write(neighbour: &mut Neighbour, random: &mut Random) -> Result<(), Failure> {
+    let pages = 1 + random.below(500);
     Ok(neighbour.vmm.fine(Request::Write(pages)).map(|_| ())?)
 }

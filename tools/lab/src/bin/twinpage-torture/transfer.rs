@@ -28,8 +28,8 @@ use tinyvm::{
     WORDS, //
 };
 use twinpage_lab::files::pipe;
+use twinpage_lab::random::Random;
 
-use crate::dice::Dice;
 use crate::vmm::{
     Machine,
     Trouble, //
@@ -74,13 +74,13 @@ fn whole(moved: isize) -> io::Result<()> {
 }
 
 /// A kind that other guests have too.
-fn number(dice: &mut Dice) -> u32 {
-    fresh(dice.below(64) as u64)
+fn number(random: &mut Random) -> u32 {
+    fresh(random.below(64) as u64)
 }
 
 /// Some data page, as a page of the memory, and as one of the guest's.
-fn some_page(machine: &Machine, dice: &mut Dice) -> (usize, usize) {
-    let (page, _) = machine.some_pages(dice, 1);
+fn some_page(machine: &Machine, random: &mut Random) -> (usize, usize) {
+    let (page, _) = machine.some_pages(random, 1);
     (page, page - machine.first_page)
 }
 
@@ -91,9 +91,9 @@ fn written(counter: &Counter, data: usize, number: u32) -> Result<(), Trouble> {
 }
 
 /// A debugger writes.
-pub fn write_mem(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, data) = some_page(machine, dice);
-    let number = number(dice);
+pub fn write_mem(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, data) = some_page(machine, random);
+    let number = number(random);
     let state = machine.still();
     let memory = OpenOptions::new().write(true).open("/proc/self/mem")?;
     memory.write_all_at(&Bytes::of(number).0, machine.memory.page_address(page))?;
@@ -109,9 +109,9 @@ fn vector(at: *mut u8) -> libc::iovec {
 }
 
 /// Another process writes.
-pub fn write_vm(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, data) = some_page(machine, dice);
-    let number = number(dice);
+pub fn write_vm(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, data) = some_page(machine, random);
+    let number = number(random);
     let mut bytes = Bytes::of(number);
     let (local, remote) = (
         vector(bytes.0.as_mut_ptr()),
@@ -124,8 +124,8 @@ pub fn write_vm(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
 }
 
 /// Another process reads.
-pub fn read_vm(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, data) = some_page(machine, dice);
+pub fn read_vm(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, data) = some_page(machine, random);
     let mut bytes = Bytes([0; 4096]);
     let (local, remote) = (
         vector(bytes.0.as_mut_ptr()),
@@ -139,8 +139,8 @@ pub fn read_vm(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
 
 /// A page waits in a pipe while the guest runs. The pipe shows the page as it was, if it was shared
 /// then, or as it is.
-pub fn splice(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, data) = some_page(machine, dice);
+pub fn splice(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, data) = some_page(machine, random);
     let (mut reader, writer) = pipe()?;
     let before = {
         let state = machine.still();
@@ -149,7 +149,7 @@ pub fn splice(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
         whole(unsafe { libc::vmsplice(writer.as_raw_fd(), &page, 1, 0) })?;
         state.counter.number(data)
     };
-    dice.nap(100);
+    random.nap(100);
     let state = machine.still();
     let mut bytes = Bytes([0; 4096]);
     reader.read_exact(&mut bytes.0)?;
@@ -157,7 +157,7 @@ pub fn splice(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
 }
 
 /// The disk, without the page cache, and where this monitor's part of it has a free page.
-fn disk(machine: &Machine, dice: &mut Dice) -> io::Result<(File, libc::off_t)> {
+fn disk(machine: &Machine, random: &mut Random) -> io::Result<(File, libc::off_t)> {
     let name = machine
         .plan
         .disk
@@ -168,15 +168,15 @@ fn disk(machine: &Machine, dice: &mut Dice) -> io::Result<(File, libc::off_t)> {
         .write(true)
         .custom_flags(libc::O_DIRECT)
         .open(name)?;
-    let page = machine.plan.number as usize * SHARE + dice.below(SHARE);
+    let page = machine.plan.number as usize * SHARE + random.below(SHARE);
     Ok((file, (page * 4096) as libc::off_t))
 }
 
 /// A disk writes into guest memory.
-pub fn direct_read(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, data) = some_page(machine, dice);
-    let number = number(dice);
-    let (disk, at) = disk(machine, dice)?;
+pub fn direct_read(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, data) = some_page(machine, random);
+    let number = number(random);
+    let (disk, at) = disk(machine, random)?;
     disk.write_all_at(&Bytes::of(number).0, at as u64)?;
     let state = machine.still();
     let buffer = machine.memory.page(page).cast();
@@ -186,9 +186,9 @@ pub fn direct_read(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
 }
 
 /// A disk reads guest memory.
-pub fn direct_write(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, data) = some_page(machine, dice);
-    let (disk, at) = disk(machine, dice)?;
+pub fn direct_write(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, data) = some_page(machine, random);
+    let (disk, at) = disk(machine, random)?;
     let number = {
         let state = machine.still();
         let buffer = machine.memory.page(page).cast();
@@ -202,13 +202,13 @@ pub fn direct_write(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
 }
 
 /// A ring holds a page for longer: what it moves is what the guest has there, always.
-pub fn registered(machine: &Machine, dice: &mut Dice) -> Result<(), Trouble> {
-    let (page, data) = some_page(machine, dice);
+pub fn registered(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, data) = some_page(machine, random);
     let mut ring = IoUring::new(4)?;
     let buffer = vector(machine.memory.page(page));
     // SAFETY: the buffer is one page of guest memory, which outlives the ring.
     unsafe { ring.submitter().register_buffers(&[buffer])? };
-    dice.nap(150);
+    random.nap(150);
     let state = machine.still();
     let (mut reader, writer) = pipe()?;
     let write = opcode::WriteFixed::new(

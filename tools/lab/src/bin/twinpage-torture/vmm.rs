@@ -35,13 +35,13 @@ use tinyvm::{
     Sweep,
     Vm, //
 };
+use twinpage_lab::random::Random;
 use twinpage_lab::tap::Failure;
 
 use crate::acts::{
     Act,
     ACTS, //
 };
-use crate::dice::Dice;
 use crate::events::GROUP;
 
 /// How a monitor is made.
@@ -171,31 +171,31 @@ impl Machine {
     }
 
     /// Some data pages: the first, as a page of the memory, and how many.
-    pub fn some_pages(&self, dice: &mut Dice, most: usize) -> (usize, usize) {
-        let page = dice.below(self.plan.pages);
+    pub fn some_pages(&self, random: &mut Random, most: usize) -> (usize, usize) {
+        let page = random.below(self.plan.pages);
         let left = self.plan.pages - page;
         (
             self.first_page + page,
-            1 + dice.below(left.min(most).max(1)),
+            1 + random.below(left.min(most).max(1)),
         )
     }
 
     /// Lets the guest run: it checks every page, and writes some.
     fn run_guest(&self) -> Result<(), Trouble> {
-        let mut dice = Dice::new(self.plan.seed, 2 * self.plan.number + 1);
+        let mut random = Random::new(self.plan.seed, 2 * self.plan.number + 1);
         while !self.stop.load(Ordering::Acquire) {
             {
                 let mut state = self.lock();
                 let waited_for = self.waiting.load(Ordering::Acquire) > 0;
                 if !(waited_for && state.between) {
-                    let sweep = match dice.below(4) {
-                        0 => Sweep::WriteEighth(dice.below(8) as u32),
+                    let sweep = match random.below(4) {
+                        0 => Sweep::WriteEighth(random.below(8) as u32),
                         _ => Sweep::Read,
                     };
                     self.sweep(&mut state, sweep)?;
                 }
             }
-            dice.nap(8);
+            random.nap(8);
         }
         Ok(())
     }
@@ -226,26 +226,37 @@ impl Machine {
 
     /// Does things to the memory until told to stop.
     fn act(&self) -> Result<(), Trouble> {
-        let mut dice = Dice::new(self.plan.seed, 2 * self.plan.number);
+        let mut random = Random::new(self.plan.seed, 2 * self.plan.number);
         let wanted = |act: &&Act| {
             self.plan.only.is_empty() || self.plan.only.iter().any(|name| name == act.name)
         };
         let acts: Vec<&Act> = ACTS.iter().filter(wanted).collect();
         while !self.stop.load(Ordering::Acquire) && !acts.is_empty() {
-            let act = dice.of(&acts);
-            match (act.run)(self, &mut dice) {
+            let act = random.pick(&acts);
+            match (act.run)(self, &mut random) {
                 Ok(()) => said(&format!("did {}", act.name)),
                 Err(Trouble::Refused(error)) => said(&format!("refused {}: {error}", act.name)),
                 Err(Trouble::Wrong(text)) => {
                     return Err(Trouble::Wrong(format!("{}: {text}", act.name)))
                 }
             }
-            dice.nap(60);
+            random.nap(60);
         }
         Ok(())
     }
 
-    /// Runs a thread; trouble in it ends the process.
+    /// Lets the guest end the sweep that it is in, and looks at all of its memory.
+    fn audit(&self) -> Result<(), Trouble> {
+        let mut state = self.lock();
+        while !state.between {
+            self.sweep(&mut state, Sweep::Read)?;
+        }
+        state.counter.audit()?;
+        said(&format!("audited {}", state.sweeps));
+        Ok(())
+    }
+
+    /// Does some work; trouble in it ends the process.
     fn or_die(&self, work: impl FnOnce(&Machine) -> Result<(), Trouble>) {
         match work(self) {
             Ok(()) => {}
@@ -283,22 +294,6 @@ pub fn run(plan: Plan) -> ExitCode {
         let _ = io::stdin().read_to_end(&mut Vec::new());
         machine.stop.store(true, Ordering::Release);
     });
-    let mut state = machine.lock();
-    while !state.between {
-        machine.or_die_in(&mut state);
-    }
-    if let Err(lost) = state.counter.audit() {
-        machine.or_die(|_| Err(lost.into()));
-    }
-    said(&format!("audited {}", state.sweeps));
+    machine.or_die(Machine::audit);
     ExitCode::SUCCESS
-}
-
-impl Machine {
-    /// Lets the guest end the sweep that it is in.
-    fn or_die_in(&self, state: &mut State) {
-        if let Err(Trouble::Wrong(text)) = self.sweep(state, Sweep::Read) {
-            die(&text);
-        }
-    }
 }
