@@ -91,15 +91,15 @@ pieces() {
 }
 
 stage_debug() {
-	pieces debug "$1" twinpage-torture
+	pieces debug "$1" twinpage-torture --qemu
 }
 
 stage_kasan() {
-	pieces kasan "$1" twinpage-torture
+	pieces kasan "$1" twinpage-torture --qemu
 }
 
 stage_kcsan() {
-	pieces kcsan "$1" twinpage-torture
+	pieces kcsan "$1" twinpage-torture --qemu
 }
 
 stage_interfaces() {

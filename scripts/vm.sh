@@ -6,7 +6,7 @@
 #	scripts/vm.sh --kernel stock|debug|kasan|kcsan [OPTION...] -- COMMAND ARGUMENT...
 #
 #	--mem MIB        memory of the host (default 2048)
-#	--smp N          its processors (default 2)
+#	--smp N          its processors (default 3); COMMAND runs on all but the first
 #	--numa N         split memory and processors among N nodes
 #	--thread MODE    of the emulation: multi (default) or single
 #	--timeout S      give up after S seconds (default 900)
@@ -25,7 +25,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 need_root_user
 
-KERNEL='' MEM=2048 SMP=2 THREAD=multi TIMEOUT=900 APPEND='' OUT='' CHECK_LOG='' NET='' NUMA=1
+KERNEL='' MEM=2048 SMP=3 THREAD=multi TIMEOUT=900 APPEND='' OUT='' CHECK_LOG='' NET='' NUMA=1
 FILES=()
 # An emulated processor stands still while its machine is busy; that is no
 # lockup, nor a broken timer.
@@ -122,14 +122,16 @@ cable() {
 		-device "virtio-net-pci,netdev=cable,mac=$mac,romfile="
 }
 
-# nodes: what makes the emulator show several NUMA nodes, a socket each.
+# nodes: what makes the emulator show several NUMA nodes, the processors dealt out to them.
 nodes() {
-	local node
+	local node socket
 	[ "$NUMA" -gt 1 ] || return 0
 	for ((node = 0; node < NUMA; node++)); do
 		echo "-object memory-backend-ram,id=node$node,size=$((MEM / NUMA))M"
 		echo "-numa node,nodeid=$node,memdev=node$node"
-		echo "-numa cpu,node-id=$node,socket-id=$node"
+	done
+	for ((socket = 0; socket < SMP; socket++)); do
+		echo "-numa cpu,node-id=$((socket % NUMA)),socket-id=$socket"
 	done
 }
 
@@ -145,7 +147,7 @@ machine() {
 	exec timeout --kill-after=10 "$TIMEOUT" "$TOP/scripts/root.sh" \
 		nice -n 5 qemu-system-x86_64 -nodefaults -no-user-config \
 		-M q35 -accel "tcg,thread=$THREAD" -cpu max,+svm,+npt \
-		-smp "$SMP,sockets=$NUMA" -m "$MEM" "${numa[@]}" -display none -no-reboot \
+		-smp "$SMP,sockets=$SMP" -m "$MEM" "${numa[@]}" -display none -no-reboot \
 		-kernel "$image" -initrd "$dir/initrd" \
 		-append "$ALWAYS$APPEND" \
 		-serial "file:$dir/console.log" \

@@ -135,10 +135,11 @@ impl Vmm {
     pub fn line(&mut self, limit: Duration) -> Result<String, Error> {
         match read_line(&mut self.port, Instant::now() + limit) {
             Ok(line) => Ok(line.trim_end().to_owned()),
-            Err(source) => Err(Error::Io {
-                what: format!("{} did not answer{}", self.name, self.last_words()),
-                source,
-            }),
+            Err(source) => {
+                let last_words = self.last_words();
+                let what = format!("{} did not answer{last_words}", self.name);
+                Err(Error::Io { what, source })
+            }
         }
     }
 
@@ -227,19 +228,25 @@ impl Vmm {
         let _ = self.qemu.wait();
     }
 
-    fn said(&self, said: String) -> Error {
+    fn said(&mut self, said: String) -> Error {
+        let last_words = self.last_words();
         Error::Said {
             who: self.name.clone(),
-            said: format!("{said}{}", self.last_words()),
+            said: format!("{said}{last_words}"),
         }
     }
 
-    /// The end of the log, which is empty as long as guest and QEMU are well.
-    fn last_words(&self) -> String {
+    /// How QEMU ended, if it did, and the end of the log, which is empty as long as guest and QEMU
+    /// are well.
+    fn last_words(&mut self) -> String {
+        let ended = match self.qemu.try_wait() {
+            Ok(Some(status)) => format!("\nQEMU ended with {status}"),
+            _ => String::new(),
+        };
         let log = self.log();
         let lines: Vec<_> = log.lines().rev().take(LAST_LINES).collect();
         let lines = lines.into_iter().rev().map(|line| format!("\n{line}"));
-        lines.collect()
+        std::iter::once(ended).chain(lines).collect()
     }
 }
 

@@ -46,7 +46,11 @@ pub struct Board {
     offered: [AtomicU32; 4],
 }
 
-struct Count(AtomicU64);
+/// What was done of a kind, and how many microseconds it took.
+struct Count {
+    done: AtomicU64,
+    took: AtomicU64,
+}
 
 /// What a worker does.
 struct Place {
@@ -75,14 +79,21 @@ impl Board {
         self.places[worker].begun.fetch_add(1, Relaxed);
     }
 
-    /// So many operations of a kind are done.
-    pub fn done(&self, kind: usize, operations: u64) {
-        self.counts[kind].0.fetch_add(operations, Relaxed);
+    /// So many operations of a kind are done, and took so long together.
+    pub fn done(&self, kind: usize, operations: u64, took: Duration) {
+        self.counts[kind].done.fetch_add(operations, Relaxed);
+        let took = took.as_micros() as u64;
+        self.counts[kind].took.fetch_add(took, Relaxed);
     }
 
     /// How many operations of a kind were done.
     pub fn count(&self, kind: usize) -> u64 {
-        self.counts[kind].0.load(Relaxed)
+        self.counts[kind].done.load(Relaxed)
+    }
+
+    /// How long those of a kind took together, of the time of all workers.
+    pub fn took(&self, kind: usize) -> Duration {
+        Duration::from_micros(self.counts[kind].took.load(Relaxed))
     }
 
     /// How many operations were done.

@@ -8,8 +8,9 @@
 //! operation is checked, what guests hold is compared with what they wrote, and in the end no VM is
 //! attached, the module unloads and the memory is back.
 //!
-//! Prints the seed first and how many operations of each kind were done last; the exit status is 0
-//! only if all held. An operation that does not end is named.
+//! Prints the seed first; last, how many operations of each kind were done and how long they took,
+//! of the time of all workers. The exit status is 0 only if all held. An operation that does not end
+//! is named.
 
 mod aftermath;
 mod board;
@@ -116,7 +117,12 @@ fn run(options: &Options) -> Outcome {
     }
     let worked = board.watch(workers);
     for (number, operation) in operations().enumerate() {
-        println!("{:28} {:9}", operation.name, board.count(number));
+        println!(
+            "{:28} {:9} {:9.1?}",
+            operation.name,
+            board.count(number),
+            board.took(number)
+        );
     }
     println!("{:28} {:9}", "all", board.total());
     worked?;

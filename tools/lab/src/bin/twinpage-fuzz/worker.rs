@@ -98,9 +98,10 @@ impl Worker {
                 continue;
             };
             self.board.begin(self.number, kind);
+            let start = Instant::now();
             let done = (operation.run)(&mut self)
                 .map_err(|failure| Failure::Failed(format!("{}: {failure}", operation.name)))?;
-            self.board.done(kind, done);
+            self.board.done(kind, done, start.elapsed());
             left = left.saturating_sub(done);
         }
         self.guests.iter().try_for_each(Guest::check)

@@ -7,6 +7,7 @@
 //!
 //! Prints how often each thing was done and refused, and ends with status 0 only if no byte was
 //! wrong, nothing hung, and merging works as before. The kernel's log is for the caller to judge.
+//! With `--bare` the module is never loaded: what goes wrong then is not its fault.
 //! Which actor does what in which order follows from `--seed`; what meets what does not.
 
 mod acts;
@@ -49,7 +50,8 @@ use crate::neighbour::Neighbour;
 
 /// How the program is called.
 const USAGE: &str = "\
-usage: twinpage-torture [--seconds N] [--seed N] [--vms N] [--pages N] [--qemu] [--only NAME]...
+usage: twinpage-torture [--seconds N] [--seed N] [--vms N] [--pages N] [--qemu] [--bare]
+                        [--only NAME]...
        twinpage-torture --list";
 
 /// What makes things happen, each in a thread of its own; to the QEMU guest last.
@@ -74,6 +76,7 @@ struct Options {
     pages: usize,
     disk: Option<String>,
     qemu: bool,
+    bare: bool,
     only: Vec<String>,
     monitor: Option<u64>,
     list: bool,
@@ -88,6 +91,7 @@ impl Options {
             pages: 320,
             disk: None,
             qemu: false,
+            bare: false,
             only: Vec::new(),
             monitor: None,
             list: false,
@@ -96,6 +100,7 @@ impl Options {
             match word.as_str() {
                 "--list" => options.list = true,
                 "--qemu" => options.qemu = true,
+                "--bare" => options.bare = true,
                 _ => options.set(&word, &words.next()?)?,
             }
         }
@@ -133,12 +138,17 @@ impl Options {
         words
     }
 
-    /// The events of a list that are wanted.
-    fn wanted(&self, events: &'static [Event]) -> Vec<&'static Event> {
+    /// What each actor makes happen: nothing to a module or a guest that is not there.
+    fn actors(&self) -> Vec<Vec<&'static Event>> {
+        let there = [!self.bare, true, self.qemu];
         let wanted = |event: &&Event| {
             self.only.is_empty() || self.only.iter().any(|name| name == event.name)
         };
-        events.iter().filter(wanted).collect()
+        let events = |(there, events): (bool, &'static [Event])| match there {
+            true => events.iter().filter(wanted).collect(),
+            false => Vec::new(),
+        };
+        there.into_iter().zip(ACTORS).map(events).collect()
     }
 }
 
@@ -194,7 +204,9 @@ fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
     );
     let _idle = tinyvm::Vm::new()?;
     let swap = prepare(options)?;
-    host::load()?;
+    if !options.bare {
+        host::load()?;
+    }
     // It boots before there is anything else to do.
     let neighbour = match options.qemu {
         true => Some(Neighbour::start()?),
@@ -206,15 +218,14 @@ fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
         options.for_monitors(),
         options.vms,
     )?;
-    for monitor in host.monitors().iter_mut() {
-        host::attach(monitor, 7)?;
+    if !options.bare {
+        for monitor in host.monitors().iter_mut() {
+            host::attach(monitor, 7)?;
+        }
     }
     *host.neighbour() = neighbour;
-    // Nothing happens to a guest that is not there.
-    let actors = ACTORS.len() - usize::from(!options.qemu);
     std::thread::scope(|scope| {
-        for (actor, list) in ACTORS.into_iter().take(actors).enumerate() {
-            let events = options.wanted(list);
+        for (actor, events) in options.actors().into_iter().enumerate() {
             let random = Random::new(options.seed, (1 << 32) + actor as u64);
             let host = &host;
             scope.spawn(move || happen(host, &events, random));
@@ -222,7 +233,7 @@ fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
         watch_over(&host, Duration::from_secs(options.seconds));
     });
     calm_down();
-    if record.verdict().is_ok() {
+    if record.verdict().is_ok() && !options.bare {
         still_merges(&host)?;
     }
     for monitor in host.monitors().drain(..) {
