@@ -188,6 +188,11 @@ impl<W: World> Visit<'_, W> {
         let mut at: usize = 0;
         while at < BLOCK_PAGES {
             let len = self.run_length(at);
+            if len == 0 {
+                // OVERFLOW: At most 512.
+                at = at.wrapping_add(1);
+                continue;
+            }
             let run = Run {
                 guest: self.guest,
                 address: self.address(at),
@@ -196,7 +201,7 @@ impl<W: World> Visit<'_, W> {
             };
             let shared = run.share(self.index, self.world, &mut self.scratch.results);
             self.record_run(at, shared);
-            if shared == 0 && len > 0 {
+            if shared == 0 {
                 // The copy has turned out to be broken. The page is parked, and finds another.
                 self.unplan(at);
             }
