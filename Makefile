@@ -38,9 +38,12 @@ prepare:
 demo:
 	@$(SCRIPTS)/demo.sh
 
-.PHONY: demo-migrate bench-migrate
+.PHONY: demo-migrate bench bench-migrate
 demo-migrate:
 	@$(SCRIPTS)/demo-migrate.sh
+bench:
+	@$(SCRIPTS)/bench.sh $(foreach size,$(SIZES),--size $(size)) \
+		$(foreach measure,$(ONLY),--only $(measure))
 bench-migrate:
 	@$(SCRIPTS)/bench-migrate.sh $(if $(ONLY),--only $(ONLY) --keep)
 
@@ -80,6 +83,7 @@ help:
 	@echo 'make KDIR=TREE       twinpage.ko for a kernel tree of yours (build/custom/)'
 	@echo 'make demo            boot a KVM host and three guests, merge, judge'
 	@echo 'make demo-migrate    two KVM hosts; a guest moves from one to the other as digests'
+	@echo 'make bench           against ksmd; SIZES="PAGES ..." ONLY="MEASURE ..." choose (bench.sh --list)'
 	@echo 'make bench-migrate   against QEMU alone; ONLY=WORD,... chooses (bench-migrate.sh --list)'
 	@echo 'make test            every test; STAGES="cargo kunit ..." chooses (scripts/test.sh)'
 	@echo 'make kunit, make e2e parts of it'

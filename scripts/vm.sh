@@ -9,6 +9,8 @@
 #	--smp N          its processors (default 3); COMMAND runs on all but the first
 #	--numa N         split memory and processors among N nodes
 #	--thread MODE    of the emulation: multi (default) or single
+#	--count          one processor, on which an instruction takes a nanosecond of
+#	                 its clock: times are numbers of instructions
 #	--timeout S      give up after S seconds (default 900)
 #	--append ARGS    more kernel parameters
 #	--net ROLE:PATH  a virtio network card; two machines with the same PATH, one
@@ -26,7 +28,7 @@ set -euo pipefail
 need_root_user
 
 KERNEL='' MEM=2048 SMP=3 THREAD=multi TIMEOUT=900 APPEND='' OUT='' CHECK_LOG='' NET='' NUMA=1
-FILES=()
+FILES=() CLOCK=() CPU=max,+svm,+npt
 # An emulated processor stands still while its machine is busy; that is no
 # lockup, nor a broken timer.
 KERNEL_LOG='loglevel=7 printk.time=1 watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=180'
@@ -34,10 +36,17 @@ KERNEL_LOG='loglevel=7 printk.time=1 watchdog_thresh=60 rcupdate.rcu_cpu_stall_t
 # a moment, finds KASAN in doubt about the depth of page tables: four levels then.
 ALWAYS="console=ttyS0 rdinit=/init panic=-1 no_timer_check no5lvl $KERNEL_LOG"
 
+# count: the machine counts instructions. One that moves or fills bytes counts once for
+# each, so the kernel shall not use those where others do.
+count() {
+	SMP=1 THREAD=single CLOCK=(-icount "shift=0,sleep=off") CPU+=,-erms,-fsrm
+}
+
 parse() {
 	while [ $# -gt 0 ]; do
 		case $1 in
 		--check-log) CHECK_LOG=1 && shift && continue ;;
+		--count) count && shift && continue ;;
 		--) shift && break ;;
 		esac
 		[ $# -ge 2 ] || die "vm.sh: $1 wants a value"
@@ -146,7 +155,7 @@ machine() {
 	done
 	exec timeout --kill-after=10 "$TIMEOUT" "$TOP/scripts/root.sh" \
 		nice -n 5 qemu-system-x86_64 -nodefaults -no-user-config \
-		-M q35 -accel "tcg,thread=$THREAD" -cpu max,+svm,+npt \
+		-M q35 -accel "tcg,thread=$THREAD" "${CLOCK[@]}" -cpu "$CPU" \
 		-smp "$SMP,sockets=$SMP" -m "$MEM" "${numa[@]}" -display none -no-reboot \
 		-kernel "$image" -initrd "$dir/initrd" \
 		-append "$ALWAYS$APPEND" \

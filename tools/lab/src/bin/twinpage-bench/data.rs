@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Guests, and what their memory holds.
+
+use tinyvm::{
+    Backing,
+    Memory,
+    Slot,
+    Vm,
+    WORDS, //
+};
+use twinpage_lab::content::fill;
+use twinpage_lab::tap::Failure;
+
+/// Guests that share the pages of a measurement.
+pub const GUESTS: usize = 4;
+
+/// Words at the end of a page in which pages of [`Data::Tail`] differ: 64 bytes.
+const TAIL: usize = 8;
+
+/// A VM that never runs, and its memory.
+pub struct Guest {
+    /// The VM.
+    pub vm: Vm,
+    /// Its only memslot.
+    pub memory: Memory,
+}
+
+/// What memory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// All pages are the same.
+    Equal,
+    /// Each guest holds the same pages, all of them random and distinct.
+    Copies,
+    /// Half of each guest as in [`Data::Copies`], a quarter zeroes, a quarter found nowhere else.
+    Mixed,
+    /// No page is found twice; random.
+    Unique,
+    /// No page is found twice, and all differ in their last 64 bytes alone.
+    Tail,
+    /// Zeroes.
+    Zero,
+}
+
+impl Data {
+    /// Its name in rows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Data::Equal => "D1 equal",
+            Data::Copies => "D2 copies",
+            Data::Mixed => "D3 mixed",
+            Data::Unique => "unique",
+            Data::Tail => "D6 tail",
+            Data::Zero => "zero",
+        }
+    }
+
+    /// Pages that an oracle would save of `size`. With zero pages merged into the zero page.
+    pub fn possible(self, size: usize) -> usize {
+        match self {
+            Data::Equal => size - 1,
+            Data::Copies => size - size / GUESTS,
+            Data::Mixed => size / 2 - size / 2 / GUESTS + size / 4,
+            Data::Unique | Data::Tail => 0,
+            Data::Zero => size,
+        }
+    }
+
+    fn write(self, guest: usize, memory: &Memory) {
+        let pages = memory.pages();
+        let own = |page: usize| (((guest + 1) as u64) << 32) + page as u64;
+        for page in 0..pages {
+            match self {
+                Data::Equal => fill(memory, page, 1),
+                Data::Copies => fill(memory, page, page as u64),
+                Data::Mixed if page < pages / 2 => fill(memory, page, page as u64),
+                Data::Mixed if page >= pages - pages / 4 => fill(memory, page, own(page)),
+                Data::Unique => fill(memory, page, own(page)),
+                Data::Tail => {
+                    fill(memory, page, 1);
+                    (WORDS - TAIL..WORDS).for_each(|word| memory.set_word(page, word, own(page)));
+                }
+                // Written, so that it is a page of its own.
+                Data::Zero | Data::Mixed => memory.set_word(page, 0, 0),
+            }
+        }
+    }
+
+    /// Guests with `size` pages of it together.
+    pub fn guests(self, size: usize) -> Result<Vec<Guest>, Failure> {
+        let new = |number| {
+            let memory = Memory::new(size / GUESTS, Backing::Small)?;
+            self.write(number, &memory);
+            let vm = Vm::new()?;
+            vm.set_slot(Slot {
+                host: memory.address(),
+                pages: memory.pages(),
+                ..Slot::default()
+            })?;
+            Ok(Guest { vm, memory })
+        };
+        (0..GUESTS).map(new).collect()
+    }
+}
+
+/// Changes a word of every page.
+pub fn rewrite(guests: &[Guest]) {
+    for guest in guests {
+        for page in 0..guest.memory.pages() {
+            let word = guest.memory.word(page, 0);
+            guest.memory.set_word(page, 0, word.wrapping_add(1));
+        }
+    }
+}

@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The two mergers, with what a measurement asks of either. Their knobs and counters have the same
+//! names, since those of Twinpage are KSM's.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::time::{
+    Duration,
+    Instant, //
+};
+
+use twinpage_lab::module::{
+    self,
+    Device, //
+};
+use twinpage_lab::tap::{
+    Failure,
+    Outcome, //
+};
+
+use crate::data::Guest;
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// mm/ksm.c.
+    Ksmd,
+    /// The module.
+    Twinpage,
+}
+
+/// Both, in the order in which rows have them.
+pub const BOTH: [Which; 2] = [Which::Ksmd, Which::Twinpage];
+
+/// How often a counter is looked at.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// The longest that a counter may take to get where it must.
+const LIMIT: Duration = Duration::from_secs(1200);
+
+/// How it is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// Without rest, every page looked at in each pass.
+    Full,
+    /// Without rest, pages that did not merge left out more and more.
+    Smart,
+    /// As it comes.
+    Default,
+}
+
+/// A merger that works on some guests.
+pub struct Merger {
+    which: Which,
+    thread: u32,
+    guests: Vec<Guest>,
+}
+
+impl Merger {
+    /// One that was never used, set so, with these guests in its care; it does not run yet.
+    pub fn new(which: Which, setting: Setting, guests: Vec<Guest>) -> Result<Merger, Failure> {
+        if which == Which::Twinpage {
+            module::load()?;
+        }
+        let merger = Merger {
+            which,
+            thread: thread(which.thread())?,
+            guests,
+        };
+        match (setting, which) {
+            // The module was loaded just now.
+            (Setting::Default, Which::Twinpage) => {}
+            (Setting::Default, Which::Ksmd) => {
+                merger.set("sleep_millisecs", 20)?;
+                merger.set("pages_to_scan", 100)?;
+                merger.set("smart_scan", 1)?;
+                merger.set("use_zero_pages", 0)?;
+            }
+            (Setting::Full | Setting::Smart, _) => {
+                merger.set("advisor_mode", "none")?;
+                merger.set("sleep_millisecs", 0)?;
+                merger.set("pages_to_scan", 2000)?;
+                merger.set("smart_scan", u8::from(setting == Setting::Smart))?;
+                merger.set("use_zero_pages", 1)?;
+            }
+        }
+        merger.set("run", 0)?;
+        for guest in &merger.guests {
+            match which {
+                Which::Ksmd => {
+                    let pages = guest.memory.pages();
+                    guest.memory.advise(0, pages, libc::MADV_MERGEABLE)?;
+                }
+                Which::Twinpage => {
+                    Device::open()?.attach(guest.vm.as_raw_fd(), 1)?;
+                }
+            }
+        }
+        Ok(merger)
+    }
+
+    /// Which it is.
+    pub fn which(&self) -> Which {
+        self.which
+    }
+
+    /// Its guests.
+    pub fn guests(&self) -> &[Guest] {
+        &self.guests
+    }
+
+    /// Writes a knob.
+    pub fn set(&self, name: &str, value: impl ToString) -> Outcome {
+        let path = format!("{}/{name}", self.which.directory());
+        fs::write(&path, value.to_string())
+            .map_err(|error| Failure::Failed(format!("{path}: {error}")))
+    }
+
+    /// Reads a counter.
+    pub fn counter(&self, name: &str) -> Result<i64, Failure> {
+        let path = format!("{}/{name}", self.which.directory());
+        let text = fs::read_to_string(&path)?;
+        text.trim()
+            .parse()
+            .map_err(|_| Failure::Failed(format!("{path} is no number: {text}")))
+    }
+
+    /// Pages that need no frame of their own now.
+    pub fn saved(&self) -> Result<usize, Failure> {
+        let zero = match self.which {
+            Which::Ksmd => "ksm_zero_pages",
+            Which::Twinpage => "zero_pages",
+        };
+        let saved = self.counter("pages_sharing")? + self.counter(zero)?;
+        Ok(usize::try_from(saved).unwrap_or(0))
+    }
+
+    /// Instructions that its thread has executed.
+    pub fn spent(&self) -> Result<u64, Failure> {
+        let path = format!("/proc/{}/schedstat", self.thread);
+        let text = fs::read_to_string(&path)?;
+        let run = text
+            .split_whitespace()
+            .next()
+            .and_then(|word| word.parse().ok());
+        run.ok_or_else(|| Failure::Failed(format!("{path}: {text}")))
+    }
+
+    /// Lets it go over all pages so often; stops then. Instructions for each pass.
+    pub fn passes(&self, passes: i64) -> Result<f64, Failure> {
+        self.set("run", 1)?;
+        self.boundary(1)?;
+        let start = (self.counter("full_scans")?, self.spent()?);
+        self.boundary(passes)?;
+        let end = (self.counter("full_scans")?, self.spent()?);
+        self.set("run", 0)?;
+        Ok((end.1 - start.1) as f64 / (end.0 - start.0) as f64)
+    }
+
+    /// Waits until so many passes have ended.
+    pub fn boundary(&self, passes: i64) -> Outcome {
+        let end = self.counter("full_scans")? + passes;
+        self.wait("the end of a pass", || {
+            Ok(self.counter("full_scans")? >= end)
+        })
+    }
+
+    /// Looks again and again until it holds.
+    pub fn wait(&self, what: &str, mut holds: impl FnMut() -> Result<bool, Failure>) -> Outcome {
+        let start = Instant::now();
+        while !holds()? {
+            if start.elapsed() > LIMIT {
+                let which = self.which;
+                return Err(Failure::Failed(format!(
+                    "{what} did not come with {which:?}"
+                )));
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+
+    /// Gives every page its own frame back, and forgets all of it.
+    pub fn end(self) -> Outcome {
+        self.set("run", 2)?;
+        let Merger { which, guests, .. } = self;
+        drop(guests);
+        match which {
+            Which::Ksmd => Ok(()),
+            Which::Twinpage => Ok(module::unload()?),
+        }
+    }
+}
+
+impl Which {
+    fn directory(self) -> &'static str {
+        match self {
+            Which::Ksmd => "/sys/kernel/mm/ksm",
+            Which::Twinpage => module::SYSFS,
+        }
+    }
+
+    fn thread(self) -> &'static str {
+        match self {
+            Which::Ksmd => "ksmd",
+            Which::Twinpage => "twinpaged",
+        }
+    }
+}
+
+/// The kernel's thread with this name.
+fn thread(name: &str) -> Result<u32, Failure> {
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        let number = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        if let (true, Some(pid)) = (comm.trim() == name, number) {
+            return Ok(pid);
+        }
+    }
+    Err(Failure::Failed(format!("there is no thread {name}")))
+}

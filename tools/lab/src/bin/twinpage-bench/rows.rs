@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What was measured: rows for programs, a table for people.
+
+use std::fmt;
+use std::fs;
+
+use serde::Serialize;
+use twinpage_lab::place;
+use twinpage_lab::tap::Outcome;
+
+/// One measurement, of both.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// What was measured.
+    pub metric: String,
+    /// What the memory held.
+    pub data: String,
+    /// Pages of all guests together.
+    pub size: usize,
+    /// What it was with ksmd. Absent for what ksmd does not do.
+    pub ksmd: Option<f64>,
+    /// What it was with Twinpage.
+    pub twinpage: f64,
+    /// Twinpage's part of ksmd's.
+    pub ratio: Option<f64>,
+    /// Of what.
+    pub unit: String,
+}
+
+impl Row {
+    /// A measurement of both.
+    pub fn of(metric: &str, data: &str, size: usize, unit: &str, both: [f64; 2]) -> Row {
+        let [ksmd, twinpage] = both;
+        Row {
+            metric: metric.into(),
+            data: data.into(),
+            size,
+            ksmd: Some(ksmd),
+            twinpage,
+            ratio: (ksmd != 0.0).then_some(twinpage / ksmd),
+            unit: unit.into(),
+        }
+    }
+
+    /// A measurement of what ksmd does not do.
+    pub fn alone(metric: &str, data: &str, size: usize, unit: &str, twinpage: f64) -> Row {
+        Row {
+            ksmd: None,
+            ratio: None,
+            ..Row::of(metric, data, size, unit, [0.0, twinpage])
+        }
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_none = |number: Option<f64>, digits: usize| {
+            number.map_or_else(|| "-".into(), |number| format!("{number:.digits$}"))
+        };
+        write!(
+            f,
+            "| {} | {} | {} | {} | {:.1} | {} | {} |",
+            self.metric,
+            self.data,
+            self.size,
+            or_none(self.ksmd, 1),
+            self.twinpage,
+            or_none(self.ratio, 3),
+            self.unit
+        )
+    }
+}
+
+/// All measurements.
+#[derive(Default)]
+pub struct Rows(pub Vec<Row>);
+
+impl Rows {
+    /// Writes all of it to where results go.
+    pub fn write(&self) -> Outcome {
+        let out = place::out();
+        fs::write(
+            out.join("bench.json"),
+            serde_json::to_string_pretty(&self.0)? + "\n",
+        )?;
+        Ok(fs::write(out.join("bench.md"), self.table())?)
+    }
+
+    /// A table in Markdown.
+    pub fn table(&self) -> String {
+        let head = "| metric | data | pages | ksmd | Twinpage | ratio | unit |\n\
+                    | --- | --- | --: | --: | --: | --: | --- |\n";
+        let rows = self.0.iter().map(|row| format!("{row}\n"));
+        head.to_owned() + &rows.collect::<String>()
+    }
+}
