@@ -184,27 +184,33 @@ fn remap(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     let (page, pages) = machine.some_pages(random, 64);
     let state = machine.still();
     let scratch = Memory::new(pages, Backing::Small)?;
+    // What is lost already was not lost by moving it.
+    (0..pages).try_for_each(|index| state.counter.check(page - machine.first_page + index))?;
     let before = entry(&machine.memory, page)?;
     // The old addresses stay mapped, empty, so that nobody else settles there.
     let away = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
     relocate(machine.memory.page(page), scratch.page(0), pages, away)?;
     random.nap(10);
-    for index in 0..pages {
-        let number = state.counter.number(page - machine.first_page + index);
-        let seen = scratch.read_page(index);
-        if seen != content(number) {
-            let word = (0..seen.len()).find(|&word| seen[word] != content(number)[word]);
-            let (here, there) = (
-                entry(&machine.memory, page + index)?,
-                entry(&scratch, index)?,
-            );
-            let text = format!(
-                "page {page} + {index} of {pages} is wrong after mremap, number {number:#x}: word \
-                 {word:?} is {:#x}; entries {before:x?}, {here:x?}, {there:x?}",
-                seen[word.unwrap_or(0)]
-            );
-            return Err(Trouble::Wrong(text));
-        }
+    let number = |index: usize| state.counter.number(page - machine.first_page + index);
+    let wrong: Vec<_> = (0..pages)
+        .filter(|&index| scratch.read_page(index) != content(number(index)))
+        .collect();
+    if let Some(&first) = wrong.first() {
+        let (here, there) = (
+            entry(&machine.memory, page + first)?,
+            entry(&scratch, first)?,
+        );
+        let maps = std::fs::read_to_string("/proc/self/maps")?;
+        let text = format!(
+            "{} of {pages} pages at {:p} are wrong after mremap to {:p}, the first is {first}, number \
+             {:#x}, entries {before:x?}, {here:x?}, {there:x?}; all: {wrong:?}; mapped: {}",
+            wrong.len(),
+            machine.memory.page(page),
+            scratch.page(0),
+            number(first),
+            maps.replace('\n', "; ")
+        );
+        return Err(Trouble::Wrong(text));
     }
     let back = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     relocate(scratch.page(0), machine.memory.page(page), pages, back)

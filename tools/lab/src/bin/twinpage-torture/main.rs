@@ -51,7 +51,7 @@ use crate::neighbour::Neighbour;
 /// How the program is called.
 const USAGE: &str = "\
 usage: twinpage-torture [--seconds N] [--seed N] [--vms N] [--pages N] [--qemu] [--bare]
-                        [--only NAME]...
+                        [--only NAME | --except NAME]...
        twinpage-torture --list";
 
 /// What makes things happen, each in a thread of its own; to the QEMU guest last.
@@ -115,6 +115,12 @@ impl Options {
             "--pages" => self.pages = value.parse().ok()?,
             "--disk" => self.disk = Some(value.to_owned()),
             "--only" => self.only.push(value.to_owned()),
+            "--except" => {
+                if self.only.is_empty() {
+                    self.only = names().map(str::to_owned).collect();
+                }
+                self.only.retain(|name| name != value);
+            }
             "--monitor" => self.monitor = Some(value.parse().ok()?),
             _ => return None,
         }
@@ -152,6 +158,12 @@ impl Options {
     }
 }
 
+/// The names of all acts and events.
+fn names() -> impl Iterator<Item = &'static str> {
+    let acts = acts::ACTS.iter().map(|act| act.name);
+    acts.chain(ACTORS.into_iter().flatten().map(|event| event.name))
+}
+
 fn main() -> ExitCode {
     let Some(mut options) = Options::parse(std::env::args().skip(1)) else {
         eprintln!("{USAGE}");
@@ -167,10 +179,7 @@ fn main() -> ExitCode {
         });
     }
     if options.list {
-        acts::ACTS.iter().for_each(|act| println!("{}", act.name));
-        for events in ACTORS {
-            events.iter().for_each(|event| println!("{}", event.name));
-        }
+        names().for_each(|name| println!("{name}"));
         return ExitCode::SUCCESS;
     }
     let record = Arc::new(Record::default());
