@@ -94,7 +94,9 @@ stage_torture() {
 	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 1500 --mem 3072 --numa 2 --check-log \
 		--out "$LOG/torture-$1" "${PAYLOAD[@]}" \
 		-- sh -c "twinpage-torture --seconds 120 --seed $seed --qemu --except mremap &&
-			echo ok 1 - torture || { echo not ok 1 - torture; exit 1; }"
+			echo ok 1 - torture || { echo not ok 1 - torture; exit 1; }
+			twinpage-fuzz --operations 10000 --seed $seed &&
+			echo ok 2 - interfaces || { echo not ok 2 - interfaces; exit 1; }"
 }
 
 # tally LOG: "passed failed skipped" of the lines of cargo, KUnit (the second

@@ -77,6 +77,8 @@ struct Owner {
     child: Child,
     socket: UnixStream,
     vm: RawFd,
+    /// The only domain that its contents may be in.
+    domain: u64,
 }
 
 impl Owner {
@@ -89,10 +91,15 @@ impl Owner {
             let _ = unshare(namespace);
             own(random, &mut other).is_ok()
         })?;
-        let mut vm = [0; 4];
+        let (mut vm, mut domain) = ([0; 4], [0; 8]);
         socket.read_exact(&mut vm)?;
-        let vm = RawFd::from_ne_bytes(vm);
-        Ok(Owner { child, socket, vm })
+        socket.read_exact(&mut domain)?;
+        Ok(Owner {
+            child,
+            socket,
+            vm: RawFd::from_ne_bytes(vm),
+            domain: u64::from_ne_bytes(domain),
+        })
     }
 
     /// Its VM, as a file that it sent.
@@ -117,6 +124,7 @@ fn own(random: &mut Random, socket: &mut UnixStream) -> Outcome {
     let mut guest = Guest::new(random)?;
     let file = guest.file();
     socket.write_all(&file.to_ne_bytes())?;
+    socket.write_all(&guest.domain().to_ne_bytes())?;
     let (files, byte) = ([file], [IoSlice::new(b"!")]);
     let control = [ControlMessage::ScmRights(&files)];
     sendmsg::<()>(socket.as_raw_fd(), &byte, &control, MsgFlags::empty(), None)?;
@@ -130,8 +138,7 @@ fn own(random: &mut Random, socket: &mut UnixStream) -> Outcome {
 }
 
 /// What one may do with a VM while its process goes.
-fn use_it(worker: &mut Worker, vm: &OwnedFd) -> Outcome {
-    let domain = worker.random.below(3) as u64;
+fn use_it(worker: &mut Worker, vm: &OwnedFd, domain: u64) -> Outcome {
     let attached = worker.device.attach(vm.as_raw_fd(), domain);
     let Some(id) = either("attach", attached, &[libc::ESRCH])? else {
         return Ok(());
@@ -152,13 +159,16 @@ fn use_it(worker: &mut Worker, vm: &OwnedFd) -> Outcome {
 /// Ends the owner at once or soon, and uses the VM meanwhile.
 fn while_it_goes(worker: &mut Worker, owner: Owner, vm: OwnedFd) -> Done {
     let Owner {
-        child, mut socket, ..
+        child,
+        mut socket,
+        domain,
+        ..
     } = owner;
     match worker.random.below(3) {
         0 => {
             // It leaves by itself, at the same time.
             socket.write_all(b"!")?;
-            use_it(worker, &vm)?;
+            use_it(worker, &vm, domain)?;
             child.join()?;
         }
         1 => {
@@ -166,11 +176,11 @@ fn while_it_goes(worker: &mut Worker, owner: Owner, vm: OwnedFd) -> Done {
                 nix::unistd::Pid::from_raw(child.pid() as i32),
                 nix::sys::signal::SIGKILL,
             )?;
-            use_it(worker, &vm)?;
+            use_it(worker, &vm, domain)?;
             child.kill()?;
         }
         _ => {
-            use_it(worker, &vm)?;
+            use_it(worker, &vm, domain)?;
             child.kill()?;
         }
     }
@@ -207,7 +217,7 @@ fn attaching(worker: &mut Worker) -> Done {
     let mut work = || -> Outcome {
         let unshared = unshare(flags).is_ok();
         let guest = Guest::new(random)?;
-        let attached = device.attach(guest.file(), 1);
+        let attached = device.attach(guest.file(), guest.domain());
         if unshared && flags == CloneFlags::CLONE_NEWUSER {
             return refused("attach", attached, &[libc::EPERM]);
         }
