@@ -18,7 +18,6 @@ use crate::{
     Backing,
     Error,
     Memory,
-    Slot,
     Vm,
     WORDS, //
 };
@@ -191,12 +190,7 @@ impl Counter {
     ) -> Result<Counter, Error> {
         assert!((1..=DATA_PAGES_MAX).contains(&pages), "{pages} pages");
         let memory = Memory::new(DATA / crate::PAGE_BYTES + pages, backing)?;
-        let vm = Vm::new()?;
-        vm.set_slot(Slot {
-            host: memory.address(),
-            pages: memory.pages(),
-            ..Slot::default()
-        })?;
+        let vm = Vm::over(&memory)?;
         let processor = vm.processor()?;
         let counter = Counter {
             processor,

@@ -16,6 +16,7 @@ use kvm_ioctls::{
 
 use crate::{
     Error,
+    Memory,
     PAGE_BYTES, //
 };
 
@@ -53,6 +54,21 @@ impl Vm {
         let kvm = Kvm::new().map_err(Error::kvm("open /dev/kvm"))?;
         let vm = kvm.create_vm().map_err(Error::kvm("create a VM"))?;
         Ok(Vm { vm, _kvm: kvm })
+    }
+
+    /// Creates a VM with all of some memory in one slot, number 0, from guest address 0 on.
+    ///
+    /// # Errors
+    ///
+    /// No `/dev/kvm`, or KVM refuses.
+    pub fn over(memory: &Memory) -> Result<Vm, Error> {
+        let vm = Vm::new()?;
+        vm.set_slot(Slot {
+            host: memory.address(),
+            pages: memory.pages(),
+            ..Slot::default()
+        })?;
+        Ok(vm)
     }
 
     /// Adds, moves, changes or takes away a memslot, as KVM_SET_USER_MEMORY_REGION does.

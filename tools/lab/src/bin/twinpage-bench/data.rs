@@ -5,7 +5,6 @@
 use tinyvm::{
     Backing,
     Memory,
-    Slot,
     Vm,
     WORDS, //
 };
@@ -92,13 +91,10 @@ impl Data {
         let new = |number| {
             let memory = Memory::new(size / GUESTS, Backing::Small)?;
             self.write(number, &memory);
-            let vm = Vm::new()?;
-            vm.set_slot(Slot {
-                host: memory.address(),
-                pages: memory.pages(),
-                ..Slot::default()
-            })?;
-            Ok(Guest { vm, memory })
+            Ok(Guest {
+                vm: Vm::over(&memory)?,
+                memory,
+            })
         };
         (0..GUESTS).map(new).collect()
     }

@@ -159,7 +159,7 @@ impl Merger {
     }
 
     /// Waits until so many passes have ended.
-    pub fn boundary(&self, passes: i64) -> Outcome {
+    fn boundary(&self, passes: i64) -> Outcome {
         let end = self.counter("full_scans")? + passes;
         self.wait("the end of a pass", || {
             Ok(self.counter("full_scans")? >= end)

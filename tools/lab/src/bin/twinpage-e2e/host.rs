@@ -13,7 +13,6 @@ use sha2::{
 use tinyvm::{
     Backing,
     Memory,
-    Slot,
     Vm, //
 };
 pub use twinpage_lab::child::{
@@ -152,14 +151,8 @@ impl Guest {
     /// A VM that is not attached yet.
     pub fn detached(pages: usize, backing: Backing) -> Result<Guest, Failure> {
         let memory = Memory::new(pages, backing)?;
-        let vm = Vm::new()?;
-        vm.set_slot(Slot {
-            host: memory.address(),
-            pages,
-            ..Slot::default()
-        })?;
         Ok(Guest {
-            vm: Some(vm),
+            vm: Some(Vm::over(&memory)?),
             memory,
             id: 0,
         })

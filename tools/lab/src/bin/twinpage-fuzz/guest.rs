@@ -65,12 +65,7 @@ impl Guest {
             _ => 1 + random.below(600),
         };
         let memory = Memory::new(pages, backing)?;
-        let vm = Vm::new()?;
-        vm.set_slot(Slot {
-            host: memory.address(),
-            pages,
-            ..Slot::default()
-        })?;
+        let vm = Vm::over(&memory)?;
         let domain = match random.below(8) {
             0 => random.number(),
             _ => random.pick(&DOMAINS),
