@@ -23,21 +23,22 @@ use super::{
 };
 
 impl<F> Index<F> {
-    /// Frees merged copies that nobody maps: looks at up to `budget` copies. To be called when a
-    /// pass ends or a guest goes, and by the shrinker.
+    /// Frees merged copies that nobody maps: looks at up to `budget` copies, and takes off it those
+    /// that were looked at. To be called while a pass goes on or a guest goes, and by the shrinker.
     pub fn sweep<W: World<Frame = F>>(
         &mut self,
         world: &mut W,
         knobs: &Knobs,
-        budget: usize,
+        budget: &mut usize,
     ) -> Swept {
         let mut swept = Swept::default();
-        for _ in 0..budget {
+        while let Some(left) = budget.checked_sub(1) {
             let Some(copy) = self.store.copies.next(self.swept) else {
                 self.swept = CopyId(0);
                 swept.done = true;
                 break;
             };
+            *budget = left;
             // OVERFLOW: Below 2^30.
             self.swept = CopyId(copy.0.wrapping_add(1));
             let Some(frame) = self.frame(copy) else {
@@ -110,10 +111,12 @@ mod tests {
         assert!(toy.pass(1));
         assert_eq!(toy.index.copies(), 10);
         toy.fill(0, 0..6, |_| Page::Absent);
-        let swept = toy.index.sweep(&mut toy.world, &toy.knobs, 5);
-        assert_eq!((swept.freed, swept.done), (3, false));
-        let swept = toy.index.sweep(&mut toy.world, &toy.knobs, 100);
-        assert_eq!((swept.freed, swept.done), (0, true));
+        let mut budget = 5;
+        let swept = toy.index.sweep(&mut toy.world, &toy.knobs, &mut budget);
+        assert_eq!((swept.freed, swept.done, budget), (3, false, 0));
+        budget = 100;
+        let swept = toy.index.sweep(&mut toy.world, &toy.knobs, &mut budget);
+        assert_eq!((swept.freed, swept.done, budget), (0, true, 95));
         assert_eq!(toy.index.check(), Ok(()));
         // The numbers are kept until the pages that refer to them are looked at.
         assert_eq!(toy.index.copies(), 10);
@@ -130,7 +133,7 @@ mod tests {
         assert!(toy.pass(1));
         toy.fill(0, 0..3, |_| Page::Absent);
         assert!(toy.pass(1));
-        assert!(toy.index.sweep(&mut toy.world, &toy.knobs, 9).done);
+        assert!(toy.index.sweep(&mut toy.world, &toy.knobs, &mut 9).done);
         assert!(toy.pass(1));
         assert!(toy.pass(1));
         assert_eq!(toy.gauge(0, Gauge::Merged), 2);

@@ -172,7 +172,11 @@ mod tests {
         for index in 0..PAGES {
             assert_eq!(toy.world.content(0, index), index as u64 / 2);
         }
-        assert!(toy.index.sweep(&mut toy.world, &toy.knobs, PAGES).done);
+        assert!(
+            toy.index
+                .sweep(&mut toy.world, &toy.knobs, &mut { PAGES })
+                .done
+        );
         assert_eq!(toy.index.copies(), 0);
         Ok(())
     }

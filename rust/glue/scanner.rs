@@ -20,8 +20,9 @@ use crate::{
     sys::thread, //
 };
 
-/// Rest with nothing to do, milliseconds: how soon a VM that ends is let go of.
-const IDLE_MS: u32 = 1000;
+/// The longest rest at once, milliseconds: how soon a VM that ends is let go of. With nothing to do
+/// that is all of the rest.
+const NOTICE_MS: u64 = 1000;
 
 const NS_PER_MS: u64 = 1_000_000;
 
@@ -30,31 +31,29 @@ impl thread::Run for Shared {
         let mut clock = Clock::start();
         let mut pacer = Pacer::new();
         let mut full_scans = None;
+        let mut rest_ms = 0;
         while !self.is_stopped() {
             thread::freeze_point();
             self.let_go();
-            // A long rest is taken in parts, so that VMs which end are let go of meanwhile.
-            let worked = if pacer.owes() {
-                Some((Pace::Steady, 0))
-            } else {
-                self.batch(&mut clock)
-            };
-            let rest_ms = match worked {
+            if rest_ms > 0 {
+                let part = rest_ms.min(NOTICE_MS);
+                // Whoever rings has new work, or other settings.
+                let rung = self.rest(part as u32);
+                rest_ms = if rung { 0 } else { rest_ms.saturating_sub(part) };
+                continue;
+            }
+            rest_ms = match self.batch(&mut clock) {
                 Some((pace, busy_ns)) => {
                     let knobs = self.state.lock().knobs;
-                    (pacer.rest_ns(&knobs, pace, busy_ns) / NS_PER_MS) as u32
+                    pacer.rest_ns(&knobs, pace, busy_ns) / NS_PER_MS
                 }
-                None => IDLE_MS,
+                None => NOTICE_MS,
             };
             // Fresh pages sit in per-CPU batches that hold references, so each round starts by
             // draining them; not more often, as it bothers every CPU.
             let now = self.state.lock().full_scans();
             if full_scans.replace(now) != Some(now) {
                 self.symbols.lru_drain();
-            }
-            // Whoever rings has new work, or other settings.
-            if rest_ms > 0 && self.rest(rest_ms) {
-                pacer.forgive();
             }
         }
     }

@@ -89,6 +89,8 @@ pub(crate) struct State {
     guests: KVec<Guest>,
     /// Counters of rooms that are gone.
     past: Counters,
+    /// Which room is swept next.
+    swept: usize,
     loaded: Instant<Monotonic>,
     look: Look,
     scratch: Scratch,
@@ -144,6 +146,7 @@ impl State {
             rooms: KVec::new(),
             guests: KVec::new(),
             past: Counters::default(),
+            swept: 0,
             loaded: Instant::now(),
             look: Look::new()?,
             scratch: Scratch::new()?,
@@ -357,7 +360,7 @@ impl State {
         if step.is_ok_and(|step| step.pass_ended) {
             index.pass_ended(id, &knobs, now_ns);
         }
-        index.sweep(&mut world, &knobs, SWEEP_COPIES);
+        index.sweep(&mut world, &knobs, &mut { SWEEP_COPIES });
         let present = match step {
             Ok(step) => {
                 if step.pass_ended {
@@ -385,17 +388,22 @@ impl State {
         }
     }
 
-    /// Frees copies that nobody maps, looking at no more than `budget` in each domain.
-    pub(crate) fn sweep(&mut self, budget: usize) -> Swept {
+    /// Frees copies that nobody maps: looks at up to `budget` domains and copies, domain after
+    /// domain.
+    pub(crate) fn sweep(&mut self, mut budget: usize) -> Swept {
         let mut world = HostWorld::new(&self.guests, &mut self.look);
-        let mut all = Swept {
-            freed: 0,
-            done: true,
-        };
-        for room in self.rooms.iter_mut() {
-            let swept = room.index.sweep(&mut world, &self.knobs, budget);
+        let mut all = Swept::default();
+        while let Some(left) = budget.checked_sub(1) {
+            budget = left;
+            let Some(room) = self.rooms.get_mut(self.swept) else {
+                self.swept = 0;
+                all.done = true;
+                break;
+            };
+            let swept = room.index.sweep(&mut world, &self.knobs, &mut budget);
             all.freed = all.freed.saturating_add(swept.freed);
-            all.done &= swept.done;
+            // OVERFLOW: There is a room of that number.
+            self.swept = self.swept.wrapping_add(usize::from(swept.done));
         }
         all
     }

@@ -198,7 +198,7 @@ impl Driver {
     pub fn sweep(&mut self) {
         for (number, index) in &mut self.indexes {
             self.host.current = *number;
-            while !index.sweep(&mut self.host, &self.knobs, 7).done {}
+            while !index.sweep(&mut self.host, &self.knobs, &mut 7).done {}
             assert_eq!(index.check(), Ok(()));
         }
     }

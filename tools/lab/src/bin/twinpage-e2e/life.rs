@@ -61,6 +61,16 @@ pub const TESTS: &[Test] = &[
         run: a_vm_whose_file_is_closed_first_goes_away,
     },
     Test {
+        name: "a_resting_scanner_lets_go_of_vms",
+        seconds: 180,
+        run: a_resting_scanner_lets_go_of_vms,
+    },
+    Test {
+        name: "a_stopped_scanner_lets_go_of_vms",
+        seconds: 300,
+        run: a_stopped_scanner_lets_go_of_vms,
+    },
+    Test {
         name: "the_vendor_module_stays_while_a_vm_is_attached",
         seconds: 120,
         run: the_vendor_module_stays_while_a_vm_is_attached,
@@ -88,6 +98,9 @@ pub const TESTS: &[Test] = &[
 ];
 
 const PAGES: usize = 1024;
+
+/// Within this time a VM that ended is let go of, whatever the scanner does.
+const SOON: Duration = Duration::from_secs(20);
 
 /// A VM in a process of its own that writes for ever.
 struct Victim {
@@ -168,6 +181,47 @@ fn a_vm_whose_file_is_closed_first_goes_away() -> Outcome {
     b.check_with(|page| page as u64 + 1)?;
     host.passes(2)?;
     a.check_with(|page| page as u64 + 2)
+}
+
+/// Closes a new VM and fails unless it is let go of soon.
+fn closed_and_gone(host: &Host) -> Outcome {
+    let mut guest = host.guest(1, Backing::Small, PRIVATE)?;
+    std::thread::sleep(Duration::from_secs(1));
+    let start = Instant::now();
+    guest.close_vm();
+    until_gone(guest.id())?;
+    let took = start.elapsed();
+    ensure!(took < SOON, "the VM was let go of after {took:?}");
+    Ok(())
+}
+
+fn a_resting_scanner_lets_go_of_vms() -> Outcome {
+    let host = Host::new()?;
+    module::set("sleep_millisecs", 60_000)?;
+    closed_and_gone(&host)?;
+    closed_and_gone(&host)
+}
+
+/// Two domains have more copies than are polled at once, and the scanner stops anywhere in them.
+fn a_stopped_scanner_lets_go_of_vms() -> Outcome {
+    const COPIES: usize = 1500;
+    let host = Host::new()?;
+    let mut guests = Vec::new();
+    for domain in [DOMAIN, DOMAIN + 1] {
+        for _ in 0..2 {
+            let guest = host.guest(COPIES, Backing::Small, domain)?;
+            guest.fill_with(|page| page as u64 + 1);
+            guests.push(guest);
+        }
+    }
+    host.until_saved(&guests.iter().collect::<Vec<_>>(), 2 * COPIES)?;
+    for round in 0..8 {
+        module::set("run", 1)?;
+        std::thread::sleep(Duration::from_millis(50 + 7 * round));
+        module::set("run", 0)?;
+        closed_and_gone(&host)?;
+    }
+    Ok(())
 }
 
 fn the_vendor_module_stays_while_a_vm_is_attached() -> Outcome {
