@@ -186,29 +186,37 @@ fn remap(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     let scratch = Memory::new(pages, Backing::Small)?;
     // What is lost already was not lost by moving it.
     (0..pages).try_for_each(|index| state.counter.check(page - machine.first_page + index))?;
-    let before = entry(&machine.memory, page)?;
+    let (before, counted) = (entries(&machine.memory, page, pages)?, counters()?);
     // The old addresses stay mapped, empty, so that nobody else settles there.
     let away = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
     relocate(machine.memory.page(page), scratch.page(0), pages, away)?;
+    let after = entries(&scratch, 0, pages)?;
     random.nap(10);
     let number = |index: usize| state.counter.number(page - machine.first_page + index);
     let wrong: Vec<_> = (0..pages)
         .filter(|&index| scratch.read_page(index) != content(number(index)))
         .collect();
-    if let Some(&first) = wrong.first() {
-        let (here, there) = (
-            entry(&machine.memory, page + first)?,
-            entry(&scratch, first)?,
-        );
-        let maps = std::fs::read_to_string("/proc/self/maps")?;
+    if !wrong.is_empty() {
+        let now = entries(&scratch, 0, pages)?;
+        let each: Vec<_> = (wrong.iter())
+            .map(|&at| {
+                format!(
+                    "{at} ({:#x}): {:x?} {:x?} {:x?}",
+                    number(at),
+                    before[at],
+                    after[at],
+                    now[at]
+                )
+            })
+            .collect();
         let text = format!(
-            "{} of {pages} pages at {:p} are wrong after mremap to {:p}, the first is {first}, number \
-             {:#x}, entries {before:x?}, {here:x?}, {there:x?}; all: {wrong:?}; mapped: {}",
+            "{} of {pages} pages at {:p} are wrong after mremap to {:p}; index, number, entries before, \
+             after and now: {each:?}; counters before: {counted}; now: {}; mapped: {}",
             wrong.len(),
             machine.memory.page(page),
             scratch.page(0),
-            number(first),
-            maps.replace('\n', "; ")
+            counters()?,
+            std::fs::read_to_string("/proc/self/maps")?.replace('\n', "; ")
         );
         return Err(Trouble::Wrong(text));
     }
@@ -427,12 +435,41 @@ fn move_away(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
 
 /// Whether a page is there, in memory or swapped out; reading a hole would make it one.
 fn is_mapped(memory: &Memory, page: usize) -> std::io::Result<bool> {
-    let entry = entry(memory, page)?;
-    Ok(entry.is_some_and(|entry| entry.frame().is_some() || entry.swapped()))
+    let entries = entries(memory, page, 1)?;
+    Ok(entries
+        .iter()
+        .all(|entry| entry.frame().is_some() || entry.swapped()))
 }
 
-/// The page table entry of a page.
-fn entry(memory: &Memory, page: usize) -> std::io::Result<Option<Entry>> {
-    let entries = Pagemap::own()?.read(memory.page_address(page), 1)?;
-    Ok(entries.first().copied())
+/// The page table entries of some pages.
+fn entries(memory: &Memory, page: usize, pages: usize) -> std::io::Result<Vec<Entry>> {
+    Pagemap::own()?.read(memory.page_address(page), pages)
+}
+
+/// What the kernel counted of pages that came and went: of this process, then of all.
+fn counters() -> std::io::Result<String> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let vmstat = std::fs::read_to_string("/proc/vmstat")?;
+    let interesting = |line: &&str| {
+        [
+            "Rss",
+            "VmSwap",
+            "pgsteal_anon",
+            "pswp",
+            "pglazyfree",
+            "pgmigrate",
+            "thp_",
+            "numa_",
+            "ksm_",
+            "cow_",
+        ]
+        .iter()
+        .any(|start| line.starts_with(start))
+    };
+    let lines: Vec<_> = status
+        .lines()
+        .chain(vmstat.lines())
+        .filter(interesting)
+        .collect();
+    Ok(lines.join(", "))
 }

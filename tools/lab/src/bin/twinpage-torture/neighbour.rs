@@ -78,6 +78,12 @@ impl Neighbour {
         self.attached = Some(Device::open()?.attach(vm.as_raw_fd(), DOMAIN)?);
         Ok(())
     }
+
+    fn detach(&mut self, id: u32) -> Result<(), Failure> {
+        let detached = Device::open()?.detach(id, Merged::Unmerge);
+        self.attached = None;
+        detached.map(|_| ()).map_err(|(error, _)| error.into())
+    }
 }
 
 /// What happens to it.
@@ -114,11 +120,7 @@ fn with(
 fn toggle(neighbour: &mut Neighbour, random: &mut Random) -> Result<(), Failure> {
     let done = match neighbour.attached {
         None => neighbour.attach(),
-        Some(id) if random.one_in(4) => {
-            let detached = Device::open()?.detach(id, Merged::Unmerge);
-            neighbour.attached = None;
-            detached.map(|_| ()).map_err(|(error, _)| error.into())
-        }
+        Some(id) if random.one_in(4) => neighbour.detach(id),
         Some(_) => Ok(()),
     };
     // The module may be gone, or short of memory.
