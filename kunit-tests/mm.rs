@@ -5,7 +5,7 @@
 use crate::{
     engine::{
         wire::ZERO_DIGEST,
-        world::{Seen, Shared, Skip, Target, Unshared, BLOCK_PAGES}, //
+        world::{Hashed, Seen, Shared, Skip, Target, Unshared, BLOCK_PAGES}, //
     },
     memory::{Kind, Memory},
     sys::{
@@ -84,7 +84,7 @@ impl Bench {
 
     fn share(&self, page: usize, targets: &[Target<'_, Frame>], results: &mut [Shared]) -> Result {
         let locked = self.user.try_lock().ok_or(EAGAIN)?;
-        locked.share(self.memory.addr(page), targets, results);
+        locked.share(self.memory.addr(page), targets, Hashed::Before, results);
         Ok(())
     }
 

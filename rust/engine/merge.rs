@@ -24,6 +24,7 @@ use super::{
     },
     world::{
         GuestId,
+        Hashed,
         Seen,
         Shared,
         Skip,
@@ -126,6 +127,7 @@ impl<W: World> Visit<'_, W> {
             address,
             plans: twins.map(|fresh| Plan::Copy(fresh.copy)),
             len,
+            hashed: Hashed::Before,
         };
         let shared = run.share(self.index, self.world, &mut self.scratch.results);
         for offset in 0..shared {
@@ -151,6 +153,7 @@ impl<W: World> Visit<'_, W> {
                     address,
                     plans: core::iter::once(Plan::Copy(fresh.copy)),
                     len: 1,
+                    hashed: Hashed::Before,
                 };
                 run.share(self.index, self.world, &mut again);
                 [result] = again;
@@ -198,6 +201,7 @@ impl<W: World> Visit<'_, W> {
                 address: self.address(at),
                 plans: self.scratch.plan.iter().skip(at).copied(),
                 len,
+                hashed: Hashed::Now,
             };
             let shared = run.share(self.index, self.world, &mut self.scratch.results);
             self.record_run(at, shared);

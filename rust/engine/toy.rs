@@ -20,6 +20,7 @@ use super::{
     world::{
         Away,
         GuestId,
+        Hashed,
         Pfn,
         Seen,
         Shared,
@@ -320,6 +321,7 @@ impl World for Guests {
         guest: GuestId,
         addr: u64,
         targets: &[Target<'_, Frame>],
+        _: Hashed,
         results: &mut [Shared],
     ) {
         let first = Self::page_at(addr);

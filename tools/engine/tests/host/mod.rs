@@ -31,6 +31,7 @@ use twinpage_engine::engine::{
     world::{
         Away,
         GuestId,
+        Hashed,
         Pfn,
         Seen,
         Shared,
@@ -757,6 +758,7 @@ impl World for Host {
         guest: GuestId,
         addr: u64,
         targets: &[Target<'_, Frame>],
+        _: Hashed,
         results: &mut [Shared],
     ) {
         assert!(self.kept.is_empty(), "pages are kept while sharing");
