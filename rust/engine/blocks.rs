@@ -218,6 +218,12 @@ impl Blocks {
         record.unwrap_or(Record::UNSEEN)
     }
 
+    /// Returns kind, level and marks of the pages of a block.
+    pub fn metas(&self, number: u32) -> &[Meta] {
+        let block = self.blocks.get(number as usize);
+        block.map_or(&[], |block| &block.meta)
+    }
+
     /// Keeps kind, level and marks of a page, and the block's account of them.
     pub fn set_meta(&mut self, page: PageId, old: &Record, new: &Record) {
         let Some(block) = self.blocks.get_mut(page.block() as usize) else {

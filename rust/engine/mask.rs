@@ -36,8 +36,11 @@ impl Mask {
 
     /// Adds all of `range`.
     pub fn add_range(&mut self, range: Range<usize>) {
-        for index in range {
-            self.add(index);
+        for (at, word) in self.0.iter_mut().enumerate() {
+            let base = at.wrapping_mul(64);
+            let first = range.start.saturating_sub(base);
+            let end = range.end.saturating_sub(base);
+            *word |= below(end) & !below(first);
         }
     }
 
@@ -63,11 +66,12 @@ impl Mask {
     }
 
     /// Returns the indexes in ascending order.
-    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..WORDS).flat_map(|at| Bits {
-            word: self.0.get(at).copied().unwrap_or(0),
-            base: at.wrapping_mul(64),
-        })
+    pub fn iter(&self) -> Indexes<'_> {
+        Indexes {
+            words: self.0.iter(),
+            word: 0,
+            next: 0,
+        }
     }
 
     /// Returns the smallest range that has all indexes.
@@ -78,24 +82,39 @@ impl Mask {
     }
 }
 
-/// The bits of one word.
-struct Bits {
+/// The indexes of a set, in ascending order.
+pub struct Indexes<'a> {
+    words: core::slice::Iter<'a, u64>,
+    /// Bits of the present word that are to come.
     word: u64,
-    base: usize,
+    /// Index of the first bit of the next word.
+    next: usize,
 }
 
-impl Iterator for Bits {
+impl Iterator for Indexes<'_> {
     type Item = usize;
 
+    #[inline]
     fn next(&mut self) -> Option<usize> {
-        if self.word == 0 {
-            return None;
+        while self.word == 0 {
+            self.word = *self.words.next()?;
+            // OVERFLOW: At most 512.
+            self.next = self.next.wrapping_add(64);
         }
         // CAST: Below 64.
         let bit = self.word.trailing_zeros() as usize;
-        // OVERFLOW: The word is not 0; indexes are below 512.
+        // OVERFLOW: The word is not 0, and not the next one.
         self.word &= self.word.wrapping_sub(1);
-        Some(self.base.wrapping_add(bit))
+        Some(self.next.wrapping_sub(64).wrapping_add(bit))
+    }
+}
+
+/// The lowest `count` bits of a word.
+fn below(count: usize) -> u64 {
+    match count {
+        // CAST: Below 64.
+        0..64 => bit(count).wrapping_sub(1),
+        _ => u64::MAX,
     }
 }
 

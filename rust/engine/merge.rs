@@ -30,8 +30,7 @@ use super::{
         Skip,
         Token,
         Unshared,
-        World,
-        BLOCK_PAGES, //
+        World, //
     },
 };
 impl<F> Index<F> {
@@ -188,14 +187,9 @@ impl<W: World> Visit<'_, W> {
 
     /// Replaces the planned pages of the block, as many neighbours at once as allowed.
     pub(super) fn share_runs(&mut self) {
-        let mut at: usize = 0;
-        while at < BLOCK_PAGES {
+        let mut from: usize = 0;
+        while let Some(at) = self.next_planned(from) {
             let len = self.run_length(at);
-            if len == 0 {
-                // OVERFLOW: At most 512.
-                at = at.wrapping_add(1);
-                continue;
-            }
             let run = Run {
                 guest: self.guest,
                 address: self.address(at),
@@ -210,8 +204,16 @@ impl<W: World> Visit<'_, W> {
                 self.unplan(at);
             }
             // OVERFLOW: At most 1024.
-            at = at.wrapping_add(shared.max(1));
+            from = at.wrapping_add(shared.max(1));
         }
+    }
+
+    /// Returns the index of the first page from `from` on that is planned.
+    fn next_planned(&self, from: usize) -> Option<usize> {
+        let rest = self.scratch.plan.get(from..)?;
+        let ahead = rest.iter().position(|plan| *plan != Plan::Nothing)?;
+        // OVERFLOW: Below 512.
+        Some(from.wrapping_add(ahead))
     }
 
     /// Returns how many pages from `at` on are planned, at most as many as go together.

@@ -22,6 +22,7 @@
 use super::{
     stats::Gauge,
     world::{
+        Seen,
         Skip,
         BLOCK_PAGES, //
     },
@@ -188,6 +189,21 @@ impl Meta {
     /// Returns whether the page was in a large folio when last looked at.
     pub const fn is_huge(self) -> bool {
         self.0 & Self::HUGE != 0
+    }
+
+    /// Returns whether nothing is to be recorded of a page that was seen so, whatever else is
+    /// known of it.
+    pub const fn agrees(self, seen: Seen) -> bool {
+        match self.kind() {
+            Kind::Absent => matches!(seen, Seen::Absent),
+            Kind::Zero => matches!(seen, Seen::Zero),
+            Kind::Listed | Kind::Parked | Kind::Volatile => match seen {
+                Seen::Anon { .. } => !self.is_huge(),
+                Seen::Huge { .. } => self.is_huge(),
+                _ => false,
+            },
+            Kind::Unseen | Kind::Merged | Kind::Skipped => false,
+        }
     }
 }
 

@@ -26,23 +26,40 @@ impl<W: World> Visit<'_, W> {
     /// stays until they are hashed.
     pub(super) fn reconcile(&mut self) {
         self.orphans = Mask::EMPTY;
-        self.step.present = 0;
-        let cover = self.cover;
-        for index in cover.iter() {
-            let seen = self.scratch.seen(index);
-            if seen != Seen::Absent {
-                // OVERFLOW: At most 512.
-                self.step.present = self.step.present.wrapping_add(1);
-            }
-            self.reconcile_page(index, seen);
+        for index in self.news().iter() {
+            self.reconcile_page(index);
         }
     }
 
-    fn reconcile_page(&mut self, index: usize, seen: Seen) {
+    /// Returns the pages that were seen otherwise than recorded, which are few, and counts those
+    /// that are there.
+    fn news(&mut self) -> Mask {
+        let metas = self.index.store.blocks.metas(self.block);
+        let (mut news, mut present) = (Mask::EMPTY, 0_u32);
+        for index in self.cover.iter() {
+            let seen = self.scratch.seen(index);
+            // OVERFLOW: At most 512.
+            present = present.wrapping_add(u32::from(seen != Seen::Absent));
+            let known = match seen {
+                Seen::Merged { pfn, .. } => {
+                    let record = self.index.record(self.page(index));
+                    record.kind == Kind::Merged && self.is_frame(record.copy, pfn)
+                }
+                _ => metas.get(index).is_some_and(|meta| meta.agrees(seen)),
+            };
+            if !known {
+                news.add(index);
+            }
+        }
+        self.step.present = present;
+        news
+    }
+
+    fn reconcile_page(&mut self, index: usize) {
+        let seen = self.scratch.seen(index);
         let page = self.page(index);
         let old = self.index.record(page);
         match seen {
-            Seen::Absent if old.kind == Kind::Absent => {}
             Seen::Absent => self.index.set(page, Record::of(Kind::Absent)),
             Seen::Zero => self.found_zero(index, &old),
             Seen::Skip(reason) => {
@@ -60,12 +77,9 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
-    /// The page maps the shared zero page: by us, by splitting a huge page, or by its own doing.
+    /// The page maps the shared zero page: by splitting a huge page, or by its own doing.
     fn found_zero(&mut self, index: usize, old: &Record) {
         let page = self.page(index);
-        if old.kind == Kind::Zero {
-            return;
-        }
         if self.split && old.waits_for_split() {
             self.index.set(page, Record::of(Kind::Zero));
             return self.count_merge(self.position);
@@ -76,12 +90,9 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
-    /// The page maps a merged copy: the recorded one, another of this index (it was moved), or one
-    /// that this index does not know.
+    /// The page maps a merged copy that is not the recorded one: another of this index (it was
+    /// moved), or one that this index does not know.
     fn found_merged(&mut self, index: usize, old: &Record, pfn: Pfn, token: Token) {
-        if old.kind == Kind::Merged && self.is_frame(old.copy, pfn) {
-            return;
-        }
         let copy = CopyId(token.0);
         if !self.is_frame(copy, pfn) {
             return self.orphans.add(index);

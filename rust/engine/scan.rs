@@ -27,6 +27,7 @@ use super::{
     page::{
         Kind,
         Level,
+        Meta,
         PageId, //
     },
     scratch::Scratch,
@@ -222,13 +223,14 @@ impl<'a, W: World> Visit<'a, W> {
         };
         let guest = self.index.guests.at(self.position);
         let pass = guest.map_or(0, |guest| guest.stats.counters.passes);
+        let metas = self.index.store.blocks.metas(self.block);
         let (mut due, mut patient) = (Mask::EMPTY, Mask::EMPTY);
         for index in self.cover.iter() {
-            let record = self.index.record(self.page(index));
-            if matches!(record.kind, Kind::Merged | Kind::Zero) {
+            let meta = metas.get(index).copied().unwrap_or(Meta::UNSEEN);
+            if matches!(meta.kind(), Kind::Merged | Kind::Zero) {
                 continue;
             }
-            if self.knobs.smart_scan && !record.level.is_due(pass, index) {
+            if self.knobs.smart_scan && !meta.level().is_due(pass, index) {
                 patient.add(index);
             } else {
                 due.add(index);
