@@ -57,8 +57,9 @@ usage: twinpage-torture [--seconds N] [--seed N] [--vms N] [--pages N] [--qemu] 
 /// What makes things happen, each in a thread of its own; to the QEMU guest last.
 const ACTORS: [&[Event]; 3] = [events::MODULE, events::KERNEL, neighbour::EVENTS];
 
-/// How long one event may take before it counts as hung.
-const EVENT_LIMIT: Duration = Duration::from_secs(300);
+/// How long one event may take before it counts as hung: an emulated machine may have to share its
+/// processors with others.
+const EVENT_LIMIT: Duration = Duration::from_secs(900);
 
 /// Pages of each VM that must be saved in the end, at some moment: most of them would be, but for the
 /// guests, which go on writing, and monitors, which go on acting.
