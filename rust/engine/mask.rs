@@ -151,6 +151,22 @@ mod tests {
     }
 
     #[test]
+    fn a_range_is_what_its_indexes_are() {
+        let edges = [0, 1, 62, 63, 64, 65, 127, 128, 447, 448, 511, 512, 600];
+        for start in edges {
+            for end in edges {
+                let (mut all, mut each) = (Mask::EMPTY, Mask::EMPTY);
+                all.add_range(start..end);
+                (start..end).for_each(|index| each.add(index));
+                assert_eq!(all, each);
+                assert!(
+                    all.iter().eq(start..end.min(BLOCK_PAGES)) || start >= end.min(BLOCK_PAGES)
+                );
+            }
+        }
+    }
+
+    #[test]
     fn ranges_and_differences() {
         let (mut all, mut some) = (Mask::EMPTY, Mask::EMPTY);
         all.add_range(10..200);

@@ -346,6 +346,39 @@ mod tests {
     }
 
     #[test]
+    fn a_record_agrees_with_what_it_says() {
+        let seen = [
+            Seen::Absent,
+            Seen::Zero,
+            Seen::Anon { node: 1 },
+            Seen::Huge { node: 0 },
+            Seen::Skip(Skip::Zero),
+        ];
+        let agreeing = |kind: Kind, huge: bool| {
+            let meta = Record {
+                huge,
+                ..Record::of(kind)
+            };
+            let agrees = |seen: &Seen| meta.meta().agrees(*seen);
+            (
+                seen.iter().filter(|seen| agrees(seen)).count(),
+                seen.iter().position(agrees),
+            )
+        };
+        for kind in KINDS {
+            let (small, huge) = match kind {
+                Kind::Absent => ((1, Some(0)), (1, Some(0))),
+                Kind::Zero => ((1, Some(1)), (1, Some(1))),
+                Kind::Listed | Kind::Parked | Kind::Volatile => ((1, Some(2)), (1, Some(3))),
+                // Those need more of the record, or are news whatever is seen.
+                Kind::Unseen | Kind::Merged | Kind::Skipped => ((0, None), (0, None)),
+            };
+            assert_eq!(agreeing(kind, false), small);
+            assert_eq!(agreeing(kind, true), huge);
+        }
+    }
+
+    #[test]
     fn the_record_of_an_unseen_page_is_all_zeroes() {
         assert_eq!(Record::UNSEEN.meta(), Meta::UNSEEN);
         assert_eq!(core::mem::size_of::<Meta>(), 1);
