@@ -85,15 +85,14 @@ stage_e2e() {
 }
 
 # stage_torture KERNEL: a slice of what "make torture" goes on with, always the
-# same: a run without ksmd on one kernel, one with it on the other. Without mremap,
-# at which pages were lost that nobody has found yet (Documentation/testing.rst).
+# same: a run without ksmd on one kernel, one with it on the other.
 stage_torture() {
 	local seed=1
 	[ "$1" = debug ] || seed=2
 	build_payload "$1"
 	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 1500 --mem 3072 --numa 2 --check-log \
 		--out "$LOG/torture-$1" "${PAYLOAD[@]}" \
-		-- sh -c "twinpage-torture --seconds 120 --seed $seed --qemu --except mremap &&
+		-- sh -c "twinpage-torture --seconds 120 --seed $seed --qemu &&
 			echo ok 1 - torture || { echo not ok 1 - torture; exit 1; }
 			twinpage-fuzz --operations 10000 --seed $seed &&
 			echo ok 2 - interfaces || { echo not ok 2 - interfaces; exit 1; }"

@@ -186,7 +186,10 @@ fn remap(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     let scratch = Memory::new(pages, Backing::Small)?;
     // What is lost already was not lost by moving it.
     (0..pages).try_for_each(|index| state.counter.check(page - machine.first_page + index))?;
-    let (before, counted) = (entries(&machine.memory, page, pages)?, counters()?);
+    // The kernel restarts an mremap that a signal interrupts while it breaks KSM pages. If that was
+    // not in the first of several mappings, the second try unmaps what the first one moved.
+    machine.memory.advise(page, pages, libc::MADV_UNMERGEABLE)?;
+    let before = entries(&machine.memory, page, pages)?;
     // The old addresses stay mapped, empty, so that nobody else settles there.
     let away = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
     relocate(machine.memory.page(page), scratch.page(0), pages, away)?;
@@ -195,27 +198,15 @@ fn remap(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     let number = |index: usize| state.counter.number(page - machine.first_page + index);
     let wrong: Vec<_> = (0..pages)
         .filter(|&index| scratch.read_page(index) != content(number(index)))
+        .map(|index| (index, number(index), before[index], after[index]))
         .collect();
     if !wrong.is_empty() {
-        let now = entries(&scratch, 0, pages)?;
-        let each: Vec<_> = (wrong.iter())
-            .map(|&at| {
-                format!(
-                    "{at} ({:#x}): {:x?} {:x?} {:x?}",
-                    number(at),
-                    before[at],
-                    after[at],
-                    now[at]
-                )
-            })
-            .collect();
         let text = format!(
-            "{} of {pages} pages at {:p} are wrong after mremap to {:p}; index, number, entries before, \
-             after and now: {each:?}; counters before: {counted}; now: {}; mapped: {}",
+            "{} of {pages} pages at {:p} are wrong after mremap to {:p}; index, number, entry before \
+             and after: {wrong:x?}; mapped: {}",
             wrong.len(),
             machine.memory.page(page),
             scratch.page(0),
-            counters()?,
             std::fs::read_to_string("/proc/self/maps")?.replace('\n', "; ")
         );
         return Err(Trouble::Wrong(text));
@@ -444,32 +435,4 @@ fn is_mapped(memory: &Memory, page: usize) -> std::io::Result<bool> {
 /// The page table entries of some pages.
 fn entries(memory: &Memory, page: usize, pages: usize) -> std::io::Result<Vec<Entry>> {
     Pagemap::own()?.read(memory.page_address(page), pages)
-}
-
-/// What the kernel counted of pages that came and went: of this process, then of all.
-fn counters() -> std::io::Result<String> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let vmstat = std::fs::read_to_string("/proc/vmstat")?;
-    let interesting = |line: &&str| {
-        [
-            "Rss",
-            "VmSwap",
-            "pgsteal_anon",
-            "pswp",
-            "pglazyfree",
-            "pgmigrate",
-            "thp_",
-            "numa_",
-            "ksm_",
-            "cow_",
-        ]
-        .iter()
-        .any(|start| line.starts_with(start))
-    };
-    let lines: Vec<_> = status
-        .lines()
-        .chain(vmstat.lines())
-        .filter(interesting)
-        .collect();
-    Ok(lines.join(", "))
 }
