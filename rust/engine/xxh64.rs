@@ -104,16 +104,17 @@ pub fn hash_words(count: usize, word: impl Fn(usize) -> u64, seed: u64) -> u64 {
     } else {
         let mut lanes = Lanes::new(seed);
         let stripes = count / 4;
-        for group in 0..stripes / ROW {
+        let rows = stripes / ROW;
+        for row in 0..rows {
             // OVERFLOW: Words have numbers below `count`.
-            let first = group.wrapping_mul(ROW * 4);
+            let first = row.wrapping_mul(ROW * 4);
             lanes.stripe(stripe_at(&word, first));
             lanes.stripe(stripe_at(&word, first.wrapping_add(4)));
             lanes.stripe(stripe_at(&word, first.wrapping_add(8)));
             lanes.stripe(stripe_at(&word, first.wrapping_add(12)));
         }
-        for stripe in stripes / ROW * ROW..stripes {
-            // OVERFLOW: As above.
+        // OVERFLOW: As above.
+        for stripe in rows.wrapping_mul(ROW)..stripes {
             lanes.stripe(stripe_at(&word, stripe.wrapping_mul(4)));
         }
         at = stripes.wrapping_mul(4);

@@ -39,7 +39,11 @@ impl thread::Run for Shared {
                 let part = rest_ms.min(NOTICE_MS);
                 // Whoever rings has new work, or other settings.
                 let rung = self.rest(part as u32);
-                rest_ms = if rung { 0 } else { rest_ms.saturating_sub(part) };
+                rest_ms = if rung {
+                    0
+                } else {
+                    rest_ms.saturating_sub(part)
+                };
                 continue;
             }
             rest_ms = match self.batch(&mut clock) {

@@ -62,8 +62,8 @@ use kernel::{
 /// Blocks of a leaving guest that are forgotten at once.
 const LEAVE_BLOCKS: usize = 64;
 
-/// Merged copies that are polled at each step: half of a block's pages, as two pages share a copy at
-/// least, so that a round polls all of those that are of use.
+/// Merged copies that are polled at each step: half of a block's pages, as two pages share a copy
+/// at least, so that a round polls all of those that are of use.
 pub(crate) const SWEEP_COPIES: usize = BLOCK_PAGES / 2;
 
 /// Digests that one search may compute at once.

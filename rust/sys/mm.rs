@@ -102,7 +102,13 @@ impl Locked<'_> {
     /// # Context
     ///
     /// Sleeps: MMU notifiers.
-    pub(crate) fn share(&self, addr: usize, targets: &[Target<'_, Frame>], hashed: Hashed, out: &mut [Shared]) {
+    pub(crate) fn share(
+        &self,
+        addr: usize,
+        targets: &[Target<'_, Frame>],
+        hashed: Hashed,
+        out: &mut [Shared],
+    ) {
         let n = targets.len().min(out.len()).min(RUN_MAX);
         let mut pages = [ptr::null_mut(); RUN_MAX];
         let mut results = [0u8; RUN_MAX];
