@@ -81,8 +81,9 @@ pub const KERNEL: &[Event] = events![
     "allocation failures" fail_allocations,
 ];
 
-/// The longest that a pass over all VMs may take.
-const ORPHANS_GO: Duration = Duration::from_secs(60);
+/// The longest that a few passes over all VMs may take: blocks of a VM that is busy are passed over,
+/// and an emulated machine may have to share its processors.
+const ORPHANS_GO: Duration = Duration::from_secs(600);
 
 /// The group that all monitors are in.
 pub const GROUP: &str = "/sys/fs/cgroup/torture";
@@ -285,7 +286,11 @@ fn reload(host: &Host, random: &mut Random) -> Result<(), Failure> {
     let mut monitors = host.monitors();
     host::unload()?;
     random.nap(300);
-    host::load()?;
+    // While allocations fail, so may those of a module that was loaded where it was before.
+    wait::until("loading", ORPHANS_GO, || match host::load() {
+        Err(Failure::Failed(text)) if text.contains("Cannot allocate memory") => Ok(false),
+        loaded => loaded.map(|()| true),
+    })?;
     if let Some(neighbour) = host.neighbour().as_mut() {
         neighbour.attached = None;
     }
