@@ -27,6 +27,14 @@ check_leftovers() {
 		grep -v '^scripts/check/' | xargs -r grep -nE "\\b($words)" | none
 }
 
+# check_mistakes: those that "make mistakes" makes still fit the code.
+check_mistakes() {
+	local patch
+	for patch in scripts/mistakes/*.patch; do
+		git apply --check "$patch" 2>/dev/null || echo "$patch does not apply"
+	done | none
+}
+
 # check_places: nothing may depend on where this machine keeps things.
 check_places() {
 	files | grep -v '^scripts/check/' |
