@@ -5,7 +5,7 @@
 use crate::{
     engine::{
         wire::ZERO_DIGEST,
-        world::{Hashed, Seen, Shared, Skip, Target, Unshared, BLOCK_PAGES}, //
+        world::{Seen, Shared, Skip, Target, Unshared, BLOCK_PAGES}, //
     },
     memory::{Kind, Memory},
     sys::{
@@ -83,18 +83,8 @@ impl Bench {
     }
 
     fn share(&self, page: usize, targets: &[Target<'_, Frame>], results: &mut [Shared]) -> Result {
-        self.share_hashed(Hashed::Before, page, targets, results)
-    }
-
-    fn share_hashed(
-        &self,
-        hashed: Hashed,
-        page: usize,
-        targets: &[Target<'_, Frame>],
-        results: &mut [Shared],
-    ) -> Result {
         let locked = self.user.try_lock().ok_or(EAGAIN)?;
-        locked.share(self.memory.addr(page), targets, hashed, results);
+        locked.share(self.memory.addr(page), targets, results);
         Ok(())
     }
 
@@ -188,43 +178,34 @@ mod tests {
 
     #[test]
     fn a_run_leaves_out_what_differs() -> Result {
-        for hashed in [Hashed::Before, Hashed::Now] {
-            let mut bench = Bench::filled(&[(5, 5), (5, 5), (5, 6), (5, 5), (0, 0)])?;
-            let frame = bench.copy(0)?;
-            let copy = || Target::Copy(&frame);
-            let mut results = [Shared::Busy; 5];
-            bench.share_hashed(
-                hashed,
-                0,
-                &[copy(), copy(), copy(), copy(), Target::Zero],
-                &mut results,
-            )?;
-            let mut expected = [Shared::Done; 5];
-            expected[2] = Shared::Differs;
-            assert_eq!(results, expected);
-            assert_eq!(frame.mappings(), 3);
-            assert_eq!(bench.see(4)?, Seen::Zero);
-            assert!(bench.memory.is(2, 5, 6)?);
-            assert!(bench.memory.is(3, 5, 5)?);
-            // What differs is still the process's own page, to be written without a copy.
-            bench.memory.fill(2, 1, 1)?;
-            assert!(bench.memory.is(2, 1, 1)?);
-        }
+        let mut bench = Bench::filled(&[(5, 5), (5, 5), (5, 6), (5, 5), (0, 0)])?;
+        let frame = bench.copy(0)?;
+        let copy = || Target::Copy(&frame);
+        let mut results = [Shared::Busy; 5];
+        bench.share(
+            0,
+            &[copy(), copy(), copy(), copy(), Target::Zero],
+            &mut results,
+        )?;
+        let mut expected = [Shared::Done; 5];
+        expected[2] = Shared::Differs;
+        assert_eq!(results, expected);
+        assert_eq!(frame.mappings(), 3);
+        assert_eq!(bench.see(4)?, Seen::Zero);
+        assert!(bench.memory.is(2, 5, 6)?);
+        assert!(bench.memory.is(3, 5, 5)?);
         Ok(())
     }
 
     #[test]
-    fn the_last_word_counts() -> Result {
-        for hashed in [Hashed::Before, Hashed::Now] {
-            let mut bench = Bench::filled(&[(7, 9), (7, 8), (0, 1)])?;
-            let frame = bench.copy(0)?;
-            let mut results = [Shared::Busy; 2];
-            let targets = [Target::Copy(&frame), Target::Zero];
-            bench.share_hashed(hashed, 1, &targets, &mut results)?;
-            assert_eq!(results, [Shared::Differs; 2]);
-            assert!(bench.memory.is(1, 7, 8)?);
-            assert!(bench.memory.is(2, 0, 1)?);
-        }
+    fn the_last_byte_counts() -> Result {
+        let mut bench = Bench::filled(&[(7, 9), (7, 8), (0, 1)])?;
+        let frame = bench.copy(0)?;
+        let mut results = [Shared::Busy; 2];
+        bench.share(1, &[Target::Copy(&frame), Target::Zero], &mut results)?;
+        assert_eq!(results, [Shared::Differs; 2]);
+        assert!(bench.memory.is(1, 7, 8)?);
+        assert!(bench.memory.is(2, 0, 1)?);
         Ok(())
     }
 

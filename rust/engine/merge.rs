@@ -24,7 +24,6 @@ use super::{
     },
     world::{
         GuestId,
-        Hashed,
         Seen,
         Shared,
         Skip,
@@ -126,7 +125,6 @@ impl<W: World> Visit<'_, W> {
             address,
             plans: twins.map(|fresh| Plan::Copy(fresh.copy)),
             len,
-            hashed: Hashed::Before,
         };
         let shared = run.share(self.index, self.world, &mut self.scratch.results);
         for offset in 0..shared {
@@ -152,7 +150,6 @@ impl<W: World> Visit<'_, W> {
                     address,
                     plans: core::iter::once(Plan::Copy(fresh.copy)),
                     len: 1,
-                    hashed: Hashed::Before,
                 };
                 run.share(self.index, self.world, &mut again);
                 [result] = again;
@@ -195,7 +192,6 @@ impl<W: World> Visit<'_, W> {
                 address: self.address(at),
                 plans: self.scratch.plan.iter().skip(at).copied(),
                 len,
-                hashed: Hashed::Now,
             };
             let shared = run.share(self.index, self.world, &mut self.scratch.results);
             self.record_run(at, shared);

@@ -9,7 +9,6 @@ use super::{
     scratch::Plan,
     world::{
         GuestId,
-        Hashed,
         Shared,
         Target,
         World, //
@@ -33,8 +32,6 @@ pub(super) struct Run<P> {
     pub(super) plans: P,
     /// How many they are.
     pub(super) len: usize,
-    /// When they were hashed.
-    pub(super) hashed: Hashed,
 }
 
 impl<P: Iterator<Item = Plan>> Run<P> {
@@ -74,7 +71,7 @@ impl<P: Iterator<Item = Plan>> Run<P> {
         };
         results.fill(Shared::Busy);
         if ready > 0 {
-            world.share(self.guest, self.address, targets, self.hashed, results);
+            world.share(self.guest, self.address, targets, results);
         }
         ready
     }

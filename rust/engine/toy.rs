@@ -20,7 +20,6 @@ use super::{
     world::{
         Away,
         GuestId,
-        Hashed,
         Pfn,
         Seen,
         Shared,
@@ -321,7 +320,6 @@ impl World for Guests {
         guest: GuestId,
         addr: u64,
         targets: &[Target<'_, Frame>],
-        _: Hashed,
         results: &mut [Shared],
     ) {
         let first = Self::page_at(addr);

@@ -158,15 +158,6 @@ pub enum Target<'a, F> {
     Copy(&'a F),
 }
 
-/// When a page was hashed that is given to [`World::share`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hashed {
-    /// In this step: its bytes hardly have changed since.
-    Now,
-    /// Some time ago: it is worth a look whether they have, before it loses its mapping in vain.
-    Before,
-}
-
 /// What became of one page given to [`World::share`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shared {
@@ -244,7 +235,6 @@ pub trait World {
         guest: GuestId,
         addr: u64,
         targets: &[Target<'_, Self::Frame>],
-        hashed: Hashed,
         results: &mut [Shared],
     );
 

@@ -11,7 +11,6 @@ use crate::{
         world::{
             Away,
             GuestId,
-            Hashed,
             Pfn,
             Seen,
             Shared,
@@ -145,7 +144,6 @@ impl World for HostWorld<'_> {
         guest: GuestId,
         addr: u64,
         targets: &[Target<'_, Frame>],
-        hashed: Hashed,
         results: &mut [Shared],
     ) {
         results.fill(Shared::Busy);
@@ -160,7 +158,7 @@ impl World for HostWorld<'_> {
         };
         let mut at = addr as usize;
         for (targets, results) in targets.chunks(RUN_MAX).zip(results.chunks_mut(RUN_MAX)) {
-            locked.share(at, targets, hashed, results);
+            locked.share(at, targets, results);
             at += targets.len() * kernel::page::PAGE_SIZE;
         }
     }

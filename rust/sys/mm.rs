@@ -7,7 +7,7 @@
 //! holds up a VM's mmap lock must not hold up the module.
 
 use super::{bindings, frame::Frame};
-use crate::engine::world::{Hashed, Shared, Skip, Target, Unshared};
+use crate::engine::world::{Shared, Skip, Target, Unshared};
 use core::{marker::PhantomData, ops::Deref, ptr};
 use kernel::{
     ffi::c_void,
@@ -95,20 +95,13 @@ impl Locked<'_> {
 
     /// Makes a run of pages from `addr` on map their targets where the bytes are equal.
     ///
-    /// Takes at most [`RUN_MAX`] pages of one page table. Pages that cannot be replaced, and those
-    /// hashed [before](Hashed::Before) that look different, are found before anything is flushed,
-    /// and split the run, so that few pages lose their mapping in vain.
+    /// Takes at most [`RUN_MAX`] pages of one page table. Pages that look different are found
+    /// before anything is flushed, and split the run, so that no page loses its mapping in vain.
     ///
     /// # Context
     ///
     /// Sleeps: MMU notifiers.
-    pub(crate) fn share(
-        &self,
-        addr: usize,
-        targets: &[Target<'_, Frame>],
-        hashed: Hashed,
-        out: &mut [Shared],
-    ) {
+    pub(crate) fn share(&self, addr: usize, targets: &[Target<'_, Frame>], out: &mut [Shared]) {
         let n = targets.len().min(out.len()).min(RUN_MAX);
         let mut pages = [ptr::null_mut(); RUN_MAX];
         let mut results = [0u8; RUN_MAX];
@@ -126,7 +119,6 @@ impl Locked<'_> {
                 addr,
                 n as u32,
                 pages.as_ptr(),
-                i32::from(hashed == Hashed::Before),
                 results.as_mut_ptr(),
             )
         };

@@ -80,20 +80,18 @@ static struct vm_area_struct *find_run(struct mm_struct *mm, unsigned long addr,
 }
 
 /**
- * twinpage_shim_compare - which pages look as if they could be replaced.
+ * twinpage_shim_compare - which pages look equal to their targets.
  * @mm: the struct mm_struct; its mmap lock is held for reading.
  * @addr: address of the first page.
  * @n: how many neighbouring pages, 1..TWINPAGE_SHIM_RUN_MAX, in one page table.
  * @targets: for each page a frame, or NULL for zeroes.
- * @bytes: compare bytes too.
- * @results: out: DONE if it looks as if it could, else why not. A target with a
- *	hardware memory error is not read.
+ * @results: out: DONE if it looks equal, else why it cannot be replaced. A
+ *	target with a hardware memory error is not read.
  *
  * A hint that costs no flush; twinpage_shim_share() decides. Sleeps.
  */
 void twinpage_shim_compare(void *mm, unsigned long addr, unsigned int n,
-			   void *const *targets, int bytes,
-			   unsigned char *results)
+			   void *const *targets, unsigned char *results)
 {
 	struct page *pages[TWINPAGE_SHIM_RUN_MAX];
 	unsigned int mapped = n, i;
@@ -118,12 +116,12 @@ void twinpage_shim_compare(void *mm, unsigned long addr, unsigned int n,
 		results[i] = TWINPAGE_SHIM_DONE;
 		if (targets[i] && PageHWPoison((struct page *)targets[i]))
 			results[i] = TWINPAGE_SHIM_POISONED;
-		else if (bytes)
+		else
 			folio_get(page_folio(pages[i]));
 	}
 	twinpage_pte_unlock(pte, ptl);
 
-	for (i = 0; bytes && i < mapped; i++) {
+	for (i = 0; i < mapped; i++) {
 		if (results[i] != TWINPAGE_SHIM_DONE)
 			continue;
 		if (!pages_equal(pages[i], targets[i]))

@@ -74,8 +74,7 @@ enum twinpage_shim_result {
 };
 
 void twinpage_shim_compare(void *mm, unsigned long addr, unsigned int n,
-			   void *const *targets, int bytes,
-			   unsigned char *results);
+			   void *const *targets, unsigned char *results);
 void twinpage_shim_share(void *mm, unsigned long addr, unsigned int n,
 			 void *const *targets, unsigned char *results);
 int twinpage_shim_unshare(void *mm, unsigned long addr);

@@ -33,7 +33,6 @@ use twinpage_engine::engine::{
     world::{
         Away,
         GuestId,
-        Hashed,
         Pfn,
         Seen,
         Shared,
@@ -202,7 +201,6 @@ impl World for Plain {
         guest: GuestId,
         addr: u64,
         targets: &[Target<'_, u32>],
-        _: Hashed,
         results: &mut [Shared],
     ) {
         let first = (addr / PAGE_BYTES) as usize;

@@ -31,7 +31,6 @@ use twinpage_engine::engine::{
     world::{
         Away,
         GuestId,
-        Hashed,
         Pfn,
         Seen,
         Shared,
@@ -758,7 +757,6 @@ impl World for Host {
         guest: GuestId,
         addr: u64,
         targets: &[Target<'_, Frame>],
-        _: Hashed,
         results: &mut [Shared],
     ) {
         assert!(self.kept.is_empty(), "pages are kept while sharing");
