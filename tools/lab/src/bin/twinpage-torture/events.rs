@@ -286,11 +286,7 @@ fn reload(host: &Host, random: &mut Random) -> Result<(), Failure> {
     let mut monitors = host.monitors();
     host::unload()?;
     random.nap(300);
-    // While allocations fail, so may those of a module that was loaded where it was before.
-    wait::until("loading", ORPHANS_GO, || match host::load() {
-        Err(Failure::Failed(text)) if text.contains("Cannot allocate memory") => Ok(false),
-        loaded => loaded.map(|()| true),
-    })?;
+    host::load()?;
     if let Some(neighbour) = host.neighbour().as_mut() {
         neighbour.attached = None;
     }

@@ -30,6 +30,9 @@ use crate::neighbour::Neighbour;
 /// Domains that VMs are attached to; 0 is that of VMs that share with no other.
 const DOMAINS: [u64; 4] = [0, 7, 7, 8];
 
+/// The longest that the module takes to come or to go.
+const COMES_OR_GOES: Duration = Duration::from_secs(120);
+
 /// What all actors of a run share.
 pub struct Host {
     /// The seed of the run.
@@ -126,10 +129,19 @@ pub fn detach(monitor: &mut Monitor, merged: Merged) -> Result<(), Failure> {
 
 /// Loads the module, in a hurry.
 pub fn load() -> Result<(), Failure> {
-    if !module::is_loaded() {
-        module::load()?;
-        watch_races()?;
-    }
+    wait::until("loading", COMES_OR_GOES, || {
+        if module::is_loaded() {
+            return Ok(true);
+        }
+        match module::load() {
+            // While allocations fail, so may those of a module that was loaded where it was before.
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => Ok(false),
+            loaded => {
+                loaded?;
+                watch_races().map(|()| true)
+            }
+        }
+    })?;
     hurry()
 }
 
@@ -145,7 +157,7 @@ pub fn hurry() -> Result<(), Failure> {
 
 /// Unloads the module, which nobody else uses for longer than a moment.
 pub fn unload() -> Result<(), Failure> {
-    wait::until("unloading", Duration::from_secs(120), || {
+    wait::until("unloading", COMES_OR_GOES, || {
         Ok(!module::is_loaded() || module::unload().is_ok())
     })
     .map(|_| ())
