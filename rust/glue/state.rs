@@ -361,7 +361,8 @@ impl State {
         if step.is_ok_and(|step| step.pass_ended) {
             index.pass_ended(id, &knobs, now_ns);
         }
-        index.sweep(&mut world, &knobs, &mut { SWEEP_COPIES });
+        let mut budget = SWEEP_COPIES;
+        index.sweep(&mut world, &knobs, &mut budget);
         let present = match step {
             Ok(step) => {
                 if step.pass_ended {
