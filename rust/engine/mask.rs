@@ -159,7 +159,8 @@ mod tests {
                 all.add_range(start..end);
                 (start..end).for_each(|index| each.add(index));
                 assert_eq!(all, each);
-                assert_eq!(all.count() as usize, end.min(BLOCK_PAGES).saturating_sub(start));
+                let pages = end.min(BLOCK_PAGES).saturating_sub(start);
+                assert_eq!(all.count() as usize, pages);
             }
         }
     }
