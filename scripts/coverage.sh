@@ -44,10 +44,8 @@ measure() {
 		jq -r 'select(.executable) | "--object=" + .executable' >"$WORK/objects"
 	"$BIN/llvm-profdata" merge --sparse "$WORK"/*.profraw -o "$WORK/merged"
 	mapfile -t objects <"$WORK/objects"
-	"$BIN/llvm-cov" report "${objects[@]}" --instr-profile="$WORK/merged" \
-		--sources "$TOP/rust/engine" >"$WORK/report"
-	"$BIN/llvm-cov" show "${objects[@]}" --instr-profile="$WORK/merged" \
-		--show-regions=0 --sources "$TOP/rust/engine" >"$WORK/lines"
+	"$BIN/llvm-cov" export "${objects[@]}" --instr-profile="$WORK/merged" --format=lcov \
+		>"$WORK/lcov"
 }
 
 mkdir -p "$TOP/build/log" "$(dirname "$REPORT")"
@@ -56,6 +54,24 @@ tools
 progress "tests of the engine, instrumented" "$LOG" '^ +Compiling|^test result' \
 	"$TOP/scripts/root.sh" env TOP="$TOP" WORK="$WORK" BIN="$CACHE/$LLVM/usr/lib/$LLVM/bin" \
 	bash -euo pipefail -c "$(declare -f measure)"'; measure'
-awk '/^\// { file = $0 } /^ +[0-9]+\| +0\|/ { print file ":" $0 }' "$WORK/lines" >"$REPORT"
-cut -c1-200 "$WORK/report"
+
+# Generic code is compiled into each test that uses it, and named by another path
+# there: what one of them reached is reached.
+awk -F '[:,]' '
+	/^SF:/ { ours = /\/rust\/engine\/[^\/]*$/; file = $0; sub(/.*\//, "", file) }
+	ours && /^DA:/ && $3 >= hits[file ":" $2] { hits[file ":" $2] = $3 }
+	END { for (line in hits) print line ":" hits[line] }' "$WORK/lcov" |
+	sort -t : -k 1,1 -k 2,2n >"$WORK/lines"
+awk -F : '
+	{ lines[$1]++; reached[$1] += $3 > 0; all++; well += $3 > 0 }
+	END {
+		for (file in lines) printf "%-16s %5d lines %6.1f %%\n", file, lines[file],
+			100 * reached[file] / lines[file] | "sort"
+		close("sort")
+		printf "%-16s %5d lines %6.1f %%\n", "all", all, 100 * well / all
+	}' "$WORK/lines"
+while IFS=: read -r file line hits; do
+	[ "$hits" -gt 0 ] || printf '%s:%s:%s\n' "$file" "$line" \
+		"$(sed -n "${line}p" "$TOP/rust/engine/$file")"
+done <"$WORK/lines" >"$REPORT"
 say "lines that were not reached: $REPORT"
