@@ -249,6 +249,35 @@ mod tests {
     }
 
     #[test]
+    fn runs_end_with_their_slot() -> Result<(), AllocError> {
+        // Next to one another for the guest only.
+        let layout = layout(&[slot(0, 0, 4, 0x20000), slot(0, 4, 2, 0x80000)])?;
+        assert!((0..8)
+            .map(|number| layout.run(number))
+            .eq([4, 3, 2, 1, 2, 1, 0, 0]));
+        Ok(())
+    }
+
+    #[test]
+    fn memory_that_only_the_guest_sees_is_known_by_its_slot() -> Result<(), AllocError> {
+        let hidden = Slot {
+            gmem: true,
+            ..slot(0, 0, 4, 0x20000)
+        };
+        let layout = layout(&[hidden, slot(0, 4, 4, 0x80000)])?;
+        assert!(layout.has_gmem());
+        let hidden = [0x1f000, 0x20000, 0x23fff, 0x24000, 0x80000];
+        assert!(hidden
+            .into_iter()
+            .map(|addr| layout.is_gmem(addr))
+            .eq([false, true, true, false, false]));
+        let seen = |number| layout.page(number).map(|page| page.gmem);
+        assert_eq!((seen(3), seen(4)), (Some(true), Some(false)));
+        assert!(!Layout::default().has_gmem());
+        Ok(())
+    }
+
+    #[test]
     fn absurd_slots_do_no_harm() -> Result<(), AllocError> {
         let layout = layout(&[
             slot(0, u64::MAX, u64::MAX, u64::MAX),

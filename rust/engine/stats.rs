@@ -248,5 +248,9 @@ mod tests {
         totals.shared = 1;
         assert_eq!(totals.sharing(), 2);
         assert_eq!(totals.general_profit(), 3 * 4096 - 10_000);
+        let mut both = totals.clone();
+        both.add_all(&totals);
+        assert_eq!((both.shared, both.sharing()), (2, 4));
+        assert_eq!(both.general_profit(), 2 * totals.general_profit());
     }
 }
