@@ -23,7 +23,7 @@ use crate::operations::{
 };
 use crate::worker::Worker;
 
-pub const OPERATIONS: &[Operation] = &[operation("code.sweep", 25, sweep)];
+pub const OPERATIONS: &[Operation] = &[operation("code.sweep", 6, sweep)];
 
 /// A VM that runs code.
 pub struct Code {

@@ -45,8 +45,8 @@ use crate::poke::poke;
 use crate::worker::Worker;
 
 pub const OPERATIONS: &[Operation] = &[
-    operation("debugfs.read", 30, read),
-    operation("debugfs.digests", 30, digests),
+    operation("debugfs.read", 8, read),
+    operation("debugfs.digests", 8, digests),
     operation("debugfs.slots", 15, own_slots),
     operation("debugfs.pointer", 25, pointer),
     operation("debugfs.write", 15, write),

@@ -18,7 +18,7 @@ use crate::operations::{
 use crate::worker::Worker;
 
 pub const OPERATIONS: &[Operation] = &[
-    operation("field.attach", 30, attach),
+    operation("field.attach", 15, attach),
     operation("field.detach", 30, detach),
     operation("field.read", 30, read),
 ];

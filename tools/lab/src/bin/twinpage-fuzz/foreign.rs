@@ -58,10 +58,10 @@ use crate::operations::{
 use crate::worker::Worker;
 
 pub const OPERATIONS: &[Operation] = &[
-    operation("foreign.borrowed", 5, borrowed),
-    operation("foreign.passed", 5, passed),
-    operation("foreign.dead", 4, dead),
-    operation("foreign.attaching", 3, attaching),
+    operation("foreign.borrowed", 1, borrowed),
+    operation("foreign.passed", 1, passed),
+    operation("foreign.dead", 1, dead),
+    operation("foreign.attaching", 1, attaching),
 ];
 
 /// Namespaces that a VM's process may be in.

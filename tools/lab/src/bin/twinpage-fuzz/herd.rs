@@ -24,20 +24,20 @@ use crate::operations::{
 use crate::worker::Worker;
 
 pub const OPERATIONS: &[Operation] = &[
-    operation("guest.create", 30, create),
-    operation("guest.close", 12, close),
-    operation("guest.attach", 60, attach),
-    operation("guest.attach-twice", 15, attach_twice),
-    operation("guest.detach", 12, detach),
-    operation("guest.unmerge", 8, unmerge),
-    operation("guest.unmerge-interrupted", 8, unmerge_interrupted),
+    operation("guest.create", 8, create),
+    operation("guest.close", 4, close),
+    operation("guest.attach", 16, attach),
+    operation("guest.attach-twice", 8, attach_twice),
+    operation("guest.detach", 4, detach),
+    operation("guest.unmerge", 2, unmerge),
+    operation("guest.unmerge-interrupted", 2, unmerge_interrupted),
     operation("guest.offer", 8, offer),
     operation("guest.write", 60, write),
     operation("guest.discard", 10, discard),
     operation("guest.slot", 10, slot),
     operation("guest.check", 60, check),
-    operation("guest.fork", 4, fork),
-    operation("guest.stats", 20, stats),
+    operation("guest.fork", 1, fork),
+    operation("guest.stats", 10, stats),
 ];
 
 /// VMs that a worker has at once.

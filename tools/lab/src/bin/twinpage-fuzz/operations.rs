@@ -26,7 +26,7 @@ pub type Done = Result<u64, Failure>;
 pub struct Operation {
     /// What it is called in the table at the end.
     pub name: &'static str,
-    /// How often it is done, compared with others.
+    /// How often it is done, compared with others: one that takes long, seldom.
     pub weight: usize,
     /// Does it.
     pub run: fn(&mut Worker) -> Done,

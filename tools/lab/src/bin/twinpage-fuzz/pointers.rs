@@ -31,7 +31,7 @@ use crate::worker::Worker;
 
 pub const OPERATIONS: &[Operation] = &[
     operation("pointer.version", 30, version),
-    operation("pointer.attach", 25, attach),
+    operation("pointer.attach", 12, attach),
     operation("pointer.detach", 12, detach),
     operation("pointer.read", 30, read),
     operation("pointer.buffer", 30, buffer),

@@ -34,8 +34,8 @@ use crate::poke::{
 use crate::worker::Worker;
 
 pub const OPERATIONS: &[Operation] = &[
-    operation("sysfs.hurry", 40, hurry),
-    operation("sysfs.read", 60, read),
+    operation("sysfs.hurry", 10, hurry),
+    operation("sysfs.read", 20, read),
     operation("sysfs.write", 25, write),
     operation("sysfs.garbage", 80, garbage),
     operation("sysfs.write-pointer", 20, write_pointer),

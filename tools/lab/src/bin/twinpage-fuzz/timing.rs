@@ -37,8 +37,8 @@ use crate::pointers::{
 use crate::worker::Worker;
 
 pub const OPERATIONS: &[Operation] = &[
-    operation("timing.vanishing", 8, vanishing),
-    operation("timing.watched", 4, watched),
+    operation("timing.vanishing", 2, vanishing),
+    operation("timing.watched", 2, watched),
 ];
 
 /// A number of an ioctl and an argument that may be right.
