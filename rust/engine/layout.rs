@@ -266,8 +266,8 @@ mod tests {
         };
         let layout = layout(&[hidden, slot(0, 4, 4, 0x80000)])?;
         assert!(layout.has_gmem());
-        let hidden = [0x1f000, 0x20000, 0x23fff, 0x24000, 0x80000];
-        assert!(hidden
+        let addresses = [0x1f000, 0x20000, 0x23fff, 0x24000, 0x80000];
+        assert!(addresses
             .into_iter()
             .map(|addr| layout.is_gmem(addr))
             .eq([false, true, true, false, false]));
