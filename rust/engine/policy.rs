@@ -5,6 +5,7 @@
 //! Pure arithmetic: the scanner thread tells what happened, and does what it is told.
 
 use super::{
+    index::Step,
     knobs::{
         Advisor,
         Knobs, //
@@ -16,6 +17,12 @@ use super::{
 pub const MIN_REST_NS: u64 = 1_000_000;
 
 const NS_PER_MS: u64 = 1_000_000;
+
+/// A pass is worth its time if it merges one page of so many that are there.
+const WORTH_ONE_OF: u64 = 64;
+
+/// How often the share of CPU time is halved while no pass is worth its time: down to an eighth.
+const MOST_HALVINGS: u32 = 3;
 
 /// What the order of turns depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +78,60 @@ impl Default for Rounds {
 pub enum Pace {
     /// The first pass over a guest: memory is tight just after a start, so no rest.
     Boost,
-    /// Anything else.
-    Steady,
+    /// Anything else, with the share halved so often ([`Effort::halvings`]).
+    Steady(u32),
+}
+
+/// How much of its share of CPU time the scanner should take: all of it as long as that gives
+/// something, and half as much after each round that gave nothing.
+#[derive(Debug, Default)]
+pub struct Effort {
+    halvings: u32,
+    /// The present round, and whether a pass that ended in it was worth its time.
+    round: u64,
+    worth: bool,
+    /// Pages that are there, and those that merged, in the pass so far.
+    present: u64,
+    merged: u64,
+}
+
+impl Effort {
+    /// All of the share.
+    pub const fn new() -> Self {
+        Self {
+            halvings: 0,
+            round: 0,
+            worth: true,
+            present: 0,
+            merged: 0,
+        }
+    }
+
+    /// Tells what a step of this round did.
+    pub fn step(&mut self, step: &Step, round: u64) {
+        if self.round != round {
+            if !self.worth {
+                self.halvings = self.halvings.saturating_add(1).min(MOST_HALVINGS);
+            }
+            self.round = round;
+            self.worth = false;
+        }
+        self.present = self.present.saturating_add(step.present.into());
+        self.merged = self.merged.saturating_add(step.merged.into());
+        if step.pass_ended {
+            let present = core::mem::take(&mut self.present);
+            let merged = core::mem::take(&mut self.merged);
+            if merged > 0 && merged.saturating_mul(WORTH_ONE_OF) >= present {
+                self.worth = true;
+                self.halvings = 0;
+            }
+        }
+    }
+
+    /// Returns how often the share is to be halved.
+    pub fn halvings(&self) -> u32 {
+        self.halvings
+    }
 }
 
 /// Keeps the scanner within its share of CPU time.
@@ -101,15 +160,20 @@ impl Pacer {
                 self.owed_ns = 0;
                 0
             }
-            (Advisor::Cpu, Pace::Steady) => self.pay(knobs.advisor_max_cpu, busy_ns),
+            (Advisor::Cpu, Pace::Steady(halvings)) => {
+                self.pay(knobs.advisor_max_cpu, halvings, busy_ns)
+            }
         }
     }
 
-    /// Adds the rest due for `busy_ns` at `percent` of a CPU, and pays what is owed.
-    fn pay(&mut self, percent: u32, busy_ns: u64) -> u64 {
+    /// Adds the rest due for `busy_ns` at `percent` of a CPU, halved so often, and pays what is
+    /// owed.
+    fn pay(&mut self, percent: u32, halvings: u32, busy_ns: u64) -> u64 {
         let percent = u64::from(percent.clamp(1, 100));
+        // OVERFLOW: At most 8 times 100.
+        let whole = 100_u64 << halvings.min(MOST_HALVINGS);
         let due = busy_ns
-            .saturating_mul(100_u64.saturating_sub(percent))
+            .saturating_mul(whole.saturating_sub(percent))
             .checked_div(percent)
             .unwrap_or(0);
         self.owed_ns = self.owed_ns.saturating_add(due);
@@ -189,11 +253,11 @@ mod tests {
         let mut pacer = Pacer::new();
         let mut knobs = Knobs::DEFAULT;
         knobs.advisor = Advisor::None;
-        for pace in [Pace::Boost, Pace::Steady] {
+        for pace in [Pace::Boost, Pace::Steady(0), Pace::Steady(3)] {
             assert_eq!(pacer.rest_ns(&knobs, pace, 5_000_000), 20_000_000);
         }
         knobs.sleep_ms = 0;
-        assert_eq!(pacer.rest_ns(&knobs, Pace::Steady, 5_000_000), 0);
+        assert_eq!(pacer.rest_ns(&knobs, Pace::Steady(0), 5_000_000), 0);
     }
 
     #[test]
@@ -206,7 +270,7 @@ mod tests {
             for batch in 0..10_000_u64 {
                 let ns = batch.wrapping_mul(7919).wrapping_rem(300_000);
                 busy = busy.saturating_add(ns);
-                let now = pacer.rest_ns(&knobs, Pace::Steady, ns);
+                let now = pacer.rest_ns(&knobs, Pace::Steady(0), ns);
                 assert!(now == 0 || now >= MIN_REST_NS);
                 rest = rest.saturating_add(now);
             }
@@ -218,27 +282,76 @@ mod tests {
     }
 
     #[test]
+    fn a_halving_takes_half_of_the_share() {
+        let knobs = Knobs::DEFAULT;
+        // 5 % of a CPU, 2.5 %, 1.25 %, 0.625 %, and no less.
+        for (halvings, rest) in [(0, 19), (1, 39), (2, 79), (3, 159), (4, 159), (99, 159)] {
+            let rest_ns = Pacer::new().rest_ns(&knobs, Pace::Steady(halvings), 1_000_000);
+            assert_eq!(rest_ns, rest * 1_000_000);
+        }
+    }
+
+    /// A pass in two steps over `present` pages of which `merged` merge.
+    fn pass(effort: &mut Effort, round: u64, present: u32, merged: u32) {
+        for (merged, pass_ended) in [(0, false), (merged, true)] {
+            let step = Step {
+                present: present / 2,
+                merged,
+                pass_ended,
+                ..Step::default()
+            };
+            effort.step(&step, round);
+        }
+    }
+
+    #[test]
+    fn rounds_that_give_nothing_halve_the_share() {
+        let mut effort = Effort::new();
+        for (round, halvings) in [(1, 0), (2, 1), (3, 2), (4, 3), (5, 3)] {
+            pass(&mut effort, round, 1000, 15);
+            pass(&mut effort, round, 0, 0);
+            assert_eq!(effort.halvings(), halvings);
+        }
+    }
+
+    #[test]
+    fn a_pass_that_gives_something_takes_all_of_the_share() {
+        let mut effort = Effort::new();
+        for round in 1..9 {
+            pass(&mut effort, round, 1000, 0);
+        }
+        pass(&mut effort, 9, 1000, 16);
+        assert_eq!(effort.halvings(), 0);
+        // The round was worth its time, whatever its other passes gave; the next one is not.
+        pass(&mut effort, 9, 1000, 0);
+        pass(&mut effort, 10, 1000, 0);
+        assert_eq!(effort.halvings(), 0);
+        pass(&mut effort, 11, 1000, 0);
+        assert_eq!(effort.halvings(), 1);
+    }
+
+    #[test]
     fn a_long_batch_costs_a_long_rest() {
         let mut pacer = Pacer::new();
         let mut knobs = Knobs::DEFAULT;
         knobs.advisor_max_cpu = 1;
-        let rest = pacer.rest_ns(&knobs, Pace::Steady, 10_000_000);
+        let rest = pacer.rest_ns(&knobs, Pace::Steady(0), 10_000_000);
         assert_eq!(rest, 990_000_000);
-        assert_eq!(pacer.rest_ns(&knobs, Pace::Steady, 0), 0);
+        assert_eq!(pacer.rest_ns(&knobs, Pace::Steady(0), 0), 0);
     }
 
     #[test]
     fn a_boost_owes_nothing() {
         let mut pacer = Pacer::new();
         assert_eq!(pacer.rest_ns(&Knobs::DEFAULT, Pace::Boost, u64::MAX), 0);
-        assert_eq!(pacer.rest_ns(&Knobs::DEFAULT, Pace::Steady, 0), 0);
+        assert_eq!(pacer.rest_ns(&Knobs::DEFAULT, Pace::Steady(0), 0), 0);
     }
 
     #[test]
     fn absurd_times_do_not_overflow() {
         let mut pacer = Pacer::new();
         for _ in 0..3 {
-            let rest = pacer.rest_ns(&Knobs::DEFAULT, Pace::Steady, u64::MAX);
+            let rest = pacer.rest_ns(&Knobs::DEFAULT, Pace::Steady(0), u64::MAX);
             assert!(rest > 1 << 60);
         }
     }

@@ -13,6 +13,7 @@ use crate::{
     engine::{
         knobs::Run,
         policy::{
+            Effort,
             Pace,
             Pacer, //
         }, //
@@ -77,12 +78,14 @@ impl Shared {
             (state.knobs.run, state.knobs.pages_to_scan)
         };
         if run != Run::Merge {
+            // Whoever starts it again wants to see it work.
+            self.state.lock().effort = Effort::new();
             while !self.state.lock().sweep(SWEEP_COPIES).done && !self.is_stopped() {
                 thread::yield_now();
             }
             return None;
         }
-        let mut pace = Pace::Steady;
+        let mut pace = Pace::Steady(0);
         let mut blocks = 0;
         while left > 0 && !self.is_stopped() {
             let mut state = self.state.lock();

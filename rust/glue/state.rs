@@ -24,6 +24,7 @@ use crate::{
         },
         knobs::Knobs,
         policy::{
+            Effort,
             Pace,
             Rounds, //
         },
@@ -82,6 +83,7 @@ struct Room {
 pub(crate) struct State {
     pub(crate) knobs: Knobs,
     rounds: Rounds,
+    pub(crate) effort: Effort,
     seed: u64,
     last_guest: u32,
     last_room: u64,
@@ -141,6 +143,7 @@ impl State {
         Ok(Self {
             knobs: Knobs::DEFAULT,
             rounds: Rounds::new(),
+            effort: Effort::new(),
             seed: random_u64(),
             last_guest: 0,
             last_room: 0,
@@ -340,11 +343,12 @@ impl State {
             .filter(|guest| guest.is_at_work())
             .map(Guest::turn);
         let id = self.rounds.next(turns)?;
+        let halvings = self.effort.halvings();
         let guest = self.guest_mut(id)?;
         let pace = if guest.is_new() {
             Pace::Boost
         } else {
-            Pace::Steady
+            Pace::Steady(halvings)
         };
         if guest.vm().is_closed() {
             guest.leave();
@@ -365,6 +369,7 @@ impl State {
         index.sweep(&mut world, &knobs, &mut budget);
         let present = match step {
             Ok(step) => {
+                self.effort.step(&step, round);
                 if step.pass_ended {
                     self.guest_mut(id)?.end_pass(round);
                 }
