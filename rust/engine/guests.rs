@@ -47,9 +47,18 @@ pub enum Kept {
     Uniform(Gauge),
 }
 
+/// Visits in a row that found nothing new after which a block is visited half as often, and as many
+/// again until it is a quarter.
+const CALM_HALVES: u64 = 4;
+
+/// The longest stride, as a power of two.
+const MOST_HALVINGS: u64 = 2;
+
 /// A block of host addresses that a guest has memory in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
+    /// Address of the first page. In its low bits, as blocks are aligned: how many visits in a row
+    /// found nothing new, as far as that matters.
     base: u64,
     kept: u32,
 }
@@ -64,7 +73,30 @@ impl Slot {
 
     /// Returns the address of the first page.
     pub fn base(&self) -> u64 {
-        self.base
+        block_of(self.base)
+    }
+
+    /// Says whether a visit found anything new.
+    pub fn visited(&mut self, news: bool) {
+        const CALMEST: u64 = CALM_HALVES * MOST_HALVINGS;
+        let calm = self.calm().saturating_add(1).min(CALMEST);
+        self.base = self.base() | if news { 0 } else { calm };
+    }
+
+    /// Returns in how many passes it is to be visited once: 1, 2 or 4.
+    pub fn stride(&self) -> u64 {
+        // CAST: At most 2.
+        1_u64.wrapping_shl((self.calm() / CALM_HALVES) as u32)
+    }
+
+    /// Returns whether the block is to be visited in that pass; `number` spreads the blocks.
+    pub fn is_due(&self, pass: u64, number: usize) -> bool {
+        // CAST: `usize` is 64 bits wide. OVERFLOW: Only low bits count, and a stride is not 0.
+        pass.wrapping_add(number as u64) & self.stride().wrapping_sub(1) == 0
+    }
+
+    fn calm(&self) -> u64 {
+        self.base % BLOCK_BYTES
     }
 
     /// Returns what is kept of its pages.
@@ -126,6 +158,12 @@ impl Guest {
     /// Returns the position of the slot at that address.
     pub fn slot_at(&self, base: u64) -> Option<usize> {
         slot_at(&self.slots, base)
+    }
+
+    /// Returns whether it is the turn of the slot that comes next.
+    pub fn is_slot_due(&self) -> bool {
+        let slot = self.slots.get(self.cursor);
+        slot.is_none_or(|slot| slot.is_due(self.stats.counters.passes, self.cursor))
     }
 
     /// Goes on to the next slot. Returns whether that was the last one: a pass is complete.
@@ -218,8 +256,8 @@ impl Default for Guests {
 
 /// Returns the position of the slot at that address.
 pub fn slot_at(slots: &[Slot], base: u64) -> Option<usize> {
-    let at = first_not(slots, |slot| slot.base < base);
-    (slots.get(at)?.base == base).then_some(at)
+    let at = first_not(slots, |slot| slot.base() < base);
+    (slots.get(at)?.base() == base).then_some(at)
 }
 
 /// Returns the address of the block that `addr` is in.
@@ -310,6 +348,23 @@ mod tests {
 
     fn span(start: u64, end: u64) -> Span {
         Span { start, end }
+    }
+
+    #[test]
+    fn a_calm_block_is_visited_once_in_a_stride() {
+        let mut slot = Slot::unseen(BLOCK);
+        for visits in 0..20_u64 {
+            let stride = 1 << (visits / 4).min(2);
+            assert_eq!(slot.stride(), stride);
+            assert_eq!(slot.base(), BLOCK);
+            for number in 0..5 {
+                let due = (100..100 + stride).filter(|pass| slot.is_due(*pass, number));
+                assert_eq!(due.count(), 1);
+            }
+            slot.visited(false);
+        }
+        slot.visited(true);
+        assert_eq!((slot.stride(), slot.base()), (1, BLOCK));
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Level {
     /// In every other pass.
     pub const SECOND: Self = Self(1);
     /// The most seldom that patience alone makes it.
-    pub const PATIENT: Self = Self(3);
+    pub const PATIENT: Self = Self(4);
     /// The most seldom: long for what can hardly merge, not for ever if that was a coincidence.
     pub const LAST: Self = Self(5);
 
@@ -148,11 +148,12 @@ impl Level {
         Self(self.0.saturating_add(1)).min(Self::PATIENT)
     }
 
-    /// Returns whether a page of that index is due in that pass.
-    pub fn is_due(self, pass: u64, index: usize) -> bool {
+    /// Returns whether a page of that index is due in that pass, or was in one of those before it
+    /// in which its block was not visited: `stride` passes in all.
+    pub fn is_due(self, pass: u64, stride: u64, index: usize) -> bool {
         let mask = 1_u64.wrapping_shl(u32::from(self.0)).wrapping_sub(1);
         // CAST: `usize` is 64 bits wide. OVERFLOW: Only low bits count.
-        pass.wrapping_add(index as u64) & mask == 0
+        pass.wrapping_add(index as u64) & mask < stride
     }
 }
 
@@ -405,10 +406,13 @@ mod tests {
             let level = Level(bits);
             let passes = 1_u64 << bits;
             for index in [0_usize, 1, 7, 511] {
-                let due = (100..passes.wrapping_add(100))
-                    .filter(|pass| level.is_due(*pass, index))
-                    .count();
-                assert_eq!(due, 1);
+                for stride in [1_u64, 2, 4] {
+                    let due = (0..passes)
+                        .filter(|turn| level.is_due(turn.wrapping_mul(stride), stride, index))
+                        .count();
+                    // CAST: At most 4 passes.
+                    assert_eq!(due, passes.min(stride) as usize);
+                }
             }
         }
     }

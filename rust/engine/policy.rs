@@ -171,7 +171,7 @@ impl Pacer {
     fn pay(&mut self, percent: u32, halvings: u32, busy_ns: u64) -> u64 {
         let percent = u64::from(percent.clamp(1, 100));
         // OVERFLOW: At most 8 times 100.
-        let whole = 100_u64 << halvings.min(MOST_HALVINGS);
+        let whole = 100_u64.wrapping_shl(halvings.min(MOST_HALVINGS));
         let due = busy_ns
             .saturating_mul(whole.saturating_sub(percent))
             .checked_div(percent)

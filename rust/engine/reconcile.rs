@@ -27,6 +27,7 @@ impl<W: World> Visit<'_, W> {
     pub(super) fn reconcile(&mut self) {
         self.orphans = Mask::EMPTY;
         for index in self.news().iter() {
+            self.news = true;
             self.reconcile_page(index);
         }
     }

@@ -8,6 +8,9 @@
 //! 4. Hash what is due, and plan what it shall map ([`super::plan`]).
 //! 5. Share: first with twins elsewhere, then runs of neighbours ([`super::merge`]).
 //!
+//! A block in which nothing was new for some visits is visited in every second pass only, then in
+//! every fourth ([`Slot::stride`](super::guests::Slot::stride)), until something is.
+//!
 //! Of a guest that is backed off ([`super::restraint`]) no page is due, and it ends after 3.
 //!
 //! Guests run all the time: what was seen may be wrong by the time it is used. `World::share`
@@ -16,7 +19,8 @@
 use super::{
     guests::{
         cover,
-        Kept, //
+        Kept,
+        Slot, //
     },
     index::{
         Index,
@@ -70,6 +74,8 @@ pub(super) struct Visit<'a, W: World> {
     pub(super) orphans: Mask,
     /// Whether a large folio of the block was split in this step.
     pub(super) split: bool,
+    /// Whether something was otherwise than recorded.
+    pub(super) news: bool,
     /// What was done so far.
     pub(super) step: Step,
 }
@@ -90,11 +96,17 @@ impl<F> Index<F> {
         knobs: &Knobs,
     ) -> Result<Step, Away> {
         let position = self.staying(id).ok_or(Away::Gone)?;
-        let guest = self.guests.at(position).ok_or(Away::Gone)?;
+        let guest = self.guests.at_mut(position).ok_or(Away::Gone)?;
         let slot = guest.cursor;
+        if knobs.smart_scan && !guest.is_slot_due() {
+            return Ok(Step {
+                pass_ended: guest.advance(),
+                ..Step::default()
+            });
+        }
         let done = match Visit::new(self, world, scratch, knobs, position, slot) {
             None => Ok(Step::default()),
-            Some((mut visit, kept)) => visit.run(kept).map(|()| visit.step),
+            Some((mut visit, kept)) => visit.run(kept).map(|()| visit.end()),
         };
         let guest = self.guests.at_mut(position).ok_or(Away::Gone)?;
         let mut step = match done {
@@ -149,6 +161,7 @@ impl<'a, W: World> Visit<'a, W> {
             cover,
             orphans: Mask::EMPTY,
             split: false,
+            news: false,
             step: Step::default(),
         };
         Some((visit, kept))
@@ -183,11 +196,21 @@ impl<'a, W: World> Visit<'a, W> {
         if self.index.is_backed_off(self.position) {
             self.world.release();
         } else {
-            self.count_skipped(&patient);
+            self.count_skipped(&due, &patient);
             self.merge(&due);
         }
         self.close();
         Ok(())
+    }
+
+    /// Remembers whether this visit was of use; what it did. Without `smart_scan` each is.
+    fn end(self) -> Step {
+        let news = self.news || self.step.merged > 0 || !self.knobs.smart_scan;
+        let guest = self.index.guests.at_mut(self.position);
+        if let Some(slot) = guest.and_then(|guest| guest.slots.get_mut(self.slot)) {
+            slot.visited(news);
+        }
+        self.step
     }
 
     /// Hashes the pages that are due, and merges what can be merged.
@@ -223,6 +246,7 @@ impl<'a, W: World> Visit<'a, W> {
         };
         let guest = self.index.guests.at(self.position);
         let pass = guest.map_or(0, |guest| guest.stats.counters.passes);
+        let stride = self.stride();
         let metas = self.index.store.blocks.metas(self.block);
         let (mut due, mut patient) = (Mask::EMPTY, Mask::EMPTY);
         for index in self.cover.iter() {
@@ -230,13 +254,21 @@ impl<'a, W: World> Visit<'a, W> {
             if matches!(meta.kind(), Kind::Merged | Kind::Zero) {
                 continue;
             }
-            if self.knobs.smart_scan && !meta.level().is_due(pass, index) {
+            if self.knobs.smart_scan && !meta.level().is_due(pass, stride, index) {
                 patient.add(index);
             } else {
                 due.add(index);
             }
         }
         (due, patient)
+    }
+
+    /// Returns of how many passes this visit is.
+    fn stride(&self) -> u64 {
+        let guest = self.index.guests.at(self.position);
+        let slot = guest.and_then(|guest| guest.slots.get(self.slot));
+        slot.filter(|_| self.knobs.smart_scan)
+            .map_or(1, Slot::stride)
     }
 
     /// Looks at the guest's pages of the block, and keeps those that are `wanted`.
@@ -267,6 +299,7 @@ impl<'a, W: World> Visit<'a, W> {
             self.step.present = self.cover.count();
         }
         let new = uniform.unwrap_or(Gauge::Unseen);
+        self.news = new != old;
         let pages = u64::from(self.cover.count());
         if let Some(guest) = self.index.guests.at_mut(self.position) {
             guest.stats.gauges.sub(old, pages);
@@ -318,8 +351,9 @@ impl<'a, W: World> Visit<'a, W> {
         }
     }
 
-    /// Counts the looks at private pages that backing off saved.
-    fn count_skipped(&mut self, patient: &Mask) {
+    /// Counts the looks at private pages that backing off saved: those of this visit at pages that
+    /// are patient, and those at all of them in passes without a visit.
+    fn count_skipped(&mut self, due: &Mask, patient: &Mask) {
         let private = |index: &usize| {
             matches!(
                 self.scratch.seen(*index),
@@ -327,7 +361,13 @@ impl<'a, W: World> Visit<'a, W> {
             )
         };
         // CAST: `usize` is 64 bits wide.
-        let skipped = patient.iter().filter(private).count() as u64;
+        let count = |pages: &Mask| pages.iter().filter(private).count() as u64;
+        let (due, patient, stride) = (count(due), count(patient), self.stride());
+        // OVERFLOW: At most 4 times 512, and a stride is not 0.
+        let skipped = due
+            .wrapping_add(patient)
+            .wrapping_mul(stride)
+            .wrapping_sub(due);
         self.index.count(self.position, |counters| {
             counters.skipped = counters.skipped.saturating_add(skipped);
         });
@@ -412,6 +452,40 @@ mod tests {
         assert_eq!((step.present, step.scanned, step.merged), (0, 0, 0));
         assert!(step.pass_ended);
         assert_eq!(toy.step(9), Err(Away::Gone));
+        Ok(())
+    }
+
+    #[test]
+    fn a_calm_block_is_visited_in_every_fourth_pass() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..10, |index| Page::Own(1 + index / 2));
+        let visits = |toy: &mut Toy| {
+            let mut visits = 0;
+            for _ in 0..4 {
+                visits += usize::from(toy.step(0)?.present > 0);
+                while !toy.step(0)?.pass_ended {}
+            }
+            Ok::<_, Untested>(visits)
+        };
+        assert_eq!(visits(&mut toy)?, 4);
+        for _ in 0..20 {
+            assert!(toy.pass(1));
+        }
+        assert_eq!(visits(&mut toy)?, 1);
+        // What happens there is noticed, and it is not calm any more.
+        toy.fill(0, 0..1, |_| Page::Absent);
+        let mut passes = 0;
+        while toy.gauge(0, Gauge::Merged) != 9 {
+            assert!(passes < 4 && toy.pass(1));
+            passes += 1;
+        }
+        assert_eq!(visits(&mut toy)?, 4);
+        // Nothing is calm to whoever wants all of it.
+        for _ in 0..20 {
+            assert!(toy.pass(1));
+        }
+        toy.knobs.smart_scan = false;
+        assert_eq!(visits(&mut toy)?, 4);
         Ok(())
     }
 

@@ -129,7 +129,7 @@ fn serial_numbers_are_not_used_again() {
             driver.host.write(guest, 0, 100 + round);
             driver.host.write(guest, 1, 100 + round);
         }
-        for _ in 0..9 {
+        for _ in 0..20 {
             driver.round();
         }
         for guest in 0..2 {

@@ -329,19 +329,21 @@ fn pages_that_never_change_are_looked_at_seldom() {
         driver.round();
     }
     driver.knobs.smart_scan = true;
-    for passes in 6..16 {
+    for passes in 6..30 {
         driver.round();
         let scanned = driver.stats(0).counters.scanned;
         assert_eq!(scanned == passes * BLOCK, passes == 6);
     }
     driver.round();
     let early = driver.stats(0).counters.scanned;
-    for _ in 0..8 {
+    for _ in 0..16 {
         driver.round();
     }
     let counters = driver.stats(0).counters;
     assert_eq!(counters.scanned - early, BLOCK);
-    assert_eq!(counters.scanned + counters.skipped, 24 * BLOCK);
+    // What was left out in passes without a visit counts at the next visit, for a whole stride.
+    let all = counters.scanned + counters.skipped;
+    assert!(all.abs_diff(46 * BLOCK) <= 4 * BLOCK, "{all}");
     driver.knobs.smart_scan = false;
     driver.round();
     assert_eq!(driver.stats(0).counters.scanned - counters.scanned, BLOCK);
