@@ -6,26 +6,78 @@
 #	scripts/bench.sh [--size PAGES]... [--only MEASURE]...
 #	scripts/bench.sh --list
 #
-# in one kernel, the stock one, over the same memory, one after the other. Results
-# are in build/report/bench.json and .md. Documentation/benchmarks.md says what the
-# measures are.
+# over the same memory, one after the other in one kernel: the stock one, the stock
+# one with the memory of real Debian guests (made at first use, which takes a while),
+# and the debug kernel, which knows how long locks are held. --only keeps the other
+# rows of the last run. Results are in build/report/bench.json and .md, with plots
+# beside them. Documentation/benchmarks.md says what the measures are.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
+# shellcheck source=scripts/prepare/debian.sh
+. "$(dirname "$0")/prepare/debian.sh"
 need_root_user
-
-if [ "${1:-}" = --list ]; then
-	"$TOP/scripts/tools.sh" >/dev/null 2>&1
-	exec "$TOP/scripts/root.sh" "$TOP/build/bin/twinpage-bench" --list
-fi
 REPORT=$TOP/build/report
-rm -f "$REPORT"/bench.{json,md}
+
+# bench ARGUMENT...: the program, on this machine.
+bench() {
+	"$TOP/scripts/root.sh" "$TOP/build/bin/twinpage-bench" "$@"
+}
+
+# real_guests: the files with the memory of real guests, a line each.
+real_guests() {
+	local image scratch
+	image=$(prepare_image | tail -n 1)
+	mkdir -p "$CACHE/vm" "$CACHE/bench"
+	scratch=$(mktemp -d "$CACHE/vm/bench.XXXXXX")
+	say "four Debian guests (made at first use: some 20 minutes)"
+	TWINPAGE_KERNEL=$image/vmlinuz "$TOP/scripts/root.sh" \
+		"$TOP/build/bin/twinpage-bench-migrate" --image "$image" \
+		--cache "$CACHE/bench" --scratch "$scratch" --guests | tee /dev/stderr |
+		sed -n 's/^ram //p'
+	rm -rf "$scratch"
+}
+
+# host NAME ARGUMENT...: boots a host that counts instructions and measures there. Caches
+# of slabs that are merged with others' cannot be told apart.
+host() {
+	local name=$1 kernel=stock memory=3072 options=() disk
+	shift
+	case $name in
+	real)
+		# So little that ksmtuned finds it short.
+		memory=1700
+		real_guests >"$REPORT/guests"
+		while read -r disk; do
+			options+=(--disk "$disk")
+		done <"$REPORT/guests"
+		rm "$REPORT/guests"
+		;;
+	debug) kernel=debug ;;
+	esac
+	build_payload "$kernel"
+	[ ! -s "$REPORT/bench.json" ] || {
+		cp "$REPORT/bench.json" "$REPORT/before.json"
+		options+=(--file "$REPORT/before.json:/before.json")
+		set -- --keep /before.json "$@"
+	}
+	say "booting the host '$name', which counts instructions; it speaks from here on"
+	"$TOP/scripts/vm.sh" --kernel "$kernel" --count --mem "$memory" --timeout 14400 \
+		--out "$REPORT" --append slab_nomerge "${PAYLOAD[@]}" "${options[@]}" \
+		-- twinpage-bench --host "$name" "$@" ||
+		die "the benchmark failed with status $?; see $REPORT/output.log"
+	rm -f "$REPORT/before.json"
+}
+
 mkdir -p "$REPORT"
 "$TOP/scripts/prepare.sh" root stock initrd >/dev/null
-build_payload stock
-say "booting a host that counts instructions; it speaks from here on"
-# Caches of slabs that are merged with others' cannot be told apart.
-"$TOP/scripts/vm.sh" --kernel stock --count --mem 3072 --timeout 7200 --out "$REPORT" \
-	--append slab_nomerge "${PAYLOAD[@]}" -- twinpage-bench "$@" ||
-	die "the benchmark failed with status $?; see $REPORT/output.log"
+progress "userspace programs" "$TOP/build/log/tools.log" '^ +Compiling' "$TOP/scripts/tools.sh"
+if [ "${1:-}" = --list ]; then
+	bench --list
+	exit
+fi
+[[ " $* " == *" --only "* ]] || rm -f "$REPORT/bench.json"
+for name in stock real debug; do
+	[ -z "$(bench --list --host "$name" "$@")" ] || host "$name" "$@"
+done
 say "report: build/report/bench.json"

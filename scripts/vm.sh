@@ -16,6 +16,7 @@
 #	--net ROLE:PATH  a virtio network card; two machines with the same PATH, one
 #	                 as server and one as client, are on one cable
 #	--file H:G       put the file H of this machine at G in the host under test
+#	--disk FILE      FILE as a disk of the host, the next /dev/vd?, to be read only
 #	--out DIR        keep console.log, output.log and what COMMAND left in /out
 #	--check-log      fail when the kernel log has something to explain
 #
@@ -28,7 +29,7 @@ set -euo pipefail
 need_root_user
 
 KERNEL='' MEM=2048 SMP=3 THREAD=multi TIMEOUT=900 APPEND='' OUT='' CHECK_LOG='' NET='' NUMA=1
-FILES=() CLOCK=() CPU=max,+svm,+npt
+DISKS=() FILES=() CLOCK=() CPU=max,+svm,+npt
 # An emulated processor stands still while its machine is busy; that is no
 # lockup, nor a broken timer.
 KERNEL_LOG='loglevel=7 printk.time=1 watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=180'
@@ -60,6 +61,7 @@ parse() {
 		--append) APPEND+=" $2" ;;
 		--net) NET=$2 ;;
 		--file) FILES+=("$2") ;;
+		--disk) DISKS+=("$2") ;;
 		--out) OUT=$2 ;;
 		*) die "vm.sh does not know the option $1" ;;
 		esac
@@ -131,6 +133,15 @@ cable() {
 		-device "virtio-net-pci,netdev=cable,mac=$mac,romfile="
 }
 
+# disks: arguments of the emulator for the disks, a word each.
+disks() {
+	local number
+	for number in "${!DISKS[@]}"; do
+		printf '%s\0' -device "virtio-blk-pci,drive=disk$number" -drive \
+			"file=${DISKS[number]},format=raw,if=none,id=disk$number,readonly=on"
+	done
+}
+
 # nodes: what makes the emulator show several NUMA nodes, the processors dealt out to them.
 nodes() {
 	local node socket
@@ -148,7 +159,7 @@ nodes() {
 machine() {
 	local dir=$1 image=$2 name ports=() numa
 	read -r -d '' -a numa < <(nodes) || true
-	mapfile -d '' -t ports < <(cable)
+	mapfile -d '' -t ports < <(cable && disks)
 	for name in job files status; do
 		ports+=(-chardev "file,id=$name,path=$dir/$name"
 			-device "virtserialport,chardev=$name,name=$name")

@@ -5,9 +5,11 @@
 
 use std::fs;
 use std::io::{
+    self,
     BufReader,
     Write, //
 };
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{
     Path,
@@ -26,6 +28,7 @@ use std::time::{
 use twinpage_guest::protocol::Request;
 
 use crate::error::Error;
+use crate::files::borrow;
 use crate::lines::{
     connect,
     read_line, //
@@ -108,6 +111,22 @@ impl Vmm {
     /// The process.
     pub fn pid(&self) -> u32 {
         self.qemu.id()
+    }
+
+    /// Its VM, as a file of this process.
+    ///
+    /// # Errors
+    ///
+    /// It has none, since it emulates; or it is gone.
+    pub fn vm(&self) -> io::Result<OwnedFd> {
+        let files = fs::read_dir(format!("/proc/{}/fd", self.pid()))?.flatten();
+        let vm = files
+            .filter(|file| {
+                fs::read_link(file.path()).is_ok_and(|to| to.ends_with("anon_inode:kvm-vm"))
+            })
+            .find_map(|file| file.file_name().to_str()?.parse().ok())
+            .ok_or_else(|| io::Error::other(format!("{} has no VM", self.name)))?;
+        borrow(self.pid(), vm)
     }
 
     /// A file of its own.

@@ -81,6 +81,14 @@ const SHELL: [&str; 4] = [
     "find /usr/lib /usr/bin -xdev -type f -size -200k | xargs cat | sha256sum",
 ];
 
+/// What a guest did that neither migrates nor teaches the store: nightly work.
+const BATCH: [&str; 3] = [
+    "systemctl start cron rsyslog && logrotate -f /etc/logrotate.conf",
+    "tar -C / -cf - usr/share/perl usr/lib/python3 etc | gzip -1 | sha256sum",
+    "sqlite3 /var/lib/log.db 'create table l(a); with recursive n(i) as (select 1 union all \
+     select i + 1 from n where i < 20000) insert into l select hex(randomblob(32)) from n;'",
+];
+
 /// The Debian guest that migrates.
 pub fn app(image: &Path) -> Recipe {
     let depends = [&APP[..], &APP_AGAIN, &[APP_LIVE]].concat();
@@ -107,6 +115,16 @@ pub fn others(image: &Path) -> [Recipe; 2] {
             work(guest, &SHELL)
         }),
     ]
+}
+
+/// Four Debian guests of one image, each of which did something else.
+pub fn aged(image: &Path) -> [Recipe; 4] {
+    let [web, shell] = others(image);
+    let batch = debian("batch", image, &BATCH, |guest| {
+        booted(guest)?;
+        work(guest, &BATCH)
+    });
+    [app(image), web, shell, batch]
 }
 
 /// A guest with random memory that rests.

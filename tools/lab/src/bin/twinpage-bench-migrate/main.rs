@@ -37,6 +37,8 @@ usage: twinpage-bench-migrate --image DIR --cache DIR --scratch DIR [OPTION...]
   --scratch DIR     where sockets and logs are for now
   --only WORD,...   measure only what is named: workloads, links, methods
   --keep            keep the rows of the last run that are not measured again
+  --guests          make the four Debian guests, print the files that have their
+                    memory, and end
   --list            say what can be named, and end";
 
 /// What was asked for.
@@ -46,6 +48,7 @@ struct Options {
     scratch: PathBuf,
     cases: Vec<Case>,
     keep: bool,
+    guests: bool,
 }
 
 fn main() -> ExitCode {
@@ -61,7 +64,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match measure(&options) {
+    let done = match options.guests {
+        true => make_guests(&options),
+        false => measure(&options),
+    };
+    match done {
         Ok(0) => ExitCode::SUCCESS,
         Ok(failed) => {
             eprintln!("error: {failed} measurements failed");
@@ -83,12 +90,19 @@ fn list() {
 
 fn parse(words: &[String]) -> Result<Options, String> {
     let (mut image, mut cache, mut scratch) = (None, None, None);
-    let (mut only, mut keep) = (Vec::new(), false);
+    let (mut only, mut keep, mut guests) = (Vec::new(), false, false);
     let mut words = words.iter();
     while let Some(word) = words.next() {
-        if word == "--keep" {
-            keep = true;
-            continue;
+        match word.as_str() {
+            "--keep" => {
+                keep = true;
+                continue;
+            }
+            "--guests" => {
+                guests = true;
+                continue;
+            }
+            _ => {}
         }
         let value = words.next().ok_or(format!("{word} wants a value"))?;
         match word.as_str() {
@@ -105,7 +119,17 @@ fn parse(words: &[String]) -> Result<Options, String> {
         scratch: scratch.ok_or("--scratch is missing")?,
         cases: matrix::choose(&only)?,
         keep,
+        guests,
     })
+}
+
+/// Makes the guests that others measure with.
+fn make_guests(options: &Options) -> Result<usize, Failure> {
+    for guest in guests::aged(&options.image) {
+        let state = guest.cook(&options.cache, &options.scratch)?;
+        println!("ram {}", state.ram.display());
+    }
+    Ok(0)
 }
 
 /// Measures everything that was asked for; how much of it failed.

@@ -6,20 +6,31 @@
 //! The host is emulated with one processor on which an instruction takes one nanosecond (`vm.sh
 //! --count`), so times are instructions: they repeat to about a percent, and say nothing of caches.
 
+mod curves;
 mod data;
+mod ksmtuned;
+mod locks;
 mod measures;
 mod merger;
+mod minutes;
+mod plot;
+mod real;
 mod rows;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use measures::MEASURES;
+use measures::{
+    Host,
+    Measure,
+    MEASURES, //
+};
 use rows::Rows;
 use twinpage_lab::tap::Outcome;
 
 const USAGE: &str = "\
-usage: twinpage-bench [--size PAGES]... [--only MEASURE]...
-       twinpage-bench --list";
+usage: twinpage-bench --host HOST [--size PAGES]... [--only MEASURE]... [--keep FILE]
+       twinpage-bench --list [--host HOST] [--only MEASURE]...";
 
 /// Pages of all guests together, unless told.
 const SIZES: [usize; 2] = [1 << 13, 1 << 15];
@@ -27,8 +38,10 @@ const SIZES: [usize; 2] = [1 << 13, 1 << 15];
 /// What was asked for.
 #[derive(Default)]
 struct Options {
+    host: Option<Host>,
     sizes: Vec<usize>,
     only: Vec<String>,
+    keep: Option<PathBuf>,
     list: bool,
 }
 
@@ -38,6 +51,11 @@ impl Options {
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--list" => options.list = true,
+                "--host" => {
+                    let name = words.next()?;
+                    options.host = Some(Host::ALL.into_iter().find(|host| host.name() == name)?);
+                }
+                "--keep" => options.keep = Some(words.next()?.into()),
                 "--size" => options.sizes.push(words.next()?.parse().ok()?),
                 "--only" => options.only.push(words.next()?),
                 _ => return None,
@@ -47,11 +65,13 @@ impl Options {
             options.sizes = SIZES.to_vec();
         }
         let usable = |&pages: &usize| pages >= 1024 && pages % 64 == 0;
-        options.sizes.iter().all(usable).then_some(options)
+        let complete = options.list || options.host.is_some();
+        (complete && options.sizes.iter().all(usable)).then_some(options)
     }
 
-    fn wants(&self, name: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|only| only == name)
+    fn wants(&self, measure: &Measure) -> bool {
+        let named = self.only.is_empty() || self.only.iter().any(|only| only == measure.name);
+        named && self.host.is_none_or(|host| host == measure.host)
     }
 }
 
@@ -61,9 +81,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     if options.list {
-        MEASURES
-            .iter()
-            .for_each(|measure| println!("{}", measure.name));
+        wanted(&options).for_each(|measure| println!("{}", measure.name));
         return ExitCode::SUCCESS;
     }
     match measure(&options) {
@@ -75,16 +93,26 @@ fn main() -> ExitCode {
     }
 }
 
+/// What was asked for, on the host that was named.
+fn wanted(options: &Options) -> impl Iterator<Item = &'static Measure> + '_ {
+    MEASURES.iter().filter(|measure| options.wants(measure))
+}
+
 fn measure(options: &Options) -> Outcome {
-    let mut rows = Rows::default();
-    for &size in &options.sizes {
-        for measure in MEASURES
-            .iter()
-            .filter(|measure| options.wants(measure.name))
-        {
+    let mut rows = match &options.keep {
+        Some(file) => Rows::read(file)?,
+        None => Rows::default(),
+    };
+    // Real guests have the size that they have.
+    let sizes = match options.host {
+        Some(Host::Real) => &[0],
+        _ => &options.sizes[..],
+    };
+    for &size in sizes {
+        for measure in wanted(options) {
             for row in (measure.run)(size)? {
                 println!("{row}");
-                rows.0.push(row);
+                rows.put(row);
             }
             // What was measured stays when a later measurement ends the program.
             rows.write()?;

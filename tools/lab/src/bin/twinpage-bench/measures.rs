@@ -8,64 +8,81 @@ use std::time::Instant;
 use twinpage_lab::module::DEBUGFS;
 use twinpage_lab::tap::Failure;
 
+use crate::curves::{
+    self,
+    Curve, //
+};
 use crate::data::{
     rewrite,
     Data, //
 };
+use crate::locks;
 use crate::merger::{
     Merger,
     Setting,
     Which,
     BOTH, //
 };
+use crate::minutes;
 use crate::rows::Row;
+
+/// Which host a measurement is made on (`scripts/bench.sh`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// The stock kernel.
+    Stock,
+    /// The same with the memory of real guests on disks.
+    Real,
+    /// The debug kernel.
+    Debug,
+}
+
+impl Host {
+    /// All of them.
+    pub const ALL: [Host; 3] = [Host::Stock, Host::Real, Host::Debug];
+
+    /// Its name for `--host`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Host::Stock => "stock",
+            Host::Real => "real",
+            Host::Debug => "debug",
+        }
+    }
+}
 
 /// One kind of measurement, for memory of so many pages.
 pub struct Measure {
     /// Its name for `--only`.
     pub name: &'static str,
+    /// Where it is made.
+    pub host: Host,
     /// Makes it.
     pub run: fn(usize) -> Result<Vec<Row>, Failure>,
 }
 
+const fn measure(
+    name: &'static str,
+    host: Host,
+    run: fn(usize) -> Result<Vec<Row>, Failure>,
+) -> Measure {
+    Measure { name, host, run }
+}
+
 /// All of them.
 pub const MEASURES: &[Measure] = &[
-    Measure {
-        name: "look",
-        run: look,
-    },
-    Measure {
-        name: "smart",
-        run: smart,
-    },
-    Measure {
-        name: "volatile",
-        run: volatile,
-    },
-    Measure {
-        name: "merge",
-        run: merge,
-    },
-    Measure {
-        name: "default",
-        run: default,
-    },
-    Measure {
-        name: "write",
-        run: write,
-    },
-    Measure {
-        name: "unmerge",
-        run: unmerge,
-    },
-    Measure {
-        name: "metadata",
-        run: metadata,
-    },
-    Measure {
-        name: "digests",
-        run: digests,
-    },
+    measure("look", Host::Stock, look),
+    measure("smart", Host::Stock, smart),
+    measure("volatile", Host::Stock, volatile),
+    measure("merge", Host::Stock, curves::merge),
+    measure("default", Host::Stock, curves::default),
+    measure("rewritten", Host::Stock, minutes::rewritten),
+    measure("write", Host::Stock, write),
+    measure("unmerge", Host::Stock, unmerge),
+    measure("metadata", Host::Stock, metadata),
+    measure("digests", Host::Stock, digests),
+    measure("real", Host::Real, minutes::watched),
+    measure("locks", Host::Debug, locks::held),
 ];
 
 /// Passes after which nothing new is known of pages that nobody writes, and those measured then.
@@ -76,7 +93,8 @@ const MEASURED: i64 = 6;
 const SETTLE_SMART: i64 = 40;
 const MEASURED_SMART: i64 = 64;
 
-const EACH: &str = "instructions/page";
+/// The unit of most.
+pub const EACH: &str = "instructions/page";
 
 /// The same measurement with either.
 fn both(measure: impl Fn(Which) -> Result<f64, Failure>) -> Result<[f64; 2], Failure> {
@@ -146,116 +164,6 @@ fn volatile(size: usize) -> Result<Vec<Row>, Failure> {
         Ok(cost / size as f64)
     })?;
     Ok(vec![Row::of("look", "volatile", size, EACH, cost)])
-}
-
-/// What had been saved when so much had been spent.
-struct Moment {
-    spent: u64,
-    saved: usize,
-}
-
-/// How memory came together.
-struct Curve {
-    moments: Vec<Moment>,
-    possible: usize,
-}
-
-impl Curve {
-    /// Lets the merger run until nothing is saved any more for some passes.
-    fn of(merger: &Merger, data: Data, size: usize) -> Result<Curve, Failure> {
-        const REST: i64 = 3;
-        let mut moments: Vec<Moment> = Vec::new();
-        let before = merger.spent()?;
-        let mut changed = merger.counter("full_scans")?;
-        let first = changed;
-        merger.set("run", 1)?;
-        merger.wait("rest", || {
-            let saved = merger.saved()?;
-            let passes = merger.counter("full_scans")?;
-            if moments.last().is_none_or(|last| last.saved != saved) {
-                changed = passes;
-                moments.push(Moment {
-                    spent: merger.spent()? - before,
-                    saved,
-                });
-            }
-            Ok(passes > changed + REST && passes > first + REST)
-        })?;
-        merger.set("run", 0)?;
-        Ok(Curve {
-            moments,
-            possible: data.possible(size),
-        })
-    }
-
-    /// The first moment at which this part of what is possible was saved.
-    fn reached(&self, part: f64) -> Option<&Moment> {
-        let enough = part * self.possible as f64;
-        self.moments
-            .iter()
-            .find(|moment| moment.saved as f64 >= enough)
-    }
-
-    /// The part of what is possible that was saved in the end.
-    fn part(&self) -> f64 {
-        let saved = self.moments.last().map_or(0, |moment| moment.saved);
-        saved as f64 / self.possible as f64
-    }
-}
-
-/// What it takes until equal pages are one, all passes together.
-fn merge(size: usize) -> Result<Vec<Row>, Failure> {
-    let mut rows = Vec::new();
-    for data in [Data::Equal, Data::Copies, Data::Mixed] {
-        let mut curves = Vec::new();
-        for which in BOTH {
-            let merger = over(which, Setting::Full, data, size)?;
-            curves.push(Curve::of(&merger, data, size)?);
-            merger.end()?;
-        }
-        // Never reached is no number, which a table shows as such.
-        let at = |part: f64, value: fn(&Moment) -> f64| {
-            [0, 1].map(|index: usize| curves[index].reached(part).map_or(f64::NAN, value))
-        };
-        for part in [0.5, 0.9, 0.99] {
-            let metric = format!("spent to {:.0} %", part * 100.0);
-            let spent = at(part, |moment| moment.spent as f64 / 1e6);
-            rows.push(Row::of(
-                &metric,
-                data.name(),
-                size,
-                "million instructions",
-                spent,
-            ));
-        }
-        let each = at(0.99, |moment| moment.spent as f64 / moment.saved as f64);
-        rows.push(Row::of("merge", data.name(), size, EACH, each));
-        let part = [0, 1].map(|index: usize| 100.0 * curves[index].part());
-        rows.push(Row::of("merged", data.name(), size, "% of possible", part));
-    }
-    Ok(rows)
-}
-
-/// How long a user waits who sets nothing.
-fn default(size: usize) -> Result<Vec<Row>, Failure> {
-    let data = Data::Copies;
-    let seconds = both(|which| {
-        let merger = over(which, Setting::Default, data, size)?;
-        let (start, enough) = (Instant::now(), data.possible(size) * 9 / 10);
-        merger.set("run", 1)?;
-        merger.wait("90 %", || Ok(merger.saved()? >= enough))?;
-        let seconds = start.elapsed().as_secs_f64();
-        merger.end()?;
-        Ok(seconds)
-    })?;
-    let metric = "defaults, to 90 %";
-    Ok(vec![Row::of(
-        metric,
-        data.name(),
-        size,
-        "emulated s",
-        seconds,
-    )])
 }
 
 /// Equal pages, merged; and nothing goes on.

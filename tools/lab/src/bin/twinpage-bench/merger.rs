@@ -48,6 +48,8 @@ pub enum Setting {
     Smart,
     /// As it comes.
     Default,
+    /// As it comes, with the advisor, which ksmd comes without.
+    Advisor,
 }
 
 /// A merger that works on some guests.
@@ -60,22 +62,35 @@ pub struct Merger {
 impl Merger {
     /// One that was never used, set so, with these guests in its care; it does not run yet.
     pub fn new(which: Which, setting: Setting, guests: Vec<Guest>) -> Result<Merger, Failure> {
+        let mut merger = Merger::idle(which, setting)?;
+        for guest in guests {
+            merger.adopt(guest)?;
+        }
+        Ok(merger)
+    }
+
+    /// The same without guests.
+    pub fn idle(which: Which, setting: Setting) -> Result<Merger, Failure> {
         if which == Which::Twinpage {
             module::load()?;
         }
         let merger = Merger {
             which,
             thread: thread(which.thread())?,
-            guests,
+            guests: Vec::new(),
         };
         match (setting, which) {
             // The module was loaded just now.
-            (Setting::Default, Which::Twinpage) => {}
-            (Setting::Default, Which::Ksmd) => {
+            (Setting::Default | Setting::Advisor, Which::Twinpage) => {}
+            (Setting::Default | Setting::Advisor, Which::Ksmd) => {
+                merger.set("advisor_mode", "none")?;
                 merger.set("sleep_millisecs", 20)?;
                 merger.set("pages_to_scan", 100)?;
                 merger.set("smart_scan", 1)?;
                 merger.set("use_zero_pages", 0)?;
+                if setting == Setting::Advisor {
+                    merger.set("advisor_mode", "scan-time")?;
+                }
             }
             (Setting::Full | Setting::Smart, _) => {
                 merger.set("advisor_mode", "none")?;
@@ -86,18 +101,22 @@ impl Merger {
             }
         }
         merger.set("run", 0)?;
-        for guest in &merger.guests {
-            match which {
-                Which::Ksmd => {
-                    let pages = guest.memory.pages();
-                    guest.memory.advise(0, pages, libc::MADV_MERGEABLE)?;
-                }
-                Which::Twinpage => {
-                    Device::open()?.attach(guest.vm.as_raw_fd(), 1)?;
-                }
+        Ok(merger)
+    }
+
+    /// Takes one more guest into its care.
+    pub fn adopt(&mut self, guest: Guest) -> Outcome {
+        match self.which {
+            Which::Ksmd => {
+                let pages = guest.memory.pages();
+                guest.memory.advise(0, pages, libc::MADV_MERGEABLE)?;
+            }
+            Which::Twinpage => {
+                Device::open()?.attach(guest.vm.as_raw_fd(), 1)?;
             }
         }
-        Ok(merger)
+        self.guests.push(guest);
+        Ok(())
     }
 
     /// Which it is.
@@ -181,12 +200,12 @@ impl Merger {
         Ok(())
     }
 
-    /// Gives every page its own frame back, and forgets all of it.
-    pub fn end(self) -> Outcome {
+    /// Ends the guests, and forgets all of it. Their pages go with them: a host may be too small for
+    /// all of its guests' pages.
+    pub fn end(mut self) -> Outcome {
+        self.guests.clear();
         self.set("run", 2)?;
-        let Merger { which, guests, .. } = self;
-        drop(guests);
-        match which {
+        match self.which {
             Which::Ksmd => Ok(()),
             Which::Twinpage => Ok(module::unload()?),
         }

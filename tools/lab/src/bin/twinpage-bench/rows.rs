@@ -4,13 +4,20 @@
 
 use std::fmt;
 use std::fs;
+use std::path::Path;
 
-use serde::Serialize;
+use serde::{
+    Deserialize,
+    Serialize, //
+};
 use twinpage_lab::place;
-use twinpage_lab::tap::Outcome;
+use twinpage_lab::tap::{
+    Failure,
+    Outcome, //
+};
 
 /// One measurement, of both.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// What was measured.
     pub metric: String,
@@ -74,9 +81,25 @@ impl fmt::Display for Row {
 
 /// All measurements.
 #[derive(Default)]
-pub struct Rows(pub Vec<Row>);
+pub struct Rows(Vec<Row>);
 
 impl Rows {
+    /// Those of an earlier run.
+    pub fn read(path: &Path) -> Result<Rows, Failure> {
+        Ok(Rows(serde_json::from_slice(&fs::read(path)?)?))
+    }
+
+    /// Adds a row, in the place of an earlier one of the same measurement.
+    pub fn put(&mut self, row: Row) {
+        let same = |old: &&mut Row| {
+            (&old.metric, &old.data, old.size) == (&row.metric, &row.data, row.size)
+        };
+        match self.0.iter_mut().find(same) {
+            Some(old) => *old = row,
+            None => self.0.push(row),
+        }
+    }
+
     /// Writes all of it to where results go.
     pub fn write(&self) -> Outcome {
         let out = place::out();
@@ -93,5 +116,20 @@ impl Rows {
                     | --- | --- | --: | --: | --: | --: | --- |\n";
         let rows = self.0.iter().map(|row| format!("{row}\n"));
         head.to_owned() + &rows.collect::<String>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_measurement_that_is_made_again_replaces_its_row() {
+        let mut rows = Rows::default();
+        for (size, value) in [(1, 2.0), (2, 3.0), (1, 4.0)] {
+            rows.put(Row::of("look", "zero", size, "pages", [1.0, value]));
+        }
+        let kept: Vec<_> = rows.0.iter().map(|row| (row.size, row.twinpage)).collect();
+        assert_eq!(kept, [(1, 4.0), (2, 3.0)]);
     }
 }

@@ -3,13 +3,11 @@
 //! An unmodified QEMU guest beside the monitors: it boots, merges, gives pages back by its balloon,
 //! and is asked now and then whether its memory is right.
 
-use std::fs;
 use std::os::fd::AsRawFd;
 
 use serde_json::json;
 use twinpage_guest::config::Config;
 use twinpage_guest::protocol::Request;
-use twinpage_lab::files::borrow;
 use twinpage_lab::guest::Guest;
 use twinpage_lab::module::{
     Device,
@@ -66,15 +64,7 @@ impl Neighbour {
     }
 
     fn attach(&mut self) -> Result<(), Failure> {
-        let pid = self.vmm.pid();
-        let files = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
-        let vm = files
-            .filter(|file| {
-                fs::read_link(file.path()).is_ok_and(|to| to.ends_with("anon_inode:kvm-vm"))
-            })
-            .find_map(|file| file.file_name().to_str()?.parse().ok())
-            .ok_or_else(|| Failure::Failed("QEMU has no VM".into()))?;
-        let vm = borrow(pid, vm)?;
+        let vm = self.vmm.vm()?;
         self.attached = Some(Device::open()?.attach(vm.as_raw_fd(), DOMAIN)?);
         Ok(())
     }
