@@ -33,7 +33,7 @@ real_guests() {
 	say "four Debian guests (made at first use: some 20 minutes)"
 	TWINPAGE_KERNEL=$image/vmlinuz "$TOP/scripts/root.sh" \
 		"$TOP/build/bin/twinpage-bench-migrate" --image "$image" \
-		--cache "$CACHE/bench" --scratch "$scratch" --guests | tee /dev/stderr |
+		--cache "$CACHE/bench" --scratch "$scratch" --guests | tee >(cat >&2) |
 		sed -n 's/^ram //p'
 	rm -rf "$scratch"
 }
