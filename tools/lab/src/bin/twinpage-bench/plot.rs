@@ -10,6 +10,9 @@ use twinpage_lab::tap::{
     Outcome, //
 };
 
+/// What a file begins with.
+const LICENCE: &str = "<!-- SPDX-License-Identifier: GPL-2.0 -->\n";
+
 /// The size of a panel, in pixels.
 const PANEL: (u32, u32) = (460, 280);
 
@@ -59,14 +62,17 @@ impl Panel {
 pub fn draw(name: &str, columns: usize, panels: &[Panel]) -> Outcome {
     let rows = panels.len().div_ceil(columns);
     let size = (PANEL.0 * columns as u32, PANEL.1 * rows as u32);
-    let path = place::out().join(name);
     let failed = |error: &dyn std::fmt::Display| Failure::Failed(format!("{name}: {error}"));
-    let page = SVGBackend::new(&path, size).into_drawing_area();
-    page.fill(&WHITE).map_err(|error| failed(&error))?;
-    for (panel, area) in panels.iter().zip(page.split_evenly((rows, columns))) {
-        draw_panel(panel, &area).map_err(|error| failed(&error))?;
+    let mut text = LICENCE.to_owned();
+    {
+        let page = SVGBackend::with_string(&mut text, size).into_drawing_area();
+        page.fill(&WHITE).map_err(|error| failed(&error))?;
+        for (panel, area) in panels.iter().zip(page.split_evenly((rows, columns))) {
+            draw_panel(panel, &area).map_err(|error| failed(&error))?;
+        }
+        page.present().map_err(|error| failed(&error))?;
     }
-    page.present().map_err(|error| failed(&error))
+    Ok(std::fs::write(place::out().join(name), text)?)
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
