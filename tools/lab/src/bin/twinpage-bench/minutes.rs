@@ -54,7 +54,7 @@ const APART: Duration = Duration::from_secs(20);
 /// Of D5, one page of so many is rewritten each second.
 const REWRITTEN: usize = 10;
 
-/// The part of all memory that is shown as MiB.
+/// Pages of a MiB.
 const MIB: f64 = 256.0;
 
 /// Who is compared: ksmd as it comes, Twinpage as it comes, ksmd with a daemon that tunes it.
