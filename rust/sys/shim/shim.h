@@ -13,7 +13,7 @@
 #define TWINPAGE_SHIM_H
 
 #define TWINPAGE_SHIM_TABLE_PAGES 512
-#define TWINPAGE_SHIM_RUN_MAX 16
+#define TWINPAGE_SHIM_RUN_MAX 64
 
 /* ksym.c: kernel functions that are not exported. */
 
