@@ -120,14 +120,20 @@ impl Host {
 
     /// Waits for so many further complete passes over all VMs.
     ///
-    /// The pass that runs when this is called does not count, so that everything written before is
-    /// seen in each of them.
+    /// The pass that runs when this is called does not count, so that whatever each of them looks
+    /// at is seen as it was left by what came before.
     pub fn passes(&self, passes: i64) -> Outcome {
         let goal = module::counter("full_scans")? + passes + 1;
         wait::until("a pass", CONVERGE, || {
             Ok(module::counter("full_scans")? >= goal)
         })
         .map(|_| ())
+    }
+
+    /// Waits until every page was looked at so many times again: where nothing happens, one pass
+    /// in four does that.
+    pub fn looks(&self, looks: i64) -> Outcome {
+        self.passes(looks * 4)
     }
 }
 

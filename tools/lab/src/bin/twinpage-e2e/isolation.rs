@@ -124,7 +124,7 @@ fn settle(host: &Host, movers: &mut [Mover]) -> Outcome {
     if movers.iter().all(|mover| mover.domain.is_none()) {
         return Ok(());
     }
-    host.passes(2)?;
+    host.looks(2)?;
     for mover in movers {
         let Some(domain) = mover.domain else { continue };
         wait::until("giving up copies of another domain", CONVERGE, || {

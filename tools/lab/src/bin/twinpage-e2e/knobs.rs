@@ -183,7 +183,7 @@ fn stopping_takes_effect_at_once() -> Outcome {
     let host = Host::new()?;
     let _guest = host.guest(20_000, Backing::Small, PRIVATE)?;
     _guest.fill_with(|page| page as u64);
-    host.passes(1)?;
+    host.looks(1)?;
     // When the write returns, nothing is under way any more.
     module::set("run", 0)?;
     let stopped = module::counter("pages_scanned")?;
@@ -323,7 +323,7 @@ fn counters_agree_with_the_page_tables() -> Outcome {
     }
     host.until_saved(&[&a, &b, &c], PAGES + PAGES / 4 - 4)?;
     host.until_saved(&[&zeroes], 100)?;
-    host.passes(3)?;
+    host.looks(3)?;
     module::set("run", 0)?;
     let saved = saved_pages(&[&a, &b, &c])? as i64;
     let sharing = module::counter("pages_sharing")?;

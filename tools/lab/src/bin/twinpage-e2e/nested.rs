@@ -204,7 +204,7 @@ fn a_migrating_vm_is_paused() -> Outcome {
     let host = Host::new()?;
     let counter = Counter::new(PAGES, Backing::Small, |page| page as u64)?;
     let id = attach(&host, &counter)?;
-    host.passes(2)?;
+    host.looks(2)?;
     log(&counter, 1)?;
     wait::until("pausing", CONVERGE, || {
         Ok::<_, Failure>(Stats::of(id)?.get("skip_paused")? > 0)
@@ -213,7 +213,7 @@ fn a_migrating_vm_is_paused() -> Outcome {
     for page in first..first + PAGES {
         counter.memory().write_page(page, &[1; tinyvm::WORDS]);
     }
-    host.passes(2)?;
+    host.looks(2)?;
     let merged = saved(std::slice::from_ref(&counter))?;
     ensure!(
         merged == 0,

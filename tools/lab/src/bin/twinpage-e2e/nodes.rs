@@ -147,7 +147,7 @@ fn merge_across_nodes_decides_whether_nodes_share() -> Outcome {
     let [here, there, too] = &guests;
     module::set("run", 1)?;
     host.until_saved(&[there, too], PAGES)?;
-    host.passes(2)?;
+    host.looks(2)?;
     let common = common_frames(here, there)? + common_frames(here, too)?;
     ensure!(common == 0, "{common} pages are shared across nodes");
     // The copies are where the pages were.

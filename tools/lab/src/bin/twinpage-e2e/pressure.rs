@@ -178,7 +178,7 @@ fn unmerging_stops_at_the_limit_of_a_control_group() -> Outcome {
     wait::until("merging", CONVERGE, || {
         Ok::<_, Failure>(module::counter("pages_sharing")? > PAGES as i64 * 95 / 100)
     })?;
-    host.passes(1)?;
+    host.looks(1)?;
     let charged = group.number("memory.current")?;
     group.set("memory.max", charged + (8 << 20))?;
     // Without swap the group has nowhere to go; not every kernel counts swap.
@@ -217,7 +217,7 @@ fn swapped_pages_merge_when_they_come_back() -> Outcome {
     let out = swapped(&a)? + swapped(&b)?;
     ensure!(out > PAGES, "only {out} pages were swapped out");
     module::set("run", 1)?;
-    host.passes(2)?;
+    host.looks(2)?;
     let still = swapped(&a)? + swapped(&b)?;
     ensure!(still == out, "scanning brought {} pages back", out - still);
     // Reading brings them back as copies of what is in the swap, which keeps its slots for them.
@@ -262,12 +262,12 @@ fn a_poisoned_copy_is_retired() -> Outcome {
         return Err(Failure::Skipped(text));
     }
     module::set("run", 1)?;
-    host.passes(2)?;
+    host.looks(2)?;
     // A third VM with the same content must not come near the poisoned frame.
     let c = host.guest(PAGES, Backing::Small, DOMAIN)?;
     c.fill_with(|page| page as u64 + 1);
     host.until_saved(&[&b, &c], PAGES - 1)?;
-    host.passes(3)?;
+    host.looks(3)?;
     ensure!(
         c.frames()?[5] != Some(frame),
         "a page was merged with a poisoned frame"

@@ -90,7 +90,7 @@ fn overlap(second: Slot) -> Outcome {
     guest.attach(&host, PRIVATE)?;
     guest.fill_with(|page| page as u64 / 2);
     host.until_saved(&[&guest], PAGES / 2)?;
-    host.passes(2)?;
+    host.looks(2)?;
     let stats = guest.stats()?;
     ensure!(stats.get("pages")? == PAGES as u64, "{stats:?}");
     ensure!(stats.sum()? == PAGES as u64, "{stats:?}");
@@ -152,7 +152,7 @@ fn a_slot_that_goes_or_moves_is_followed() -> Outcome {
         guest: SECOND,
         ..whole
     })?;
-    host.passes(2)?;
+    host.looks(2)?;
     until_pages(&b, PAGES as u64)?;
     let moved = module::slots(b.id())?;
     ensure!(moved[0].base_gfn == SECOND / 4096, "{moved:?}");
@@ -168,7 +168,7 @@ fn a_slot_that_goes_or_moves_is_followed() -> Outcome {
         "taking the slot away unmerged"
     );
     b.fill_with(|page| page as u64 + 1);
-    host.passes(2)?;
+    host.looks(2)?;
     ensure!(common_frames(&a, &b)? == 0, "merged without a slot");
     b.vm()?.set_slot(whole)?;
     host.until_saved(&[&a, &b], PAGES)
