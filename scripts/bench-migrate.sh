@@ -5,8 +5,10 @@
 # limited link, with guests that are the same each time:
 #
 #	scripts/bench-migrate.sh [--only WORD,...] [--keep]
+#	scripts/bench-migrate.sh --guests
 #	scripts/bench-migrate.sh --list
 #
+# --guests only makes the Debian guests, and says which files have their memory.
 # --list says which words there are (workloads, links, methods), --keep keeps
 # the rows of the last run that are not measured again. The first run makes a
 # Debian image and ages guests of it, which the cache keeps. Results are in

@@ -14,28 +14,12 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
-# shellcheck source=scripts/prepare/debian.sh
-. "$(dirname "$0")/prepare/debian.sh"
 need_root_user
 REPORT=$TOP/build/report
 
 # bench ARGUMENT...: the program, on this machine.
 bench() {
 	"$TOP/scripts/root.sh" "$TOP/build/bin/twinpage-bench" "$@"
-}
-
-# real_guests: the files with the memory of real guests, a line each.
-real_guests() {
-	local image scratch
-	image=$(prepare_image | tail -n 1)
-	mkdir -p "$CACHE/vm" "$CACHE/bench"
-	scratch=$(mktemp -d "$CACHE/vm/bench.XXXXXX")
-	say "four Debian guests (made at first use: some 20 minutes)"
-	TWINPAGE_KERNEL=$image/vmlinuz "$TOP/scripts/root.sh" \
-		"$TOP/build/bin/twinpage-bench-migrate" --image "$image" \
-		--cache "$CACHE/bench" --scratch "$scratch" --guests | tee >(cat >&2) |
-		sed -n 's/^ram //p'
-	rm -rf "$scratch"
 }
 
 # host NAME ARGUMENT...: boots a host that counts instructions and measures there. Caches
@@ -47,10 +31,11 @@ host() {
 	real)
 		# So little that ksmtuned finds it short.
 		memory=1700
-		real_guests >"$REPORT/guests"
+		say "four Debian guests (made at first use: some 8 minutes)"
+		"$TOP/scripts/bench-migrate.sh" --guests | tee >(cat >&2) >"$REPORT/guests"
 		while read -r disk; do
 			options+=(--disk "$disk")
-		done <"$REPORT/guests"
+		done < <(sed -n 's/^ram //p' "$REPORT/guests")
 		rm "$REPORT/guests"
 		;;
 	debug) kernel=debug ;;

@@ -169,6 +169,8 @@ pub struct Judgement {
     pub zero_merged: usize,
     /// Possible pages that are not saved and lie in a huge page.
     pub missed_huge: usize,
+    /// Mapped pages that lie in a huge page.
+    pub huge: usize,
 }
 
 impl Judgement {
@@ -177,6 +179,7 @@ impl Judgement {
         let mut groups: HashMap<u128, Group> = HashMap::new();
         for seen in pages {
             judgement.mapped += 1;
+            judgement.huge += usize::from(seen.huge);
             match seen.content {
                 Content::Zero => {
                     judgement.zero_possible += 1;

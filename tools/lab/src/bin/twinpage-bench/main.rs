@@ -16,6 +16,7 @@ mod minutes;
 mod plot;
 mod real;
 mod rows;
+mod watched;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -25,6 +25,7 @@ use crate::merger::{
 };
 use crate::minutes;
 use crate::rows::Row;
+use crate::watched;
 
 /// Which host a measurement is made on (`scripts/bench.sh`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +82,7 @@ pub const MEASURES: &[Measure] = &[
     measure("unmerge", Host::Stock, unmerge),
     measure("metadata", Host::Stock, metadata),
     measure("digests", Host::Stock, digests),
-    measure("real", Host::Real, minutes::watched),
+    measure("real", Host::Real, watched::watched),
     measure("locks", Host::Debug, locks::held),
 ];
 

@@ -2,20 +2,17 @@
 
 //! What becomes of memory over minutes, when nobody sets anything.
 
-use std::fs;
 use std::time::{
     Duration,
     Instant, //
 };
 
 use twinpage_lab::oracle::{
+    Judgement,
     Range,
     Snapshot, //
 };
-use twinpage_lab::process::{
-    field,
-    keep_lists_short, //
-};
+use twinpage_lab::process::field;
 use twinpage_lab::tap::Failure;
 
 use crate::data::{
@@ -23,87 +20,50 @@ use crate::data::{
     Data,
     Guest, //
 };
-use crate::ksmtuned::Ksmtuned;
 use crate::merger::{
     Merger,
     Setting,
-    Which,
     BOTH, //
 };
-use crate::plot::{
-    self,
-    Corner,
-    Line,
-    Panel, //
-};
-use crate::real;
 use crate::rows::Row;
 
 /// How often it is looked how far things are, and a tenth of D5 is rewritten.
-const LOOK: Duration = Duration::from_secs(1);
+pub const LOOK: Duration = Duration::from_secs(1);
 
 /// When it is judged what is merged.
-const JUDGED: Duration = Duration::from_secs(300);
-
-/// How long real guests are watched.
-const WATCHED: Duration = Duration::from_secs(600);
-
-/// How long after one real guest the next begins.
-const APART: Duration = Duration::from_secs(20);
+pub const JUDGED: Duration = Duration::from_secs(300);
 
 /// Of D5, one page of so many is rewritten each second.
 const REWRITTEN: usize = 10;
 
-/// Pages of a MiB.
-const MIB: f64 = 256.0;
-
-/// Who is compared: ksmd as it comes, Twinpage as it comes, ksmd with a daemon that tunes it.
-const NAMES: [&str; 3] = ["ksmd", "Twinpage", "ksmd with ksmtuned"];
-const TWINPAGE: usize = 1;
-const KSMTUNED: usize = 2;
-
 /// What there was at a moment.
-struct Moment {
+pub struct Moment {
     /// Emulated seconds since the start.
-    at: f64,
+    pub at: f64,
     /// Instructions of the merger's thread.
-    spent: u64,
+    pub spent: u64,
     /// Pages that are free, of the whole host.
-    free: usize,
+    pub free: usize,
 }
 
 /// What an oracle says, which knows pages by their bytes and frames alone.
-struct Verdict {
-    mapped: usize,
-    possible: usize,
-    merged: usize,
-    huge: usize,
+pub fn judge(merger: &Merger) -> Result<Judgement, Failure> {
+    let range = |guest: &Guest| Range {
+        pid: std::process::id(),
+        address: guest.memory.address(),
+        pages: guest.memory.pages(),
+    };
+    let ranges: Vec<_> = merger.guests().iter().map(range).collect();
+    Ok(Snapshot::of(&ranges)?.judge())
 }
 
-impl Verdict {
-    fn of(guests: &[Guest]) -> Result<Verdict, Failure> {
-        let range = |guest: &Guest| Range {
-            pid: std::process::id(),
-            address: guest.memory.address(),
-            pages: guest.memory.pages(),
-        };
-        let snapshot = Snapshot::of(&guests.iter().map(range).collect::<Vec<_>>())?;
-        let judgement = snapshot.judge();
-        Ok(Verdict {
-            mapped: judgement.mapped,
-            possible: judgement.possible,
-            merged: judgement.merged,
-            huge: snapshot.seen.iter().filter(|seen| seen.huge).count(),
-        })
-    }
-
-    fn percent(&self) -> f64 {
-        100.0 * self.merged as f64 / self.possible as f64
-    }
+/// Saved pages of a hundred possible ones.
+pub fn percent(judgement: &Judgement) -> f64 {
+    100.0 * judgement.merged as f64 / judgement.possible as f64
 }
 
 /// How far it is.
-fn moment(merger: &Merger, start: Instant) -> Result<Moment, Failure> {
+pub fn moment(merger: &Merger, start: Instant) -> Result<Moment, Failure> {
     Ok(Moment {
         at: start.elapsed().as_secs_f64(),
         spent: merger.spent()?,
@@ -112,7 +72,7 @@ fn moment(merger: &Merger, start: Instant) -> Result<Moment, Failure> {
 }
 
 /// Of a processor, the percentage that was used between two moments.
-fn load(from: &Moment, to: &Moment) -> f64 {
+pub fn load(from: &Moment, to: &Moment) -> f64 {
     (to.spent - from.spent) as f64 / (to.at - from.at) / 1e7
 }
 
@@ -137,7 +97,7 @@ pub fn rewritten(size: usize) -> Result<Vec<Row>, Failure> {
             }
         }
         loads.push(load(&minute, &moment(&merger, start)?));
-        percents.push(Verdict::of(merger.guests())?.percent());
+        percents.push(percent(&judge(&merger)?));
         merger.end()?;
     }
     let row = |metric, unit, values: Vec<f64>| {
@@ -147,166 +107,4 @@ pub fn rewritten(size: usize) -> Result<Vec<Row>, Failure> {
         row("merged after 5 min", "% of possible", percents),
         row("load, fifth minute", "% of a processor", loads),
     ])
-}
-
-/// What one of the three did.
-struct Run {
-    /// With the pages that are saved, as far as the host has more free ones than without merging.
-    moments: Vec<(Moment, usize)>,
-    early: Verdict,
-    late: Verdict,
-}
-
-impl Run {
-    fn of(method: usize) -> Result<Run, Failure> {
-        let which = if method == TWINPAGE {
-            Which::Twinpage
-        } else {
-            Which::Ksmd
-        };
-        let mut tuned = (method == KSMTUNED).then(Ksmtuned::new).transpose()?;
-        let mut merger = Merger::idle(which, Setting::Default)?;
-        merger.set("run", u8::from(tuned.is_none()))?;
-        keep_lists_short()?;
-        // This empties them, and makes room for huge pages.
-        fs::write("/proc/sys/vm/compact_memory", "1")?;
-        let mut moments = Vec::new();
-        let mut early = None;
-        let mut start = Instant::now();
-        let mut unmerged = moment(&merger, start)?.free;
-        while start.elapsed() < WATCHED {
-            let count = merger.guests().len();
-            if count < real::GUESTS && start.elapsed() >= APART * count as u32 {
-                let (guest, touched) = real::guest(count)?;
-                unmerged -= touched;
-                merger.adopt(guest)?;
-            }
-            if let Some(tuned) = &mut tuned {
-                tuned.look(&merger)?;
-            }
-            let now = moment(&merger, start)?;
-            let saved = now.free.saturating_sub(unmerged);
-            moments.push((now, saved));
-            if start.elapsed() >= JUDGED && early.is_none() {
-                early = Some(paused(&merger, &mut start)?);
-            }
-            std::thread::sleep(LOOK);
-        }
-        let late = paused(&merger, &mut start)?;
-        merger.end()?;
-        Ok(Run {
-            moments,
-            early: early.ok_or_else(|| Failure::Failed("nobody judged".into()))?,
-            late,
-        })
-    }
-
-    /// When so much of what is possible was saved.
-    fn reached(&self, part: f64) -> f64 {
-        let enough = part * self.late.possible as f64;
-        let reached = self
-            .moments
-            .iter()
-            .find(|(_, saved)| *saved as f64 >= enough);
-        reached.map_or(f64::NAN, |(moment, _)| moment.at)
-    }
-
-    /// The load between two times, in seconds.
-    fn load(&self, from: f64, to: f64) -> f64 {
-        let at = |time| self.moments.iter().find(|(moment, _)| moment.at >= time);
-        match (at(from), at(to).or(self.moments.last())) {
-            (Some((from, _)), Some((to, _))) => load(from, to),
-            _ => f64::NAN,
-        }
-    }
-
-    /// Millions of instructions, of all the time.
-    fn spent(&self) -> f64 {
-        match (self.moments.first(), self.moments.last()) {
-            (Some((from, _)), Some((to, _))) => (to.spent - from.spent) as f64 / 1e6,
-            _ => f64::NAN,
-        }
-    }
-
-    fn saved_line(&self) -> Vec<(f64, f64)> {
-        let point = |(moment, saved): &(Moment, usize)| (moment.at, *saved as f64 / MIB);
-        self.moments.iter().map(point).collect()
-    }
-
-    fn load_line(&self) -> Vec<(f64, f64)> {
-        const SPAN: usize = 5;
-        let spans = self.moments.windows(SPAN + 1).step_by(SPAN);
-        spans
-            .map(|span| (span[SPAN].0.at, load(&span[0].0, &span[SPAN].0)))
-            .collect()
-    }
-}
-
-/// Asks the oracle, while the merger rests and the clock stands still.
-fn paused(merger: &Merger, start: &mut Instant) -> Result<Verdict, Failure> {
-    let before = Instant::now();
-    let run = merger.counter("run")?;
-    merger.set("run", 0)?;
-    let verdict = Verdict::of(merger.guests())?;
-    merger.set("run", run)?;
-    *start += before.elapsed();
-    Ok(verdict)
-}
-
-/// The memory of real guests that begin one after the other.
-pub fn watched(_size: usize) -> Result<Vec<Row>, Failure> {
-    let runs = [Run::of(0)?, Run::of(1)?, Run::of(2)?];
-    draw(&runs)?;
-    let size = runs[TWINPAGE].late.mapped;
-    let mut rows = Vec::new();
-    for (peer, name) in [(0, "D4 real"), (KSMTUNED, "D4 real, ksmtuned")] {
-        let mut add = |metric: &str, unit: &str, value: &dyn Fn(&Run) -> f64| {
-            let both = [value(&runs[peer]), value(&runs[TWINPAGE])];
-            rows.push(Row::of(metric, name, size, unit, both));
-        };
-        let percent = "% of possible";
-        add("merged after 5 min", percent, &|run| run.early.percent());
-        add("merged after 10 min", percent, &|run| run.late.percent());
-        add("to 90 %", "emulated s", &|run| run.reached(0.9));
-        add("huge pages kept", "MiB per MiB saved", &|run| {
-            run.late.huge as f64 / run.late.merged as f64
-        });
-        add("spent in 10 min", "million instructions", &Run::spent);
-        add("load, tenth minute", "% of a processor", &|run| {
-            run.load(540.0, 600.0)
-        });
-    }
-    Ok(rows)
-}
-
-fn draw(runs: &[Run; 3]) -> Result<(), Failure> {
-    let panel = |title: &str, y, legend, points: &dyn Fn(&Run) -> Vec<(f64, f64)>| Panel {
-        title: title.into(),
-        x: "emulated s",
-        y,
-        legend,
-        lines: NAMES
-            .into_iter()
-            .zip(runs)
-            .map(|(name, run)| Line {
-                name,
-                points: points(run),
-            })
-            .collect(),
-    };
-    let panels = [
-        panel(
-            "four real guests: saved",
-            "MiB",
-            Corner::LowerRight,
-            &Run::saved_line,
-        ),
-        panel(
-            "load of the scanner",
-            "% of a processor",
-            Corner::UpperRight,
-            &Run::load_line,
-        ),
-    ];
-    plot::draw("watched.svg", 1, &panels)
 }
