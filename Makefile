@@ -32,7 +32,7 @@ tools:
 
 .PHONY: prepare
 prepare:
-	@$(SCRIPTS)/prepare.sh root peers stock debug initrd >/dev/null
+	@$(SCRIPTS)/prepare.sh root peers stock debug kasan initrd >/dev/null
 
 .PHONY: demo
 demo:
@@ -85,7 +85,7 @@ help:
 	@echo 'make demo-migrate    two KVM hosts; a guest moves from one to the other as digests'
 	@echo 'make bench           against ksmd; SIZES="PAGES ..." ONLY="MEASURE ..." choose (bench.sh --list)'
 	@echo 'make bench-migrate   against QEMU alone; ONLY=WORD,... chooses (bench-migrate.sh --list)'
-	@echo 'make test            every test; STAGES="cargo kunit ..." chooses (scripts/test.sh)'
+	@echo 'make test            every test; STAGES="cargo kunit ..." chooses, LANES=1 runs one at a time'
 	@echo 'make kunit, make e2e parts of it'
 	@echo 'make mistakes        put mistakes in, see the tests fail; MISTAKES="name..." chooses'
 	@echo 'make torture         MINUTES=n SEED=n STAGES="debug kasan ...": go on with what tests do briefly'

@@ -5,15 +5,17 @@
 #
 #	scripts/test.sh [STAGE...]
 #
-# with the stages cargo, kunit, e2e-stock, e2e-debug and torture-debug (all of them
-# if none is named), and torture-kasan, which needs one more kernel. ONLY=PATTERN
-# chooses among the end-to-end tests. Logs go to build/log.
+# with the stages cargo, kunit, e2e-debug, e2e-stock, torture-debug and torture-kasan;
+# all of them if none is named. LANES of them (2) run at a time. ONLY=PATTERN chooses
+# among the end-to-end tests. Logs go to build/log.
 # The last line is "N passed, N failed", with ", N skipped" where some were.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 need_root_user
 LOG=$TOP/build/log
+LANES=${LANES:-2}
+ALL=(cargo kunit e2e-debug e2e-stock torture-debug torture-kasan)
 WATCHED='^( {4})?(not ok|ok) [0-9]|^WRONG|^    .*: [0-9]+ steps, |^==> '
 WATCHED+='|^test result|^test .*FAILED|^error'
 PASSED=0 FAILED=0 SKIPPED=0 BAD=()
@@ -26,8 +28,7 @@ title_of() {
 	e2e-debug) echo "end to end, debug kernel" ;;
 	torture-debug) echo "everything at once, debug kernel" ;;
 	torture-kasan) echo "everything at once, kernel with KASAN" ;;
-	*) die "test.sh knows the stages cargo, kunit, e2e-stock, e2e-debug," \
-		"torture-debug, torture-kasan, not '$1'" ;;
+	*) die "test.sh knows the stages ${ALL[*]}, not '$1'" ;;
 	esac
 }
 
@@ -112,10 +113,10 @@ tally() {
 	}' "$1"
 }
 
-# watch: of a stage's output, what is worth showing while it runs.
+# watch STAGE: of its output, what is worth showing while it runs.
 watch() {
 	grep --line-buffered -aE "$WATCHED" |
-		sed -u 's/^/    /' || true
+		sed -u "s/^ */    $1: /" || true
 }
 
 # reasons LINES MORE LOG: the tests that failed, and MORE lines after each of them.
@@ -131,8 +132,8 @@ excuse() {
 	reasons 60 4 "$3"
 }
 
-# run_stage STAGE: run it and add its numbers. A stage that fails otherwise than
-# by a test, or that ran no test, counts as one failed test.
+# run_stage STAGE NUMBER: run it, and leave its numbers in its .count. A stage that
+# fails otherwise than by a test, or that ran no test, counts as one failed test.
 run_stage() {
 	local stage=$1 start=$SECONDS log=$LOG/$1.log rc=0 passed failed skipped
 	say "$2 $(title_of "$stage")"
@@ -140,32 +141,59 @@ run_stage() {
 	(
 		set -e
 		"stage_${stage%-*}" "${stage#*-}"
-	) 2>&1 </dev/null | tee "$log" | watch >&2
+	) 2>&1 </dev/null | tee "$log" | watch "$stage" >&2
 	rc=${PIPESTATUS[0]}
 	set -e
 	read -r passed failed skipped < <(tally "$log")
 	if [ "$failed" -eq 0 ] && { [ "$rc" -ne 0 ] || [ "$passed" -eq 0 ]; }; then
 		failed=1
 	fi
-	if [ "$failed" -ne 0 ]; then
-		excuse "$stage" "$rc" "$log"
-		BAD+=("$stage")
-	fi
+	[ "$failed" -eq 0 ] || excuse "$stage" "$rc" "$log"
 	say "$stage: $passed passed, $failed failed, $skipped skipped in $((SECONDS - start)) s"
+	echo "$passed $failed $skipped" >"$LOG/$stage.count"
+}
+
+# add_up STAGE: its numbers, if it came to its end.
+add_up() {
+	local passed=0 failed=1 skipped=0
+	[ ! -s "$LOG/$1.count" ] || read -r passed failed skipped <"$LOG/$1.count"
+	[ "$failed" -eq 0 ] || BAD+=("$1")
 	PASSED=$((PASSED + passed)) FAILED=$((FAILED + failed)) SKIPPED=$((SKIPPED + skipped))
 }
 
+# stop: ends the stages that run.
+# shellcheck disable=SC2317
+stop() {
+	local job
+	for job in $(jobs -p); do
+		kill -- "-$job"
+	done
+	exit 130
+}
+
 STAGES=("$@")
-[ $# -gt 0 ] || STAGES=(cargo kunit e2e-stock e2e-debug torture-debug)
+[ $# -gt 0 ] || STAGES=("${ALL[@]}")
+[[ $LANES =~ ^[1-9]$ ]] || die "LANES is how many stages run at a time, not '$LANES'"
 for stage in "${STAGES[@]}"; do
 	title_of "$stage" >/dev/null
 done
 mkdir -p "$LOG"
 "$TOP/scripts/prepare.sh" root >/dev/null
+# Each stage is a process group of its own.
+set -m
+trap stop INT TERM
 number=0
 for stage in "${STAGES[@]}"; do
 	number=$((number + 1))
-	run_stage "$stage" "[$number/${#STAGES[@]}]"
+	rm -f "$LOG/$stage.count"
+	while [ "$(jobs -rp | wc -l)" -ge "$LANES" ]; do
+		wait -n || true
+	done
+	run_stage "$stage" "[$number/${#STAGES[@]}]" &
+done
+wait
+for stage in "${STAGES[@]}"; do
+	add_up "$stage"
 done
 # Who sees no more than the end of a long run still learns what failed.
 for stage in "${BAD[@]}"; do
