@@ -10,7 +10,9 @@
 # one with the memory of real Debian guests (made at first use, which takes a while),
 # and the debug kernel, which knows how long locks are held. --only keeps the other
 # rows of the last run. Results are in build/report/bench.json and .md, with plots
-# beside them. Documentation/benchmarks.md says what the measures are.
+# beside them. One more measure, "engine", is the engine's parts by themselves, beside
+# what others do: build/report/engine.md. Documentation/benchmarks.md says what the
+# measures are.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -54,15 +56,32 @@ host() {
 	rm -f "$REPORT/before.json"
 }
 
+# engine: its benchmarks, on a host that has come to rest.
+engine() {
+	local program
+	program=$("$TOP/scripts/root.sh" cargo bench --manifest-path "$TOP/tools/Cargo.toml" \
+		--locked -p twinpage-engine --no-run --message-format json |
+		sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
+	[ -x "$program" ] || die "cargo made no benchmark of the engine"
+	say "the engine's parts"
+	"$TOP/scripts/vm.sh" --kernel stock --count --mem 3072 --timeout 7200 \
+		--file "$program:/engine" -- sh -c 'sleep 10; /engine --counted' | tee >(cat >&2) |
+		{ printf '| what | | |\n| --- | --: | --- |\n' && grep '^|'; } >"$REPORT/engine.md"
+}
+
 mkdir -p "$REPORT"
 "$TOP/scripts/prepare.sh" root stock initrd >/dev/null
 progress "userspace programs" "$TOP/build/log/tools.log" '^ +Compiling' "$TOP/scripts/tools.sh"
 if [ "${1:-}" = --list ]; then
 	bench --list
+	echo engine
 	exit
 fi
 [[ " $* " == *" --only "* ]] || rm -f "$REPORT/bench.json"
+if [[ " $* " != *" --only "* || " $* " == *" --only engine"* ]]; then
+	engine
+fi
 for name in stock real debug; do
 	[ -z "$(bench --list --host "$name" "$@")" ] || host "$name" "$@"
 done
-say "report: build/report/bench.json"
+say "report: build/report"

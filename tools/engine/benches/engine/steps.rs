@@ -1,20 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the engine costs: hashing, the tree at several sizes, and steps over a world that costs
-//! next to nothing.
-//!
-//! `cargo bench -p twinpage-engine [NAME...]` runs the groups whose name contains one of `NAME`.
-//! Each number is the best of several runs.
+//! Steps of the engine, over a world that costs next to nothing.
 
-use std::{
-    hint::black_box,
-    ops::Range,
-    time::Instant, //
-};
+use std::ops::Range;
 
 use rand::{
     rngs::SmallRng,
-    seq::SliceRandom,
     Rng,
     SeedableRng, //
 };
@@ -24,12 +15,7 @@ use twinpage_engine::engine::{
         Span, //
     },
     knobs::Knobs,
-    node::{
-        Node,
-        Nodes, //
-    },
     scratch::Scratch,
-    tree::Tree,
     world::{
         Away,
         GuestId,
@@ -45,105 +31,12 @@ use twinpage_engine::engine::{
         DIGEST_BYTES,
         PAGE_BYTES, //
     },
-    xxh64::{
-        hash_bytes,
-        hash_words, //
-    },
 };
 
-const RUNS: u32 = 5;
-
-/// Prints the best time of a run, for each of `count` things in it. `run` returns how long it took.
-fn report(name: &str, count: usize, mut run: impl FnMut() -> u128) {
-    let best = (0..RUNS).map(|_| run()).min().unwrap_or(0);
-    println!("{name:<44} {:>10.1} ns", best as f64 / count as f64);
-}
-
-fn timed<T>(act: impl FnOnce() -> T) -> u128 {
-    let start = Instant::now();
-    black_box(act());
-    start.elapsed().as_nanos()
-}
-
-fn hashing() {
-    const PAGES: usize = 256;
-    let mut rng = SmallRng::seed_from_u64(1);
-    let words: Vec<u64> = (0..512 * PAGES).map(|_| rng.random()).collect();
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    report("xxh64 of a page, word by word", PAGES, || {
-        timed(|| {
-            let pages = words.chunks_exact(512);
-            pages.fold(0, |sum, page| sum ^ hash_words(512, |at| page[at], 1))
-        })
-    });
-    report("xxh64 of a page, as a slice", PAGES, || {
-        timed(|| {
-            let pages = bytes.chunks_exact(4096);
-            pages.fold(0, |sum, page| sum ^ hash_bytes(page, 1))
-        })
-    });
-}
-
-struct Arena(Vec<Node>);
-
-impl Nodes for Arena {
-    fn node(&self, id: u32) -> Option<&Node> {
-        self.0.get(id as usize)
-    }
-
-    fn node_mut(&mut self, id: u32) -> Option<&mut Node> {
-        self.0.get_mut(id as usize)
-    }
-}
-
-fn tree() {
-    for bits in [14, 16, 18, 20] {
-        let count = 1 << bits;
-        let mut rng = SmallRng::seed_from_u64(1);
-        let keys: Vec<u64> = (0..count).map(|_| rng.random()).collect();
-        let mut order = keys.clone();
-        order.shuffle(&mut rng);
-        let mut arena = Arena(Vec::new());
-        let mut tree = Tree::new();
-        report(&format!("tree of 2^{bits}: insert"), count, || {
-            arena = Arena(keys.iter().copied().map(Node::new).collect());
-            tree = Tree::new();
-            timed(|| {
-                for id in 0..count as u32 {
-                    let _ = tree.insert(&mut arena, id);
-                }
-            })
-        });
-        report(&format!("tree of 2^{bits}: find"), count, || {
-            timed(|| {
-                order
-                    .iter()
-                    .filter_map(|key| tree.find(&arena, *key))
-                    .count()
-            })
-        });
-        report(&format!("tree of 2^{bits}: miss"), count, || {
-            timed(|| {
-                order
-                    .iter()
-                    .filter_map(|key| tree.find(&arena, !key))
-                    .count()
-            })
-        });
-        report(
-            &format!("tree of 2^{bits}: remove and insert"),
-            count,
-            || {
-                timed(|| {
-                    for id in 0..count as u32 {
-                        let _ = tree.remove(&mut arena, id);
-                        let _ = tree.insert(&mut arena, id);
-                    }
-                })
-            },
-        );
-    }
-}
+use crate::report::{
+    timed,
+    Report, //
+};
 
 /// Guests of the same pages, as numbers.
 struct Plain {
@@ -273,7 +166,8 @@ fn pass(
     })
 }
 
-fn scan() {
+/// Prints what steps cost.
+pub fn steps(report: &Report) {
     let mut scratch = Scratch::new().expect("memory");
     let knobs = Knobs {
         smart_scan: false,
@@ -283,22 +177,22 @@ fn scan() {
     for bits in [14, 17, 20] {
         let count = 1 << bits;
         let name = |what: &str| format!("2^{bits} pages, {what}");
-        report(&name("first look at a page"), count, || {
+        report.each(&name("first look at a page"), count, || {
             let (mut index, mut world) = guests(1, count);
             pass(&mut index, &mut world, &mut scratch, &knobs, 0)
         });
         let (mut index, mut world) = guests(1, count);
         pass(&mut index, &mut world, &mut scratch, &knobs, 0);
-        report(&name("look at a page that did not change"), count, || {
+        report.each(&name("look at a page that did not change"), count, || {
             pass(&mut index, &mut world, &mut scratch, &knobs, 0)
         });
-        report(&name("look at a page that changed"), count, || {
+        report.each(&name("look at a page that changed"), count, || {
             for page in &mut world.pages[0] {
                 *page += 1;
             }
             pass(&mut index, &mut world, &mut scratch, &knobs, 0)
         });
-        report(&name("merge a pair of pages"), count, || {
+        report.each(&name("merge a pair of pages"), count, || {
             let (mut index, mut world) = guests(2, count);
             pass(&mut index, &mut world, &mut scratch, &knobs, 0);
             pass(&mut index, &mut world, &mut scratch, &knobs, 1)
@@ -307,30 +201,13 @@ fn scan() {
         for guest in [0, 1, 0, 1] {
             pass(&mut index, &mut world, &mut scratch, &knobs, guest);
         }
-        report(&name("look at a merged page"), count, || {
+        report.each(&name("look at a merged page"), count, || {
             pass(&mut index, &mut world, &mut scratch, &knobs, 0)
         });
         let bytes = index.totals().metadata_bytes as f64;
         let copies = index.copies();
         let pages = 2 * count;
-        println!(
-            "{:<44} {:>10.2} bytes a page",
-            name("all merged"),
-            bytes / pages as f64
-        );
+        report.line(&name("all merged"), bytes / pages as f64, "bytes a page");
         assert_eq!(copies, count);
-    }
-}
-
-fn main() {
-    let wanted: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|argument| !argument.starts_with('-'))
-        .collect();
-    let groups: [(&str, fn()); 3] = [("hashing", hashing), ("tree", tree), ("scan", scan)];
-    for (name, group) in groups {
-        if wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str())) {
-            group();
-        }
     }
 }
