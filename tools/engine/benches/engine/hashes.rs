@@ -9,10 +9,7 @@ use rand::{
     Rng,
     SeedableRng, //
 };
-use twinpage_engine::engine::xxh64::{
-    hash_bytes,
-    hash_words, //
-};
+use twinpage_engine::engine::xxh64::hash_words;
 use twox_hash::{
     XxHash3_64,
     XxHash64, //
@@ -44,9 +41,9 @@ pub fn hashes(report: &Report) {
     let page = |at: usize| &words[at * WORDS..][..WORDS];
     let slice = |at: usize| &bytes[at * 4096..][..4096];
     each("XXH64, word by word, as the module", &|at| {
-        hash_words(WORDS, |word| page(at)[word], 1)
+        let page = page(at);
+        hash_words(WORDS, |word| page[word], 1)
     });
-    each("XXH64 of a slice", &|at| hash_bytes(slice(at), 1));
     each("XXH64 of twox-hash", &|at| {
         let mut hasher = XxHash64::with_seed(1);
         hasher.write(slice(at));
