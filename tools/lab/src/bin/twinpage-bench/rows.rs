@@ -25,7 +25,7 @@ pub struct Row {
     pub data: String,
     /// Pages of all guests together.
     pub size: usize,
-    /// What it was with ksmd. Absent for what ksmd does not do.
+    /// What it was with ksmd. Absent for what ksmd does not do, or did not reach.
     pub ksmd: Option<f64>,
     /// What it was with Twinpage.
     pub twinpage: f64,
@@ -43,9 +43,9 @@ impl Row {
             metric: metric.into(),
             data: data.into(),
             size,
-            ksmd: Some(ksmd),
+            ksmd: Some(ksmd).filter(|number| number.is_finite()),
             twinpage,
-            ratio: (ksmd != 0.0).then_some(twinpage / ksmd),
+            ratio: Some(twinpage / ksmd).filter(|ratio| ratio.is_finite()),
             unit: unit.into(),
         }
     }

@@ -47,9 +47,12 @@ const APART: Duration = Duration::from_secs(20);
 const MIB: f64 = 256.0;
 
 /// Who is compared.
-const NAMES: [&str; 3] = ["ksmd", "Twinpage", "ksmd with ksmtuned"];
-const TWINPAGE: usize = 1;
-const KSMTUNED: usize = 2;
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Method {
+    Ksmd,
+    Twinpage,
+    Ksmtuned,
+}
 
 /// What one of the three did.
 struct Run {
@@ -60,13 +63,14 @@ struct Run {
 }
 
 impl Run {
-    fn of(method: usize) -> Result<Run, Failure> {
-        let which = if method == TWINPAGE {
-            Which::Twinpage
-        } else {
-            Which::Ksmd
+    fn of(method: Method) -> Result<Run, Failure> {
+        let which = match method {
+            Method::Twinpage => Which::Twinpage,
+            Method::Ksmd | Method::Ksmtuned => Which::Ksmd,
         };
-        let mut tuned = (method == KSMTUNED).then(Ksmtuned::new).transpose()?;
+        let mut tuned = (method == Method::Ksmtuned)
+            .then(Ksmtuned::new)
+            .transpose()?;
         let mut merger = Merger::idle(which, Setting::Default)?;
         merger.set("run", u8::from(tuned.is_none()))?;
         keep_lists_short()?;
@@ -157,13 +161,19 @@ fn paused(merger: &Merger, start: &mut Instant) -> Result<Judgement, Failure> {
 
 /// The memory of real guests that begin one after the other.
 pub fn watched(_size: usize) -> Result<Vec<Row>, Failure> {
-    let runs = [Run::of(0)?, Run::of(1)?, Run::of(2)?];
-    draw(&runs)?;
-    let size = runs[TWINPAGE].late.mapped;
+    let ksmd = Run::of(Method::Ksmd)?;
+    let twinpage = Run::of(Method::Twinpage)?;
+    let tuned = Run::of(Method::Ksmtuned)?;
+    draw(&[
+        ("ksmd", &ksmd),
+        ("Twinpage", &twinpage),
+        ("ksmd with ksmtuned", &tuned),
+    ])?;
+    let size = twinpage.late.mapped;
     let mut rows = Vec::new();
-    for (peer, name) in [(0, "D4 real"), (KSMTUNED, "D4 real, ksmtuned")] {
+    for (peer, name) in [(&ksmd, "D4 real"), (&tuned, "D4 real, ksmtuned")] {
         let mut add = |metric: &str, unit: &str, value: &dyn Fn(&Run) -> f64| {
-            let both = [value(&runs[peer]), value(&runs[TWINPAGE])];
+            let both = [value(peer), value(&twinpage)];
             rows.push(Row::of(metric, name, size, unit, both));
         };
         let unit = "% of possible";
@@ -181,16 +191,15 @@ pub fn watched(_size: usize) -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
-fn draw(runs: &[Run; 3]) -> Result<(), Failure> {
+fn draw(runs: &[(&'static str, &Run)]) -> Result<(), Failure> {
     let panel = |title: &str, y, legend, points: &dyn Fn(&Run) -> Vec<(f64, f64)>| Panel {
         title: title.into(),
         x: "emulated s",
         y,
         legend,
-        lines: NAMES
-            .into_iter()
-            .zip(runs)
-            .map(|(name, run)| Line {
+        lines: runs
+            .iter()
+            .map(|&(name, run)| Line {
                 name,
                 points: points(run),
             })
