@@ -166,7 +166,7 @@ add_up() {
 stop() {
 	local job
 	for job in $(jobs -p); do
-		kill -- "-$job"
+		kill -- "-$job" 2>/dev/null || true
 	done
 	exit 130
 }

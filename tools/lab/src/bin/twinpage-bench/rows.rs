@@ -27,12 +27,17 @@ pub struct Row {
     pub size: usize,
     /// What it was with ksmd. Absent for what ksmd does not do, or did not reach.
     pub ksmd: Option<f64>,
-    /// What it was with Twinpage.
-    pub twinpage: f64,
+    /// What it was with Twinpage. Absent if that did not get there either.
+    pub twinpage: Option<f64>,
     /// Twinpage's part of ksmd's.
     pub ratio: Option<f64>,
     /// Of what.
     pub unit: String,
+}
+
+/// What JSON and the table can show: a number, or none.
+fn number(value: f64) -> Option<f64> {
+    Some(value).filter(|value| value.is_finite())
 }
 
 impl Row {
@@ -43,9 +48,9 @@ impl Row {
             metric: metric.into(),
             data: data.into(),
             size,
-            ksmd: Some(ksmd).filter(|number| number.is_finite()),
-            twinpage,
-            ratio: Some(twinpage / ksmd).filter(|ratio| ratio.is_finite()),
+            ksmd: number(ksmd),
+            twinpage: number(twinpage),
+            ratio: number(twinpage / ksmd),
             unit: unit.into(),
         }
     }
@@ -67,12 +72,12 @@ impl fmt::Display for Row {
         };
         write!(
             f,
-            "| {} | {} | {} | {} | {:.1} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} |",
             self.metric,
             self.data,
             self.size,
             or_none(self.ksmd, 1),
-            self.twinpage,
+            or_none(self.twinpage, 1),
             or_none(self.ratio, 3),
             self.unit
         )
@@ -130,6 +135,15 @@ mod tests {
             rows.put(Row::of("look", "zero", size, "pages", [1.0, value]));
         }
         let kept: Vec<_> = rows.0.iter().map(|row| (row.size, row.twinpage)).collect();
-        assert_eq!(kept, [(1, 4.0), (2, 3.0)]);
+        assert_eq!(kept, [(1, Some(4.0)), (2, Some(3.0))]);
+    }
+
+    #[test]
+    fn what_was_not_reached_can_be_kept() -> serde_json::Result<()> {
+        let row = Row::of("to 90 %", "D4", 1, "s", [f64::NAN, f64::NAN]);
+        let text = serde_json::to_string(&row)?;
+        assert_eq!(serde_json::from_str::<Row>(&text)?, row);
+        assert_eq!(row.to_string(), "| to 90 % | D4 | 1 | - | - | - | s |");
+        Ok(())
     }
 }
