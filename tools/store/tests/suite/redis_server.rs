@@ -2,10 +2,11 @@
 
 //! Real servers, started by the test and ended with it.
 
-use std::net::{
-    TcpListener,
-    TcpStream, //
+use std::fs::{
+    self,
+    File, //
 };
+use std::net::TcpListener;
 use std::path::{
     Path,
     PathBuf, //
@@ -207,7 +208,17 @@ impl Cluster {
 
 /// Starts one server.
 fn start(directory: &Path, access: Access) -> Node {
-    let (port, bus) = (free_port(), free_port());
+    for _ in 0..5 {
+        if let Some(node) = start_at(directory, access, free_port(), free_port()) {
+            return node;
+        }
+    }
+    panic!("the server does not start");
+}
+
+/// Starts one server at these ports, unless somebody has taken one since it was free.
+fn start_at(directory: &Path, access: Access, port: u16, bus: u16) -> Option<Node> {
+    let log = directory.join(format!("log-{port}"));
     let mut command = Command::new(program("redis-server"));
     command
         .args([
@@ -235,7 +246,7 @@ fn start(directory: &Path, access: Access) -> Node {
         .arg("--dir")
         .arg(directory)
         .stdin(Stdio::null())
-        .stdout(Stdio::null());
+        .stdout(File::create(&log).unwrap());
     let text = port.to_string();
     match access {
         Access::Open => {
@@ -254,15 +265,31 @@ fn start(directory: &Path, access: Access) -> Node {
             }
         }
     }
-    let node = Node {
+    let mut node = Node {
         child: command.spawn().unwrap(),
         port,
         bus,
     };
+    let said = || fs::read_to_string(&log).unwrap();
     let since = Instant::now();
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(since.elapsed() < PATIENCE, "the server does not start");
+    // Whoever took the port may answer there as well, so the server's own word counts.
+    while !said().contains("Ready to accept connections") {
+        if node.child.try_wait().unwrap().is_some() {
+            eprintln!("a server ended: {}", said());
+            return None;
+        }
+        assert!(since.elapsed() < PATIENCE, "a server is late: {}", said());
         thread::sleep(Duration::from_millis(20));
     }
-    node
+    Some(node)
+}
+
+#[test]
+fn a_server_whose_port_is_taken_is_noticed() {
+    let directory = TempDir::new().unwrap();
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap().port();
+    for (port, bus) in [(taken, free_port()), (free_port(), taken)] {
+        assert!(start_at(directory.path(), Access::Open, port, bus).is_none());
+    }
 }
