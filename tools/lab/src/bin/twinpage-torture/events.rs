@@ -7,6 +7,10 @@ use std::collections::{
     HashSet, //
 };
 use std::fs;
+use std::process::{
+    Command,
+    Stdio, //
+};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -508,10 +512,33 @@ fn hotplug_memory(_: &Host, random: &mut Random) -> Result<(), Failure> {
         return Err(Failure::Skipped("no memory to take out".into()));
     }
     let block = blocks[random.below(blocks.len())].display().to_string();
-    let gone = host::write(&block, "offline");
+    let gone = take_offline(&block);
     random.nap(200);
     let back = host::write(&block, "online");
     gone.and(back)
+}
+
+/// Takes a block of memory away. The kernel tries until a signal comes while somebody holds a page of
+/// it, as a soft offline does, which itself waits for this to end (mm/madvise.c:madvise_inject_error,
+/// mm/memory-failure.c:soft_offline_page).
+fn take_offline(state: &str) -> Result<(), Failure> {
+    const LIMIT: Duration = Duration::from_secs(30);
+    let mut child = Command::new("sh")
+        .args(["-c", "echo offline >\"$1\"", "sh", state])
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let ended: Result<_, Failure> = wait::until("taking memory away", LIMIT, || {
+        Ok(child.try_wait()?.is_some())
+    });
+    child.kill()?;
+    let done = child.wait_with_output()?;
+    tolerate(ended.map(|_| ()))?;
+    match done.status.success() {
+        true => Ok(()),
+        false => Err(Failure::Skipped(
+            String::from_utf8_lossy(&done.stderr).trim().to_owned(),
+        )),
+    }
 }
 
 fn hotplug_cpu(_: &Host, random: &mut Random) -> Result<(), Failure> {

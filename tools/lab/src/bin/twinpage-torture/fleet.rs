@@ -22,7 +22,10 @@ use std::sync::{
     Mutex, //
 };
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 use twinpage_lab::tap::Failure;
 use twinpage_lab::wait;
@@ -41,15 +44,35 @@ pub struct Count {
     pub why: String,
 }
 
-/// What was done and refused, and the first thing that was wrong; all threads add to it.
+/// What is done, what was done and refused, and the first thing that was wrong; all threads add to it.
 #[derive(Default)]
 pub struct Record {
+    doing: Mutex<BTreeMap<usize, (&'static str, Instant)>>,
     counts: Mutex<BTreeMap<String, Count>>,
     wrong: Mutex<Option<String>>,
     stop: AtomicBool,
 }
 
 impl Record {
+    /// Notes what an actor does from now on.
+    pub fn begins(&self, actor: usize, name: &'static str) {
+        let mut doing = self.doing.lock().unwrap_or_else(|error| error.into_inner());
+        doing.insert(actor, (name, Instant::now()));
+    }
+
+    /// Notes that an actor is done.
+    pub fn ends(&self, actor: usize) {
+        let mut doing = self.doing.lock().unwrap_or_else(|error| error.into_inner());
+        doing.remove(&actor);
+    }
+
+    /// What some actor does for longer than `limit`.
+    pub fn overdue(&self, limit: Duration) -> Option<&'static str> {
+        let doing = self.doing.lock().unwrap_or_else(|error| error.into_inner());
+        let late = doing.values().find(|(_, since)| since.elapsed() > limit);
+        late.map(|(name, _)| *name)
+    }
+
     /// Counts something that was done.
     pub fn did(&self, name: &str) {
         self.count(name, |count| count.did += 1);

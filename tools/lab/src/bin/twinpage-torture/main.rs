@@ -238,8 +238,9 @@ fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
         for (actor, events) in options.actors().into_iter().enumerate() {
             let random = Random::new(options.seed, (1 << 32) + actor as u64);
             let host = &host;
-            scope.spawn(move || happen(host, &events, random));
+            scope.spawn(move || happen(host, actor, &events, random));
         }
+        scope.spawn(|| watch_events(record));
         watch_over(&host, Duration::from_secs(options.seconds));
     });
     calm_down();
@@ -276,19 +277,16 @@ fn prepare(options: &mut Options) -> Result<Option<Swap>, Failure> {
 }
 
 /// Lets things happen until the run ends.
-fn happen(host: &Host, events: &[&Event], mut random: Random) {
+fn happen(host: &Host, actor: usize, events: &[&Event], mut random: Random) {
     while !host.record.stopped() && !events.is_empty() {
         let event = random.pick(events);
-        let start = Instant::now();
+        host.record.begins(actor, event.name);
         match (event.run)(host, &mut random) {
             Ok(()) => host.record.did(event.name),
             Err(Failure::Skipped(why)) => host.record.refused(event.name, &why),
             Err(Failure::Failed(text)) => host.record.wrong(format!("{}: {text}", event.name)),
         }
-        if start.elapsed() > EVENT_LIMIT {
-            host.record
-                .wrong(format!("{} took {:?}", event.name, start.elapsed()));
-        }
+        host.record.ends(actor);
         random.nap(150);
     }
 }
@@ -303,6 +301,17 @@ fn watch_over(host: &Host, time: Duration) {
         }
     }
     host.record.stop();
+}
+
+/// Waits for the end of the run and of all events; ends the program if one of them does not end.
+fn watch_events(record: &Record) {
+    while !record.stopped() || record.overdue(Duration::ZERO).is_some() {
+        std::thread::sleep(Duration::from_secs(1));
+        if let Some(event) = record.overdue(EVENT_LIMIT) {
+            record.wrong(format!("{event} does not end"));
+            std::process::exit(1);
+        }
+    }
 }
 
 /// Puts the host back to what it was.
