@@ -89,7 +89,7 @@ help:
 	@echo 'make kunit, make e2e parts of it'
 	@echo 'make mistakes        put mistakes in, see the tests fail; MISTAKES="name..." chooses'
 	@echo 'make torture         MINUTES=n SEED=n STAGES="debug kasan ...": go on with what tests do briefly'
-	@echo 'make coverage        which lines of the engine its tests reach'
+	@echo 'make coverage        which lines of the engine and of the module the tests reach'
 	@echo 'make check           every static check'
 	@echo 'make tools           the twinpage tool and its helpers'
 	@echo 'make modules-debug   twinpage.ko and twinpage_kunit.ko for the debug kernel'

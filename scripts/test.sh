@@ -7,7 +7,8 @@
 #
 # with the stages cargo, kunit, e2e-debug, e2e-stock, torture-debug and torture-kasan;
 # all of them if none is named. LANES of them (2) run at a time. ONLY=PATTERN chooses
-# among the end-to-end tests. Logs go to build/log.
+# among the end-to-end tests. Logs go to build/log; with EXECUTED=1 they say which
+# instructions of the module those tests ran (vm.sh --executed).
 # The last line is "N passed, N failed", with ", N skipped" where some were.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -81,7 +82,7 @@ stage_e2e() {
 	build_payload "$1"
 	[ "$1" != stock ] || build_test_hmm
 	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 5400 --mem 3072 --numa 2 --check-log \
-		--out "$LOG/e2e-$1" "${PAYLOAD[@]}" \
+		${EXECUTED:+--executed} --out "$LOG/e2e-$1" "${PAYLOAD[@]}" \
 		-- twinpage-e2e ${ONLY:+--only "$ONLY"}
 }
 

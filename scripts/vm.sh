@@ -18,6 +18,8 @@
 #	--file H:G       put the file H of this machine at G in the host under test
 #	--disk FILE      FILE as a disk of the host, the next /dev/vd?, to be read only
 #	--out DIR        keep console.log, output.log and what COMMAND left in /out
+#	--executed       and executed.log: the addresses of all instructions of the stock
+#	                 kernel's modules that were ever run, a line each
 #	--check-log      fail when the kernel log has something to explain
 #
 # The command's output comes here as it is written, kernel messages go to
@@ -29,13 +31,17 @@ set -euo pipefail
 need_root_user
 
 KERNEL='' MEM=2048 SMP=3 THREAD=multi TIMEOUT=900 APPEND='' OUT='' CHECK_LOG='' NET='' NUMA=1
-DISKS=() FILES=() CLOCK=() CPU=max,+svm,+npt
+DISKS=() FILES=() CLOCK=() TRACE=() CPU=max,+svm,+npt
 # An emulated processor stands still while its machine is busy; that is no
 # lockup, nor a broken timer.
 KERNEL_LOG='loglevel=7 printk.time=1 watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=180'
 # An interrupt in the middle of identify_cpu(), which clears the CPU's features for
 # a moment, finds KASAN in doubt about the depth of page tables: four levels then.
 ALWAYS="console=ttyS0 rdinit=/init panic=-1 no_timer_check no5lvl $KERNEL_LOG"
+
+# Where a kernel that chooses its own place puts modules
+# (arch/x86/include/asm/pgtable_64_types.h).
+MODULES=0xffffffffc0000000..0xfffffffffeffffff
 
 # count: the machine counts instructions. One that moves or fills bytes counts once for
 # each, so the kernel shall not use those where others do.
@@ -48,6 +54,7 @@ parse() {
 		case $1 in
 		--check-log) CHECK_LOG=1 && shift && continue ;;
 		--count) count && shift && continue ;;
+		--executed) TRACE=(-d in_asm -dfilter "$MODULES") && shift && continue ;;
 		--) shift && break ;;
 		esac
 		[ $# -ge 2 ] || die "vm.sh: $1 wants a value"
@@ -168,6 +175,7 @@ machine() {
 		nice -n 5 qemu-system-x86_64 -nodefaults -no-user-config \
 		-M q35 -accel "tcg,thread=$THREAD" "${CLOCK[@]}" -cpu "$CPU" \
 		-smp "$SMP,sockets=$SMP" -m "$MEM" "${numa[@]}" -display none -no-reboot \
+		"${TRACE[@]}" -D "$dir/translated" \
 		-kernel "$image" -initrd "$dir/initrd" \
 		-append "$ALWAYS$APPEND" \
 		-serial "file:$dir/console.log" \
@@ -222,6 +230,8 @@ keep() {
 	mkdir -p "$OUT"
 	cp "$1/console.log" "$OUT/"
 	cp "$1/job" "$OUT/output.log"
+	[ ${#TRACE[@]} -eq 0 ] || sed -n 's/^\(0x[0-9a-f]*\):  .*/\1/p' "$1/translated" |
+		sort -u >"$OUT/executed.log"
 	[ ! -s "$1/files" ] || tar -C "$OUT" --no-same-owner -xf "$1/files"
 }
 

@@ -8,7 +8,10 @@ use std::fs::{
     File,
     OpenOptions, //
 };
-use std::io;
+use std::io::{
+    self,
+    Write, //
+};
 use std::os::fd::{
     AsRawFd,
     RawFd, //
@@ -48,13 +51,30 @@ pub const DEBUGFS: &str = "/sys/kernel/debug/twinpage";
 /// The device.
 pub const DEVICE: &str = "/dev/twinpage";
 
+/// Where the results say at which addresses the module's code was, a load after the other.
+const SECTIONS: &str = "sections.log";
+
 /// Loads the module.
 ///
 /// # Errors
 ///
 /// The kernel's.
 pub fn load() -> io::Result<()> {
-    load_file(place::module())
+    load_file(place::module())?;
+    // For whoever reads addresses of the log afterwards: nothing fails for want of it.
+    let _ = note_sections();
+    Ok(())
+}
+
+/// Notes at which addresses the module's code is.
+fn note_sections() -> io::Result<()> {
+    let path = place::out().join(SECTIONS);
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    for name in [".text", ".init.text", ".exit.text"] {
+        let address = fs::read_to_string(format!("/sys/module/twinpage/sections/{name}"))?;
+        writeln!(file, "{name} {}", address.trim_end())?;
+    }
+    Ok(())
 }
 
 /// Loads any module.

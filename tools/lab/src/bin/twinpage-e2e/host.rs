@@ -43,7 +43,6 @@ use twinpage_lab::tap::{
 };
 use twinpage_lab::{
     ensure,
-    place,
     wait, //
 };
 
@@ -64,12 +63,18 @@ pub struct Host {
 impl Host {
     /// Loads the module and lets it scan without rest.
     pub fn new() -> Result<Host, Failure> {
-        Host::of_file(place::module())
+        module::load()?;
+        Host::hurried()
     }
 
     /// Loads another file of the module and lets it scan without rest.
     pub fn of_file(path: PathBuf) -> Result<Host, Failure> {
         module::load_file(path)?;
+        Host::hurried()
+    }
+
+    /// Lets the module that was loaded scan without rest.
+    fn hurried() -> Result<Host, Failure> {
         hurry()?;
         Ok(Host {
             device: Device::open()?,
