@@ -81,11 +81,11 @@ impl<'a> HostWorld<'a> {
 }
 
 /// Refuses private pages of a guest that is not to merge now, if `paused`, and those that only the
-/// guest sees. Returns whether there may be such pages.
-fn refuse(guest: &Guest, paused: bool, block: u64, pages: Range<usize>, seen: &mut [Seen]) -> bool {
+/// guest sees.
+fn refuse(guest: &Guest, paused: bool, block: u64, pages: Range<usize>, seen: &mut [Seen]) {
     let gmem = guest.layout().has_gmem();
     if !paused && !gmem {
-        return false;
+        return;
     }
     for (index, seen) in seen
         .iter_mut()
@@ -99,7 +99,6 @@ fn refuse(guest: &Guest, paused: bool, block: u64, pages: Range<usize>, seen: &m
             *seen = Seen::Skip(Skip::Paused);
         }
     }
-    true
 }
 
 impl World for HostWorld<'_> {
@@ -117,7 +116,8 @@ impl World for HostWorld<'_> {
         let locked = user.try_lock().ok_or(Away::Busy)?;
         self.look.at(&locked, block, pages.clone(), wanted, seen);
         let paused = self.merging && guest.layout().is_migrating();
-        if refuse(guest, paused, block, pages, seen) {
+        refuse(guest, paused, block, pages, seen);
+        if paused {
             self.look.release();
         }
         Ok(())

@@ -4,10 +4,17 @@
 
 use std::os::fd::{
     AsRawFd,
+    FromRawFd,
+    OwnedFd,
     RawFd, //
 };
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{
+    kvm_create_guest_memfd,
+    kvm_userspace_memory_region,
+    kvm_userspace_memory_region2,
+    KVM_MEM_GUEST_MEMFD, //
+};
 use kvm_ioctls::{
     Kvm,
     VcpuFd,
@@ -88,6 +95,36 @@ impl Vm {
         // process, so a range that is not or no longer mapped cannot make this program unsound; the
         // guest's writes go to `Memory`, which is accessed in volatile words only.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(Error::kvm("set a memslot"))
+    }
+
+    /// Adds a memslot that has memory of the guest's own, in a guest_memfd, beside that of this
+    /// process.
+    ///
+    /// # Errors
+    ///
+    /// KVM's; ENOTTY if it has no such thing.
+    pub fn add_private_slot(&self, slot: Slot) -> Result<(), Error> {
+        let bytes = (slot.pages * PAGE_BYTES) as u64;
+        let file = self
+            .vm
+            .create_guest_memfd(kvm_create_guest_memfd {
+                size: bytes,
+                ..Default::default()
+            })
+            .map_err(Error::kvm("create a guest_memfd"))?;
+        // SAFETY: KVM has just made the file for this caller, and nobody else knows its number.
+        let file = unsafe { OwnedFd::from_raw_fd(file) };
+        let region = kvm_userspace_memory_region2 {
+            slot: (u32::from(slot.address_space) << 16) | u32::from(slot.number),
+            flags: slot.flags | KVM_MEM_GUEST_MEMFD,
+            guest_phys_addr: slot.guest,
+            memory_size: bytes,
+            userspace_addr: slot.host,
+            guest_memfd: file.as_raw_fd() as u32,
+            ..Default::default()
+        };
+        // SAFETY: as in `set_slot`; KVM has a reference of its own on the file.
+        unsafe { self.vm.set_user_memory_region2(region) }.map_err(Error::kvm("set a memslot"))
     }
 
     /// The pages the guest has written since the last call, one bit each; clears the log.

@@ -5,10 +5,18 @@
 use std::fs;
 use std::time::Duration;
 
-use tinyvm::Backing;
+use tinyvm::{
+    Backing,
+    Memory,
+    Slot, //
+};
+use twinpage_lab::content::fill;
 use twinpage_lab::ensure;
 use twinpage_lab::module;
-use twinpage_lab::pagemap::Frames;
+use twinpage_lab::pagemap::{
+    Frames,
+    Pagemap, //
+};
 use twinpage_lab::tap::{
     Failure,
     Outcome,
@@ -46,6 +54,11 @@ pub const TESTS: &[Test] = &[
         name: "locked_memory_is_counted_and_left_alone",
         seconds: 120,
         run: locked_memory_is_counted_and_left_alone,
+    },
+    Test {
+        name: "memory_beside_a_guest_memfd_is_counted_and_left_alone",
+        seconds: 120,
+        run: memory_beside_a_guest_memfd_is_counted_and_left_alone,
     },
     Test {
         name: "memory_without_rights_is_counted_special",
@@ -138,6 +151,34 @@ fn locked_memory_is_counted_and_left_alone() -> Outcome {
     guest.attach(&host, PRIVATE)?;
     until_all(&host, &guest, "locked")?;
     ensure!(saved_pages(&[&guest])? == 0, "locked pages were merged");
+    Ok(())
+}
+
+fn memory_beside_a_guest_memfd_is_counted_and_left_alone() -> Outcome {
+    let host = Host::new()?;
+    let mut guest = Guest::detached(PAGES, Backing::Small)?;
+    let beside = Memory::new(PAGES, Backing::Small)?;
+    let slot = Slot {
+        number: 1,
+        guest: 1 << 30,
+        host: beside.address(),
+        pages: PAGES,
+        ..Slot::default()
+    };
+    match guest.vm()?.add_private_slot(slot) {
+        Err(tinyvm::Error::Kvm { what, source }) if source.errno() == libc::ENOTTY => {
+            return Err(Failure::Skipped(format!("KVM cannot {what}")));
+        }
+        added => added?,
+    }
+    guest.fill_with(|_| 42);
+    (0..PAGES).for_each(|page| fill(&beside, page, 42));
+    let frames = || Pagemap::own()?.read(beside.address(), PAGES);
+    let before = frames()?;
+    guest.attach(&host, PRIVATE)?;
+    host.until_saved(&[&guest], PAGES - 2)?;
+    until_all(&host, &guest, "gmem")?;
+    ensure!(frames()? == before, "frames changed");
     Ok(())
 }
 
