@@ -6,6 +6,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+pub mod crafted;
 #[path = "../../../rust/engine/mod.rs"]
 pub mod engine;
 pub mod mem;

@@ -16,6 +16,7 @@ mod export;
 mod faults;
 mod freezer;
 mod host;
+mod hostile;
 mod huge;
 mod isolation;
 mod knobs;
@@ -142,6 +143,7 @@ const TESTS: &[&[Test]] = &[
     devices::TESTS,
     races::TESTS,
     restraint::TESTS,
+    hostile::TESTS,
     nodes::TESTS,
     life::TESTS,
     dump::TESTS,
