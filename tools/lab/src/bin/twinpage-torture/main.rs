@@ -13,6 +13,7 @@
 mod acts;
 mod events;
 mod fleet;
+mod frames;
 mod host;
 mod neighbour;
 mod transfer;
@@ -344,7 +345,7 @@ fn still_merges(host: &Host) -> Result<(), Failure> {
     }
     let enough = host.monitors().len() * PAGES_AT_THE_END;
     wait::until("merging at the end", EVENT_LIMIT, || {
-        Ok(events::saved_pages(host)? >= enough)
+        Ok(frames::saved_pages(host)? >= enough)
     })
     .map(|_| ())
 }
