@@ -176,7 +176,7 @@ fn memory_beside_a_guest_memfd_is_counted_and_left_alone() -> Outcome {
     let frames = || Pagemap::own()?.read(beside.address(), PAGES);
     let before = frames()?;
     guest.attach(&host, PRIVATE)?;
-    host.until_saved(&[&guest], PAGES - 2)?;
+    host.until_saved(&[&guest], PAGES - 8)?;
     until_all(&host, &guest, "gmem")?;
     ensure!(frames()? == before, "frames changed");
     Ok(())
