@@ -120,9 +120,10 @@ watch() {
 		sed -u "s/^ */    $1: /" || true
 }
 
-# reasons LINES MORE LOG: the tests that failed, and MORE lines after each of them.
+# reasons LINES MORE LOG: the tests that failed, what was said just before, and MORE
+# lines after each of them.
 reasons() {
-	grep -aE -A "$2" '(^|    )not ok |^test .*FAILED|panicked at' "$3" | head -n "$1" |
+	grep -aE -B 3 -A "$2" '(^|    )not ok |^test .*FAILED|panicked at' "$3" | head -n "$1" |
 		cut -c1-160 | sed 's/^/    | /' >&2 || true
 }
 

@@ -186,6 +186,7 @@ impl<F> Index<F> {
             let Some(slot) = guest.slots.pop() else {
                 self.past.add_all(&guest.stats.counters);
                 drop(self.guests.remove(position));
+                self.sweep_anew();
                 return Progress::Done;
             };
             let pages = cover(&guest.spans, slot.base());

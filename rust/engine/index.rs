@@ -149,6 +149,8 @@ pub struct Index<F> {
     pub(super) digests: Tree,
     /// The next copy that `sweep` looks at.
     pub(super) swept: CopyId,
+    /// Whether `sweep` is to look at all copies soon, see [`is_sweep_due`](Self::is_sweep_due).
+    pub(super) sweep_due: bool,
     /// Copies below this one need nothing more to be found by their digest.
     pub(super) digested: CopyId,
     /// Copies whose digest is known, but another has its place in the tree of digests.
@@ -176,6 +178,7 @@ impl<F> Index<F> {
             tree: Tree::new(),
             digests: Tree::new(),
             swept: CopyId(0),
+            sweep_due: false,
             digested: CopyId(0),
             shadowed: 0,
             past: Counters::default(),

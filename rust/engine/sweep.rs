@@ -24,7 +24,7 @@ use super::{
 
 impl<F> Index<F> {
     /// Frees merged copies that nobody maps: looks at up to `budget` copies, and takes off it those
-    /// that were looked at. To be called while a pass goes on or a guest goes, and by the shrinker.
+    /// that were looked at. To be called while a pass goes on, by the shrinker, and when it is due.
     pub fn sweep<W: World<Frame = F>>(
         &mut self,
         world: &mut W,
@@ -35,6 +35,7 @@ impl<F> Index<F> {
         while let Some(left) = budget.checked_sub(1) {
             let Some(copy) = self.store.copies.next(self.swept) else {
                 self.swept = CopyId(0);
+                self.sweep_due = false;
                 swept.done = true;
                 break;
             };
@@ -52,6 +53,18 @@ impl<F> Index<F> {
             }
         }
         swept
+    }
+
+    /// Returns whether copies of a guest that left or was unmerged are yet to be looked at. They are
+    /// memory that the host waits for, so they should not have to wait for a pass.
+    pub fn is_sweep_due(&self) -> bool {
+        self.sweep_due
+    }
+
+    /// Has `sweep` begin with the first copy.
+    pub(super) fn sweep_anew(&mut self) {
+        self.swept = CopyId(0);
+        self.sweep_due = true;
     }
 
     /// Never hands out the copy of that number again: its frame is broken.
@@ -96,12 +109,14 @@ impl<F> Index<F> {
 mod tests {
     use super::*;
     use crate::engine::{
+        index::Progress,
         stats::Gauge,
         toy::{
             Page,
             Toy,
             Untested, //
         },
+        world::GuestId, //
     };
 
     #[test]
@@ -122,6 +137,26 @@ mod tests {
         assert_eq!(toy.index.copies(), 10);
         assert!(toy.pass(1));
         assert_eq!(toy.index.copies(), 7);
+        Ok(())
+    }
+
+    #[test]
+    fn a_sweep_of_all_copies_is_due_when_a_guest_left() -> Result<(), Untested> {
+        let mut toy = Toy::new(2)?;
+        toy.fill(0, 0..20, |index| Page::Own(1 + index));
+        toy.fill(1, 0..20, |index| Page::Own(1 + index));
+        assert!(toy.pass(2));
+        let mut budget = 15;
+        toy.index.sweep(&mut toy.world, &toy.knobs, &mut budget);
+        assert!(!toy.index.is_sweep_due());
+        toy.fill(0, 0..20, |_| Page::Absent);
+        assert_eq!(toy.index.detach(GuestId(0), 99), Progress::Done);
+        assert!(toy.index.is_sweep_due());
+        budget = 19;
+        toy.index.sweep(&mut toy.world, &toy.knobs, &mut budget);
+        assert!(toy.index.is_sweep_due());
+        assert!(toy.index.sweep(&mut toy.world, &toy.knobs, &mut 2).done);
+        assert!(!toy.index.is_sweep_due());
         Ok(())
     }
 

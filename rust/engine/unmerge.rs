@@ -67,7 +67,9 @@ impl<F> Index<F> {
         visit.unmerge(kept, &mut unmerged)?;
         if unmerged.state == UnmergeState::Done {
             *cursor = base.saturating_add(BLOCK_BYTES);
-            if !last {
+            if last {
+                self.sweep_anew();
+            } else {
                 unmerged.state = UnmergeState::More;
             }
         }
@@ -172,6 +174,7 @@ mod tests {
         for index in 0..PAGES {
             assert_eq!(toy.world.content(0, index), index as u64 / 2);
         }
+        assert!(toy.index.is_sweep_due());
         assert!(
             toy.index
                 .sweep(&mut toy.world, &toy.knobs, &mut { PAGES })

@@ -36,6 +36,9 @@ impl thread::Run for Shared {
         while !self.is_stopped() {
             thread::freeze_point();
             self.let_go();
+            while self.state.lock().sweep_due() && !self.is_stopped() {
+                thread::yield_now();
+            }
             if rest_ms > 0 {
                 let part = rest_ms.min(NOTICE_MS);
                 // Whoever rings has new work, or other settings.

@@ -415,6 +415,18 @@ impl State {
         all
     }
 
+    /// Frees copies of guests that left or were unmerged, as far as one step goes; whether there is
+    /// more to do.
+    pub(crate) fn sweep_due(&mut self) -> bool {
+        let mut world = HostWorld::new(&self.guests, &mut self.look);
+        let room = self.rooms.iter_mut().find(|room| room.index.is_sweep_due());
+        if let Some(room) = room {
+            let mut budget = SWEEP_COPIES;
+            room.index.sweep(&mut world, &self.knobs, &mut budget);
+        }
+        self.rooms.iter().any(|room| room.index.is_sweep_due())
+    }
+
     /// Copies that are kept.
     pub(crate) fn copies(&self) -> usize {
         self.rooms.iter().map(|room| room.index.copies()).sum()

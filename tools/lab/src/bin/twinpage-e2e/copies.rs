@@ -21,6 +21,7 @@ use twinpage_lab::{
 use crate::host::{
     saved_pages,
     Host,
+    DOMAIN,
     PRIVATE, //
 };
 
@@ -36,6 +37,11 @@ pub const TESTS: &[Test] = &[
         name: "a_copy_that_nobody_maps_is_freed_within_a_pass",
         seconds: 180,
         run: a_copy_that_nobody_maps_is_freed_within_a_pass,
+    },
+    Test {
+        name: "the_copies_of_vms_that_end_do_not_wait_for_a_pass",
+        seconds: 180,
+        run: the_copies_of_vms_that_end_do_not_wait_for_a_pass,
     },
     Test {
         name: "the_shrinker_frees_copies_that_nobody_maps",
@@ -95,13 +101,32 @@ fn a_copy_that_nobody_maps_is_freed_within_a_pass() -> Outcome {
     Ok(())
 }
 
-fn the_shrinker_frees_copies_that_nobody_maps() -> Outcome {
-    let host = Host::new()?;
-    let twins = host.twins(MANY)?;
-    // One more block, then the scanner rests for a minute: only the shrinker can do it.
+/// One more block, then the scanner rests for a minute.
+fn rest() -> Outcome {
     module::set("pages_to_scan", 1)?;
     module::set("advisor_mode", "none")?;
     module::set("sleep_millisecs", 60_000)?;
+    Ok(())
+}
+
+fn the_copies_of_vms_that_end_do_not_wait_for_a_pass() -> Outcome {
+    let host = Host::new()?;
+    let _bystander = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    let twins = host.twins(MANY)?;
+    rest()?;
+    let before = field("/proc/meminfo", "MemFree")?;
+    drop(twins);
+    wait::until("freeing of the copies", Duration::from_secs(40), || {
+        has_back(before)
+    })
+    .map(|_| ())
+}
+
+fn the_shrinker_frees_copies_that_nobody_maps() -> Outcome {
+    let host = Host::new()?;
+    let twins = host.twins(MANY)?;
+    // Only the shrinker can do it.
+    rest()?;
     std::fs::write("/proc/sys/vm/drop_caches", "2")?;
     std::thread::sleep(Duration::from_secs(2));
     let before = field("/proc/meminfo", "MemFree")?;
