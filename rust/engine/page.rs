@@ -10,14 +10,15 @@
 //! | Absent   | -              | -              | no          | absent                       |
 //! | Listed   | hash           | tree           | yes         | unshared                     |
 //! | Parked   | hash           | -              | no          | unshared; if huge: skip huge |
-//! | Volatile | hash or 0      | -              | no          | volatile                     |
+//! | Volatile | sample or 0    | -              | no          | volatile                     |
 //! | Merged   | -              | merged copy    | no          | merged                       |
 //! | Zero     | -              | -              | no          | zero                         |
 //! | Skipped  | reason         | -              | no          | skip of that reason          |
 //!
 //! *Listed* pages are candidates: others of the same hash find them. *Parked* is a page whose hash
-//! is known but whose place in the tree another page or a merged copy has; it merges when it is
-//! looked at next and can.
+//! is known but whose place in the tree another page or a merged copy has, or which has just come to
+//! rest; it merges when it is looked at next and can. A *volatile* page is recognized by the hash of a part of it; one whose
+//! bytes differed from those of the same hash, by that hash.
 
 use super::{
     stats::Gauge,
@@ -213,7 +214,7 @@ impl Meta {
 pub struct Record {
     /// State.
     pub kind: Kind,
-    /// Hash, or reason of skipping.
+    /// Hash, sample, or reason of skipping.
     pub key: u64,
     /// The merged copy that a [`Kind::Merged`] page maps.
     pub copy: CopyId,
@@ -297,6 +298,11 @@ impl Record {
                 Gauge::Skip(reason.copied().unwrap_or(Skip::Special))
             }
         }
+    }
+
+    /// Returns whether the key is the hash of a part of the page.
+    pub fn has_sample(&self) -> bool {
+        self.kind == Kind::Volatile && !self.mark && self.key != UNKNOWN
     }
 
     /// Returns whether it is a huge page that would merge if it were split.

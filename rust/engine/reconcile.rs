@@ -135,10 +135,15 @@ impl<W: World> Visit<'_, W> {
             }
             Kind::Absent => self.index.set(page, Record::UNSEEN),
             Kind::Listed | Kind::Parked | Kind::Volatile if old.huge != huge => {
-                // The mark means another thing now.
+                // The mark means another thing now, and with it the key of a volatile page.
                 let new = Record {
                     huge,
                     mark: false,
+                    key: if old.kind == Kind::Volatile {
+                        UNKNOWN
+                    } else {
+                        old.key
+                    },
                     ..*old
                 };
                 self.index.set(page, new);

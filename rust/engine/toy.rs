@@ -300,6 +300,11 @@ impl World for Guests {
         hash
     }
 
+    /// What is above 2^32 of a content is not in the sample.
+    fn sample(&mut self, index: usize, seed: u64) -> u64 {
+        hash_of(self.looked_at(index) & 0xffff_ffff, seed)
+    }
+
     fn snapshot(&mut self, index: usize) -> Option<Frame> {
         let made = Made {
             content: self.looked_at(index),

@@ -39,6 +39,16 @@ use core::ops::Range;
 /// Words of 8 bytes in a page.
 const PAGE_WORDS: usize = PAGE_BYTES as usize / 8;
 
+/// Words of 8 bytes in a sample: one cache line of 64 bytes in each 512 bytes.
+const SAMPLE_WORDS: usize = PAGE_WORDS / 8;
+
+/// Where word `word` of a sample is in the page: lines are 576 bytes apart, each another distance
+/// away from a multiple of 512, so that structures of a common size are not missed in one place.
+#[inline(always)]
+fn sampled(word: usize) -> usize {
+    word + word / 8 * 64
+}
+
 /// The attached guests, and room for one look.
 pub(crate) struct HostWorld<'a> {
     guests: &'a [Guest],
@@ -129,6 +139,14 @@ impl World for HostWorld<'_> {
         };
         let words = page.words();
         xxh64::hash_words(PAGE_WORDS, |word| words.get(word), seed)
+    }
+
+    fn sample(&mut self, index: usize, seed: u64) -> u64 {
+        let Some(page) = self.look.kept(index) else {
+            return 0;
+        };
+        let words = page.words();
+        xxh64::hash_words(SAMPLE_WORDS, |word| words.get(sampled(word)), seed)
     }
 
     fn snapshot(&mut self, index: usize) -> Option<Frame> {

@@ -81,6 +81,10 @@ impl World for Plain {
         (content ^ seed).wrapping_mul(0x9e37_79b1_85eb_ca87)
     }
 
+    fn sample(&mut self, index: usize, seed: u64) -> u64 {
+        self.hash(index, seed)
+    }
+
     fn snapshot(&mut self, index: usize) -> Option<u32> {
         self.frames
             .push(self.pages[self.looked.0][self.looked.1 + index]);

@@ -720,6 +720,13 @@ impl World for Host {
         hash
     }
 
+    /// Each two contents have one sample.
+    fn sample(&mut self, index: usize, seed: u64) -> u64 {
+        let pfn = self.kept[&index];
+        let content = self.frames.borrow().get(pfn).content;
+        hash_words(1, |_| content / 2, seed)
+    }
+
     fn snapshot(&mut self, index: usize) -> Option<Frame> {
         self.happen();
         if self.chance(self.chaos.no_memory) {

@@ -101,11 +101,11 @@ impl Data {
 }
 
 /// Changes a word of every page.
-pub fn rewrite(guests: &[Guest]) {
+pub fn rewrite(guests: &[Guest], word: usize) {
     for guest in guests {
         for page in 0..guest.memory.pages() {
-            let word = guest.memory.word(page, 0);
-            guest.memory.set_word(page, 0, word.wrapping_add(1));
+            let value = guest.memory.word(page, word);
+            guest.memory.set_word(page, word, value.wrapping_add(1));
         }
     }
 }

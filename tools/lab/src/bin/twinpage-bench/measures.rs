@@ -146,14 +146,26 @@ fn steady(
         .collect()
 }
 
-/// What a pass costs while every page is rewritten all the time.
+/// What a pass costs while every page is rewritten all the time, where Twinpage's sample of it is
+/// and where it is not.
 fn volatile(size: usize) -> Result<Vec<Row>, Failure> {
+    Ok(vec![
+        rewritten_at(0, "volatile", size)?,
+        rewritten_at(8, "volatile, unsampled", size)?,
+    ])
+}
+
+/// What a pass costs while that word of every page is rewritten all the time.
+fn rewritten_at(word: usize, data: &str, size: usize) -> Result<Row, Failure> {
     let cost = both(|which| {
         let merger = over(which, Setting::Full, Data::Unique, size)?;
+        // All of it is rewritten while they rest.
+        merger.set("pages_to_scan", size)?;
+        merger.set("sleep_millisecs", 200)?;
         let passes = |count: i64| -> Result<(i64, u64), Failure> {
             let end = merger.counter("full_scans")? + count;
             while merger.counter("full_scans")? < end {
-                rewrite(merger.guests());
+                rewrite(merger.guests(), word);
             }
             Ok((merger.counter("full_scans")?, merger.spent()?))
         };
@@ -164,7 +176,7 @@ fn volatile(size: usize) -> Result<Vec<Row>, Failure> {
         merger.end()?;
         Ok(cost / size as f64)
     })?;
-    Ok(vec![Row::of("look", "volatile", size, EACH, cost)])
+    Ok(Row::of("look", data, size, EACH, cost))
 }
 
 /// Equal pages, merged; and nothing goes on.
