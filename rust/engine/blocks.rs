@@ -224,6 +224,12 @@ impl Blocks {
         block.map_or(&[], |block| &block.meta)
     }
 
+    /// Returns the tree nodes of the pages of a block.
+    pub fn nodes(&self, number: u32) -> &[Node] {
+        let block = self.blocks.get(number as usize);
+        block.map_or(&[], |block| &block.nodes)
+    }
+
     /// Keeps kind, level and marks of a page, and the block's account of them.
     pub fn set_meta(&mut self, page: PageId, old: &Record, new: &Record) {
         let Some(block) = self.blocks.get_mut(page.block() as usize) else {
@@ -233,6 +239,10 @@ impl Blocks {
             return;
         };
         *meta = new.meta();
+        if !old.huge && !new.huge {
+            // Only huge pages wait or have votes.
+            return;
+        }
         let change = |count: u16, was: bool, is: bool| {
             // OVERFLOW: Counts pages of a block, and only those that were added are taken.
             count

@@ -81,7 +81,7 @@ impl<F> Index<F> {
     fn no_records(&self) -> Result<KVVec<u32>, AllocError> {
         let mut last = 0;
         let mut next = CopyId(0);
-        while let Some(copy) = self.store.copies.next(next) {
+        while let Some((copy, _)) = self.store.copies.next(next) {
             last = copy.0.wrapping_add(1);
             next = CopyId(last);
         }
@@ -150,7 +150,7 @@ impl<F> Index<F> {
     fn check_copies(&mut self, sums: &mut Sums) -> Result<(), Flaw> {
         let (mut used, mut shared, mut digests, mut shadowed) = (0_u32, 0_u32, 0_u32, 0_u32);
         let mut next = CopyId(0);
-        while let Some(id) = self.store.copies.next(next) {
+        while let Some((id, _)) = self.store.copies.next(next) {
             next = CopyId(id.0.wrapping_add(1));
             let copy = self.store.copies.get(id).ok_or("no copy")?;
             let records = sums.records.get(id.0 as usize).copied();

@@ -362,13 +362,14 @@ impl<F> Copies<F> {
     }
 
     /// Returns the first number from `from` on that is in use, dead ones included.
-    pub fn next(&self, from: CopyId) -> Option<CopyId> {
+    pub fn next(&self, from: CopyId) -> Option<(CopyId, &MergedCopy<F>)> {
         let (mut number, mut index) = split(from);
         while let Some(chunk) = self.chunks.get(number) {
             while let Some(copy) = chunk.entries.get(index) {
                 if copy.state != State::Free {
                     // OVERFLOW: Numbers are below 2^30. CAST: So they fit.
-                    return Some(CopyId(number.wrapping_mul(CHUNK).wrapping_add(index) as u32));
+                    let id = CopyId(number.wrapping_mul(CHUNK).wrapping_add(index) as u32);
+                    return Some((id, copy));
                 }
                 index = index.wrapping_add(1);
             }
@@ -448,7 +449,7 @@ mod tests {
             assert!(copies.get(CopyId(number)).is_none());
             assert_eq!(copies.kill(CopyId(number)), None);
         }
-        assert_eq!(copies.next(CopyId(5)), Some(CopyId(7)));
+        assert_eq!(copies.next(CopyId(5)).map(|(id, _)| id), Some(CopyId(7)));
         assert_eq!(copies.used(), count.wrapping_sub(4));
         let mut again = [false; 4];
         for _ in 0..4 {

@@ -173,7 +173,7 @@ impl<F> Index<F> {
         mut budget: usize,
     ) -> Result<Computed, AllocError> {
         for _ in 0..budget.saturating_mul(VISITS_PER_DIGEST) {
-            let Some(copy) = self.store.copies.next(self.digested) else {
+            let Some((copy, _)) = self.store.copies.next(self.digested) else {
                 return Ok(Computed::None);
             };
             if self.is_readable(copy) {

@@ -16,6 +16,22 @@ impl Mask {
     /// The empty set.
     pub const EMPTY: Self = Self([0; WORDS]);
 
+    /// Returns the set of the indexes that are marked; `marks` are those of 0, 1 and so on.
+    #[inline]
+    pub fn of(mut marks: impl Iterator<Item = bool>) -> Self {
+        let mut words = [0; WORDS];
+        for word in &mut words {
+            let mut bit = 1_u64;
+            for mark in marks.by_ref().take(64) {
+                if mark {
+                    *word |= bit;
+                }
+                bit = bit.wrapping_shl(1);
+            }
+        }
+        Self(words)
+    }
+
     /// Returns the bits: index `i` is bit `i % 64` of word `i / 64`.
     pub const fn words(&self) -> &[u64; WORDS] {
         &self.0
@@ -54,6 +70,15 @@ impl Mask {
     /// Returns whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
+    }
+
+    /// Returns the indexes that are in both sets.
+    pub fn and(&self, other: &Self) -> Self {
+        let mut both = *self;
+        for (word, more) in both.0.iter_mut().zip(&other.0) {
+            *word &= more;
+        }
+        both
     }
 
     /// Returns the indexes that are in this set and not in `other`.

@@ -206,6 +206,9 @@ impl<W: World> Visit<'_, W> {
 
     /// Returns the index of the first page from `from` on that is planned.
     fn next_planned(&self, from: usize) -> Option<usize> {
+        if !self.scratch.planned {
+            return None;
+        }
         let rest = self.scratch.plan.get(from..)?;
         let ahead = rest.iter().position(|plan| *plan != Plan::Nothing)?;
         // OVERFLOW: Below 512.

@@ -81,6 +81,11 @@ impl<F> Index<F> {
 
     /// Keeps account of a page that changes from `old` to `new`. The tree node is up to the caller.
     fn settle(&mut self, page: PageId, old: &Record, new: &Record) {
+        let keyed = matches!(new.kind, Kind::Merged | Kind::Skipped);
+        if !keyed && old.meta() == new.meta() {
+            // Another hash, which nothing is counted by.
+            return;
+        }
         let copy = |record: &Record| (record.kind == Kind::Merged).then_some(record.copy);
         if copy(old) != copy(new) {
             if let Some(joined) = copy(new) {
@@ -90,11 +95,12 @@ impl<F> Index<F> {
                 self.store.copies.leave(left);
             }
         }
-        if old.gauge() != new.gauge() {
+        let (was, is) = (old.gauge(), new.gauge());
+        if was != is {
             let position = self.store.blocks.get(page.block()).map(|b| b.guest());
             if let Some(guest) = position.and_then(|position| self.guests.at_mut(position)) {
-                guest.stats.gauges.sub(old.gauge(), 1);
-                guest.stats.gauges.add(new.gauge(), 1);
+                guest.stats.gauges.sub(was, 1);
+                guest.stats.gauges.add(is, 1);
             }
         }
         self.store.blocks.set_meta(page, old, new);

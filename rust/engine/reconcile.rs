@@ -4,9 +4,11 @@
 
 use super::{
     mask::Mask,
+    node::Node,
     page::{
         CopyId,
         Kind,
+        Meta,
         Record,
         UNKNOWN, //
     },
@@ -35,25 +37,19 @@ impl<W: World> Visit<'_, W> {
     /// Returns the pages that were seen otherwise than recorded, which are few, and counts those
     /// that are there.
     fn news(&mut self) -> Mask {
-        let metas = self.index.store.blocks.metas(self.block);
-        let (mut news, mut present) = (Mask::EMPTY, 0_u32);
-        for index in self.cover.iter() {
-            let seen = self.scratch.seen(index);
-            // OVERFLOW: At most 512.
-            present = present.wrapping_add(u32::from(seen != Seen::Absent));
-            let known = match seen {
-                Seen::Merged { pfn, .. } => {
-                    let record = self.index.record(self.page(index));
-                    record.kind == Kind::Merged && self.is_frame(record.copy, pfn)
-                }
-                _ => metas.get(index).is_some_and(|meta| meta.agrees(seen)),
-            };
-            if !known {
-                news.add(index);
+        let seen = self.scratch.seen.iter();
+        let there = Mask::of(seen.clone().map(|seen| !matches!(seen, Seen::Absent)));
+        self.step.present = self.cover.and(&there).count();
+        let blocks = &self.index.store.blocks;
+        let pages = blocks.metas(self.block).iter();
+        let known = |((meta, node), seen): ((&Meta, &Node), &Seen)| match *seen {
+            Seen::Merged { pfn, .. } => {
+                meta.kind() == Kind::Merged && self.is_frame(CopyId(node.link()), pfn)
             }
-        }
-        self.step.present = present;
-        news
+            seen => meta.agrees(seen),
+        };
+        let pages = pages.zip(blocks.nodes(self.block)).zip(seen);
+        self.cover.without(&Mask::of(pages.map(known)))
     }
 
     fn reconcile_page(&mut self, index: usize) {

@@ -248,19 +248,19 @@ impl<'a, W: World> Visit<'a, W> {
         let pass = guest.map_or(0, |guest| guest.stats.counters.passes);
         let stride = self.stride();
         let metas = self.index.store.blocks.metas(self.block);
-        let (mut due, mut patient) = (Mask::EMPTY, Mask::EMPTY);
-        for index in self.cover.iter() {
+        let unmerged = |meta: &Meta| !matches!(meta.kind(), Kind::Merged | Kind::Zero);
+        let all = self.cover.and(&Mask::of(metas.iter().map(unmerged)));
+        if !self.knobs.smart_scan {
+            return (all, Mask::EMPTY);
+        }
+        let mut due = Mask::EMPTY;
+        for index in all.iter() {
             let meta = metas.get(index).copied().unwrap_or(Meta::UNSEEN);
-            if matches!(meta.kind(), Kind::Merged | Kind::Zero) {
-                continue;
-            }
-            if self.knobs.smart_scan && !meta.level().is_due(pass, stride, index) {
-                patient.add(index);
-            } else {
+            if meta.level().is_due(pass, stride, index) {
                 due.add(index);
             }
         }
-        (due, patient)
+        (due, all.without(&due))
     }
 
     /// Returns of how many passes this visit is.

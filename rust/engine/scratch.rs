@@ -48,6 +48,8 @@ pub struct Scratch {
     pub(super) seen: KVVec<Seen>,
     /// What each page is going to map.
     pub(super) plan: KVVec<Plan>,
+    /// Whether that is something else for any of them.
+    pub(super) planned: bool,
     /// What became of it.
     pub(super) results: KVVec<Shared>,
     /// Copies made in this step; there is room for one a page.
@@ -68,6 +70,7 @@ impl Scratch {
         Ok(Self {
             seen: KVVec::from_elem(Seen::Absent, BLOCK_PAGES, GFP_KERNEL)?,
             plan: KVVec::from_elem(Plan::Nothing, BLOCK_PAGES, GFP_KERNEL)?,
+            planned: false,
             results: KVVec::from_elem(Shared::Busy, BLOCK_PAGES, GFP_KERNEL)?,
             fresh: KVVec::with_capacity(BLOCK_PAGES, GFP_KERNEL)?,
             stuck: None,
@@ -77,7 +80,10 @@ impl Scratch {
 
     /// Forgets the last step.
     pub(super) fn reset(&mut self) {
-        self.plan.fill(Plan::Nothing);
+        if self.planned {
+            self.plan.fill(Plan::Nothing);
+            self.planned = false;
+        }
         self.fresh.clear();
         self.stuck = None;
         self.parted = None;
@@ -97,6 +103,7 @@ impl Scratch {
     pub(super) fn set_plan(&mut self, index: usize, plan: Plan) {
         if let Some(slot) = self.plan.get_mut(index) {
             *slot = plan;
+            self.planned |= plan != Plan::Nothing;
         }
     }
 }

@@ -33,7 +33,7 @@ impl<F> Index<F> {
     ) -> Swept {
         let mut swept = Swept::default();
         while let Some(left) = budget.checked_sub(1) {
-            let Some(copy) = self.store.copies.next(self.swept) else {
+            let Some((copy, entry)) = self.store.copies.next(self.swept) else {
                 self.swept = CopyId(0);
                 self.sweep_due = false;
                 swept.done = true;
@@ -42,13 +42,13 @@ impl<F> Index<F> {
             *budget = left;
             // OVERFLOW: Below 2^30.
             self.swept = CopyId(copy.0.wrapping_add(1));
-            let Some(frame) = self.frame(copy) else {
+            let Some(frame) = entry.frame() else {
                 continue;
             };
             if world.mappings(frame) == 0 {
                 self.drop_copy(copy);
                 swept.freed = swept.freed.saturating_add(1);
-            } else {
+            } else if entry.state() == State::Full {
                 self.list_again(copy, knobs);
             }
         }
@@ -74,13 +74,13 @@ impl<F> Index<F> {
         self.forget_digest(copy);
     }
 
-    /// Puts a full copy into the tree again if half of its pages have left it, unless another copy
+    /// Puts a copy that was full into the tree again if half of its pages have left it, unless another copy
     /// has its place.
     fn list_again(&mut self, copy: CopyId, knobs: &Knobs) {
         let Some(entry) = self.store.copies.get(copy) else {
             return;
         };
-        if entry.state() != State::Full || entry.records() > knobs.max_page_sharing / 2 {
+        if entry.records() > knobs.max_page_sharing / 2 {
             return;
         }
         let Some(key) = self.store.copies.node(copy).map(|node| node.key()) else {

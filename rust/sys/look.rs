@@ -7,7 +7,7 @@
 
 use super::{bindings, mm::Locked};
 use crate::engine::world::{Pfn, Seen, Skip, Token, BLOCK_PAGES};
-use core::{marker::PhantomData, ops::Range, ptr};
+use core::{marker::PhantomData, mem, ops::Range, ptr};
 use kernel::{
     alloc::KVVec,
     ffi::c_void,
@@ -19,10 +19,11 @@ use kernel::{
 /// # Invariants
 ///
 /// Both vectors have `BLOCK_PAGES` elements. An element of `kept` is null, or a `struct page` of
-/// which `self` owns a reference.
+/// which `self` owns a reference; unless `keeping`, all are null.
 pub(crate) struct Look {
     seen: KVVec<bindings::twinpage_shim_seen>,
     kept: KVVec<*mut c_void>,
+    keeping: bool,
 }
 
 // SAFETY: The pointers in `kept` are references to pages, which may be used and given up on any
@@ -48,7 +49,11 @@ impl Look {
         seen.resize(BLOCK_PAGES, Default::default(), GFP_KERNEL)?;
         kept.resize(BLOCK_PAGES, ptr::null_mut(), GFP_KERNEL)?;
         // INVARIANT: Both have `BLOCK_PAGES` elements, and nothing is kept.
-        Ok(Self { seen, kept })
+        Ok(Self {
+            seen,
+            kept,
+            keeping: false,
+        })
     }
 
     /// Looks at the pages `pages` of the block at address `block`, lets go of what was kept before,
@@ -66,12 +71,13 @@ impl Look {
         seen: &mut [Seen],
     ) {
         self.release();
+        self.keeping = wanted.iter().any(|word| *word != 0);
         let end = pages.end.min(BLOCK_PAGES);
         let first = pages.start.min(end);
         // SAFETY: `mm` is valid and its mmap lock is held: `mm` borrows the guard. `first..end`
         // lies within the `BLOCK_PAGES` elements that `wanted` (as bits), `self.seen` and
         // `self.kept` have by the invariant of `self`, and they live until the call returns.
-        // INVARIANT: What the call writes to `kept` are pages with a reference.
+        // INVARIANT: What the call writes to `kept` are pages with a reference, and wanted ones.
         unsafe {
             bindings::twinpage_shim_look(
                 mm.as_ptr(),
@@ -83,8 +89,10 @@ impl Look {
                 self.kept.as_mut_ptr(),
             )
         };
-        for (to, from) in seen.iter_mut().zip(self.seen.iter()).take(end).skip(first) {
-            *to = decode(from);
+        if let (Some(to), Some(from)) = (seen.get_mut(first..end), self.seen.get(first..end)) {
+            for (to, from) in to.iter_mut().zip(from) {
+                *to = decode(from);
+            }
         }
     }
 
@@ -100,6 +108,9 @@ impl Look {
 
     /// Lets go of what is kept.
     pub(crate) fn release(&mut self) {
+        if !mem::take(&mut self.keeping) {
+            return;
+        }
         for page in self.kept.iter_mut().filter(|page| !page.is_null()) {
             // SAFETY: `self` owns a reference to the page, and forgets it in the next line.
             unsafe { bindings::twinpage_shim_page_put(*page) };

@@ -331,10 +331,13 @@ int twinpage_shim_unshare(void *mm, unsigned long addr)
 	/* A page table that comes and goes under us ends the loop sooner. */
 	unsigned int tries = 3;
 
-	while (tries-- && maps_copy(mm, addr)) {
-		struct vm_area_struct *vma = find_vma(mm, addr);
+	while (maps_copy(mm, addr)) {
+		struct vm_area_struct *vma;
 		vm_fault_t fault;
 
+		if (!tries--)
+			return TWINPAGE_SHIM_BUSY;
+		vma = find_vma(mm, addr);
 		if (!vma || vma->vm_start > addr)
 			return TWINPAGE_SHIM_DONE;
 		fault = handle_mm_fault(vma, addr,
@@ -345,7 +348,7 @@ int twinpage_shim_unshare(void *mm, unsigned long addr)
 		if (fault & VM_FAULT_ERROR)
 			return TWINPAGE_SHIM_BUSY;
 	}
-	return maps_copy(mm, addr) ? TWINPAGE_SHIM_BUSY : TWINPAGE_SHIM_DONE;
+	return TWINPAGE_SHIM_DONE;
 }
 
 /* A reference on the large folio mapped at addr, or NULL. */

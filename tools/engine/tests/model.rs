@@ -254,7 +254,7 @@ fn copies_are_a_map() {
         assert_eq!(copies.shared() as usize, shared);
         let mut next = CopyId(0);
         let mut found = 0;
-        while let Some(id) = copies.next(next) {
+        while let Some((id, _)) = copies.next(next) {
             assert!(model.contains_key(&id.0));
             found += 1;
             next = CopyId(id.0 + 1);
