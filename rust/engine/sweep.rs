@@ -55,8 +55,8 @@ impl<F> Index<F> {
         swept
     }
 
-    /// Returns whether copies of a guest that left or was unmerged are yet to be looked at. They are
-    /// memory that the host waits for, so they should not have to wait for a pass.
+    /// Returns whether copies of a guest that left or was unmerged are yet to be looked at. They
+    /// are memory that the host waits for, so they should not have to wait for a pass.
     pub fn is_sweep_due(&self) -> bool {
         self.sweep_due
     }
@@ -74,8 +74,8 @@ impl<F> Index<F> {
         self.forget_digest(copy);
     }
 
-    /// Puts a copy that was full into the tree again if half of its pages have left it, unless another copy
-    /// has its place.
+    /// Puts a copy that was full into the tree again if half of its pages have left it, unless
+    /// another copy has its place.
     fn list_again(&mut self, copy: CopyId, knobs: &Knobs) {
         let Some(entry) = self.store.copies.get(copy) else {
             return;
