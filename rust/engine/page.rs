@@ -17,8 +17,8 @@
 //!
 //! *Listed* pages are candidates: others of the same hash find them. *Parked* is a page whose hash
 //! is known but whose place in the tree another page or a merged copy has, or which has just come
-//! to rest; it merges when it is looked at next and can. A *volatile* page is recognized by the hash
-//! of a part of it; one whose bytes differed from those of the same hash, by that hash.
+//! to rest; it merges when it is looked at next and can. A *volatile* page is recognized by the
+//! hash of a part of it; one whose bytes differed from those of the same hash, by that hash.
 
 use super::{
     stats::Gauge,
