@@ -154,6 +154,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_marked_is_there() {
+        let some = Mask::of((0..BLOCK_PAGES).map(|index| index % 65 == 0));
+        assert!(some.iter().eq([0, 65, 130, 195, 260, 325, 390, 455]));
+        let few = Mask::of([false, true, true].into_iter());
+        assert!(few.iter().eq([1, 2]));
+        assert_eq!(Mask::of((0..2 * BLOCK_PAGES).map(|_| true)).count(), 512);
+        assert_eq!(few.and(&some), Mask::EMPTY);
+        assert_eq!(few.and(&few), few);
+    }
+
+    #[test]
     fn what_is_added_is_there() {
         let mut mask = Mask::EMPTY;
         assert!(mask.is_empty());
