@@ -5,7 +5,7 @@
 //! A [`Snapshot`] notes for each mapped page its content (as a 128-bit hash of our own, unrelated
 //! to the module's) and its frame. Pages of equal content are a group. Of a group of *n* pages in
 //! *f* frames, *n* - 1 could be saved and *n* - *f* are. Zero pages are a class of their own: each
-//! could be saved, and is when its frame is the kernel's page of zeroes.
+//! could be saved, as the kernel has a page of zeroes; all are but the frames they take of their own.
 
 use std::collections::{
     HashMap,
@@ -177,18 +177,22 @@ impl Judgement {
     fn of<'a>(pages: impl Iterator<Item = &'a Seen>) -> Judgement {
         let mut judgement = Judgement::default();
         let mut groups: HashMap<u128, Group> = HashMap::new();
+        let mut zero_frames = HashSet::new();
         for seen in pages {
             judgement.mapped += 1;
             judgement.huge += usize::from(seen.huge);
             match seen.content {
                 Content::Zero => {
                     judgement.zero_possible += 1;
-                    judgement.zero_merged += usize::from(seen.zero_frame);
                     judgement.missed_huge += usize::from(!seen.zero_frame && seen.huge);
+                    if !seen.zero_frame {
+                        zero_frames.insert(seen.frame);
+                    }
                 }
                 Content::Hash(hash) => groups.entry(hash).or_default().add(seen),
             }
         }
+        judgement.zero_merged = judgement.zero_possible - zero_frames.len();
         judgement.possible = judgement.zero_possible;
         judgement.merged = judgement.zero_merged;
         for group in groups.values() {
@@ -248,7 +252,8 @@ mod tests {
     #[test]
     fn groups_are_counted_by_content_and_frame() {
         let snapshot = Snapshot {
-            // Three of one content in two frames, one alone, two zero pages of which one is saved.
+            // Three of one content in two frames, one alone; a zero page in the page of zeroes, three
+            // in two frames of their own.
             seen: vec![
                 seen(0, 7, 1),
                 seen(0, 7, 1),
@@ -256,12 +261,14 @@ mod tests {
                 seen(1, 8, 3),
                 seen(0, 0, 0),
                 seen(1, 0, 4),
+                seen(0, 0, 5),
+                seen(1, 0, 5),
             ],
         };
         let judgement = snapshot.judge();
-        assert_eq!((judgement.possible, judgement.merged), (4, 2));
-        assert_eq!((judgement.zero_possible, judgement.zero_merged), (2, 1));
-        assert_eq!((judgement.mapped, judgement.permille()), (6, 500));
+        assert_eq!((judgement.possible, judgement.merged), (6, 3));
+        assert_eq!((judgement.zero_possible, judgement.zero_merged), (4, 2));
+        assert_eq!((judgement.mapped, judgement.permille()), (8, 500));
     }
 
     #[test]
