@@ -7,6 +7,7 @@
 //! of the guest ([`vmm`]), whether the kernel minds is read from its log ([`dmesg`]). The module's
 //! own counters ([`module`]) are compared with those, never believed alone.
 
+pub mod agent;
 pub mod cable;
 pub mod cgroup;
 pub mod checks;

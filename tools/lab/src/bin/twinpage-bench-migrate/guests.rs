@@ -16,6 +16,7 @@ use sha2::{
 use twinpage_guest::config::Config;
 use twinpage_lab::vmm::Vmm;
 use twinpage_lab::{
+    agent,
     payload,
     place, //
 };
@@ -38,9 +39,6 @@ const RANDOM_MIB: usize = 160;
 /// How long a Debian may take to boot under emulation, and for one command.
 const BOOTS: Duration = Duration::from_secs(1800);
 const WORKS: Duration = Duration::from_secs(1800);
-
-/// What a Debian guest calls itself when it can take commands.
-const READY: &str = "ready";
 
 /// What the guest did that migrates: a service with data in memory, a database, programs.
 const APP: [&str; 5] = [
@@ -93,11 +91,11 @@ const BATCH: [&str; 3] = [
 pub fn app(image: &Path) -> Recipe {
     let depends = [&APP[..], &APP_AGAIN, &[APP_LIVE]].concat();
     debian("app", image, &depends, |guest| {
-        booted(guest)?;
+        agent::booted(guest, BOOTS)?;
         work(guest, &APP)?;
         // The machine is told to reset by its guest: what was in memory stays there.
         guest.say("systemctl reboot")?;
-        booted(guest)?;
+        agent::booted(guest, BOOTS)?;
         work(guest, &APP_AGAIN)?;
         work(guest, &[APP_LIVE])
     })
@@ -107,11 +105,11 @@ pub fn app(image: &Path) -> Recipe {
 pub fn others(image: &Path) -> [Recipe; 2] {
     [
         debian("web", image, &WEB, |guest| {
-            booted(guest)?;
+            agent::booted(guest, BOOTS)?;
             work(guest, &WEB)
         }),
         debian("shell", image, &SHELL, |guest| {
-            booted(guest)?;
+            agent::booted(guest, BOOTS)?;
             work(guest, &SHELL)
         }),
     ]
@@ -121,7 +119,7 @@ pub fn others(image: &Path) -> [Recipe; 2] {
 pub fn aged(image: &Path) -> [Recipe; 4] {
     let [web, shell] = others(image);
     let batch = debian("batch", image, &BATCH, |guest| {
-        booted(guest)?;
+        agent::booted(guest, BOOTS)?;
         work(guest, &BATCH)
     });
     [app(image), web, shell, batch]
@@ -213,35 +211,12 @@ fn machine(memory_mib: usize) -> Vec<String> {
     .to_vec()
 }
 
-/// Waits until a Debian guest takes commands.
-fn booted(guest: &mut Vmm) -> Result<(), Failure> {
-    loop {
-        // What comes before, such as the end of a command that rebooted it, is of no interest.
-        if guest.line(BOOTS)? == READY {
-            return Ok(());
-        }
-    }
-}
-
 /// Runs commands in a Debian guest; each must succeed.
 fn work(guest: &mut Vmm, commands: &[&str]) -> Result<(), Failure> {
     for command in commands {
-        command_in(guest, command)?;
+        agent::run(guest, command, WORKS)?;
     }
     Ok(())
-}
-
-/// Runs one command in a Debian guest.
-///
-/// # Errors
-///
-/// It fails there, or takes too long.
-pub fn command_in(guest: &mut Vmm, line: &str) -> Result<(), Failure> {
-    guest.say(line)?;
-    match guest.line(WORKS)?.as_str() {
-        "done 0" => Ok(()),
-        said => Err(format!("{} said '{said}' to '{line}'", guest.name()).into()),
-    }
 }
 
 /// Whether a guest that arrived still works: it answers, and what it holds is right.
@@ -255,7 +230,7 @@ pub fn alive(guest: &mut Vmm, is_debian: bool) -> Result<(), Failure> {
         return Err(format!("the guest arrived and is {}", status["status"]).into());
     }
     match is_debian {
-        true => command_in(guest, "systemctl is-active live"),
+        true => Ok(agent::run(guest, "systemctl is-active live", WORKS)?),
         false => Ok(guest
             .fine(twinpage_guest::protocol::Request::Verify)
             .map(drop)?),
