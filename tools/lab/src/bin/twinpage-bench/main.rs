@@ -8,6 +8,7 @@
 
 mod curves;
 mod data;
+mod invalidations;
 mod ksmtuned;
 mod locks;
 mod measures;

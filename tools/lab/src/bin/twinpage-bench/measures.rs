@@ -16,6 +16,7 @@ use crate::data::{
     rewrite,
     Data, //
 };
+use crate::invalidations;
 use crate::locks;
 use crate::merger::{
     Merger,
@@ -80,6 +81,7 @@ pub const MEASURES: &[Measure] = &[
     measure("rewritten", Host::Stock, minutes::rewritten),
     measure("write", Host::Stock, write),
     measure("unmerge", Host::Stock, unmerge),
+    measure("invalidations", Host::Stock, invalidations::longest),
     measure("metadata", Host::Stock, metadata),
     measure("digests", Host::Stock, digests),
     measure("real", Host::Real, watched::watched),

@@ -124,6 +124,11 @@ impl Merger {
         self.which
     }
 
+    /// Its thread.
+    pub fn thread(&self) -> u32 {
+        self.thread
+    }
+
     /// Its guests.
     pub fn guests(&self) -> &[Guest] {
         &self.guests
