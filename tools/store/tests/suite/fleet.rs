@@ -31,10 +31,36 @@ use crate::pages::{
     offer,
     page, //
 };
-use crate::redis_server::{
+use crate::servers::{
     Access,
-    Cluster, //
+    Cluster,
+    Maker, //
 };
+
+/// Makes a test of each function, with the servers of each maker.
+macro_rules! with_servers_of_each_maker {
+    ($($test:ident,)*) => {
+        mod redis {
+            $(#[test] fn $test() { super::$test(super::Maker::Redis) })*
+        }
+
+        mod valkey {
+            $(#[test] fn $test() { super::$test(super::Maker::Valkey) })*
+        }
+    };
+}
+
+with_servers_of_each_maker! {
+    one_server_has_all_slots,
+    three_servers_share_the_slots,
+    a_password_is_asked_for,
+    tls_is_used_and_certificates_are_checked,
+    enough_sources_admit_a_page_and_others_leave_a_tag_only,
+    without_a_key_only_public_pages_are_taken,
+    wrong_values_are_no_pages,
+    keys_of_others_are_no_digests,
+    a_server_that_dies_gives_errors_in_bounded_time,
+}
 
 /// How a cluster is reached, with a key to count with.
 fn options(cluster: &Cluster, access: Access) -> FleetOptions {
@@ -76,18 +102,16 @@ fn load_and_fetch(fleet: &Fleet, pages: u64) {
     assert_eq!(listed, (0..pages).map(digest).collect());
 }
 
-#[test]
-fn one_server_has_all_slots() {
-    let cluster = Cluster::start(1, Access::Open);
+fn one_server_has_all_slots(maker: Maker) {
+    let cluster = Cluster::start(maker, 1, Access::Open);
     let fleet = Fleet::connect(options(&cluster, Access::Open)).unwrap();
     load_and_fetch(&fleet, 3000);
     let stat = fleet.stat().unwrap();
     assert_eq!((stat.servers, stat.keys), (1, 3000));
 }
 
-#[test]
-fn three_servers_share_the_slots() {
-    let cluster = Cluster::start(3, Access::Open);
+fn three_servers_share_the_slots(maker: Maker) {
+    let cluster = Cluster::start(maker, 3, Access::Open);
     let fleet = Fleet::connect(options(&cluster, Access::Open)).unwrap();
     load_and_fetch(&fleet, 3000);
     let stat = fleet.stat().unwrap();
@@ -118,10 +142,9 @@ fn three_servers_share_the_slots() {
     });
 }
 
-#[test]
-fn a_password_is_asked_for() {
+fn a_password_is_asked_for(maker: Maker) {
     let access = Access::Password("open-sesame");
-    let cluster = Cluster::start(1, access);
+    let cluster = Cluster::start(maker, 1, access);
     let fleet = Fleet::connect(options(&cluster, access)).unwrap();
     load_and_fetch(&fleet, 300);
     for url in [
@@ -136,9 +159,8 @@ fn a_password_is_asked_for() {
     }
 }
 
-#[test]
-fn tls_is_used_and_certificates_are_checked() {
-    let cluster = Cluster::start(2, Access::Tls);
+fn tls_is_used_and_certificates_are_checked(maker: Maker) {
+    let cluster = Cluster::start(maker, 2, Access::Tls);
     let fleet = Fleet::connect(options(&cluster, Access::Tls)).unwrap();
     load_and_fetch(&fleet, 300);
     // The authority is unknown to the system, and the servers do not speak without TLS.
@@ -148,9 +170,8 @@ fn tls_is_used_and_certificates_are_checked() {
     assert!(Fleet::connect(options(&cluster, Access::Open)).is_err());
 }
 
-#[test]
-fn enough_sources_admit_a_page_and_others_leave_a_tag_only() {
-    let cluster = Cluster::start(1, Access::Open);
+fn enough_sources_admit_a_page_and_others_leave_a_tag_only(maker: Maker) {
+    let cluster = Cluster::start(maker, 1, Access::Open);
     let mut options = options(&cluster, Access::Open);
     options.sources_needed = 3;
     let fleet = Fleet::connect(options).unwrap();
@@ -190,9 +211,8 @@ fn enough_sources_admit_a_page_and_others_leave_a_tag_only() {
     assert!((29 * 86_400..=30 * 86_400).contains(&life), "{life} s");
 }
 
-#[test]
-fn without_a_key_only_public_pages_are_taken() {
-    let cluster = Cluster::start(1, Access::Open);
+fn without_a_key_only_public_pages_are_taken(maker: Maker) {
+    let cluster = Cluster::start(maker, 1, Access::Open);
     let fleet = Fleet::connect(FleetOptions::new(cluster.url(Access::Open))).unwrap();
     let mut load = fleet.load().unwrap();
     let refused = load.offer(&SourceId::new("a"), Trust::Counted, &digest(1), &page(1));
@@ -212,9 +232,8 @@ fn without_a_key_only_public_pages_are_taken() {
     assert!(matches!(load.finish(), Err(Error::WrongDigest { .. })));
 }
 
-#[test]
-fn wrong_values_are_no_pages() {
-    let cluster = Cluster::start(1, Access::Open);
+fn wrong_values_are_no_pages(maker: Maker) {
+    let cluster = Cluster::start(maker, 1, Access::Open);
     let fleet = Fleet::connect(options(&cluster, Access::Open)).unwrap();
     let mut load = fleet.load().unwrap();
     for number in 0..3 {
@@ -245,9 +264,8 @@ fn wrong_values_are_no_pages() {
     assert_eq!(sources.counts()[0].errors, 3);
 }
 
-#[test]
-fn keys_of_others_are_no_digests() {
-    let cluster = Cluster::start(1, Access::Open);
+fn keys_of_others_are_no_digests(maker: Maker) {
+    let cluster = Cluster::start(maker, 1, Access::Open);
     let fleet = Fleet::connect(options(&cluster, Access::Open)).unwrap();
     for key in ["twinpage:1:page:", "twinpage:1:page:short", "other"] {
         cluster.tell(0, Access::Open, &["SET", key, "x"]);
@@ -255,9 +273,8 @@ fn keys_of_others_are_no_digests() {
     fleet.digests(&mut |digest| panic!("{digest}")).unwrap();
 }
 
-#[test]
-fn a_server_that_dies_gives_errors_in_bounded_time() {
-    let mut cluster = Cluster::start(3, Access::Open);
+fn a_server_that_dies_gives_errors_in_bounded_time(maker: Maker) {
+    let mut cluster = Cluster::start(maker, 3, Access::Open);
     let mut options = options(&cluster, Access::Open);
     options.connect_timeout = Duration::from_millis(300);
     options.reply_timeout = Duration::from_millis(300);

@@ -11,6 +11,6 @@ mod garbage;
 mod image;
 mod pages;
 mod readers;
-mod redis_server;
+mod servers;
 mod sources;
 mod store;

@@ -30,8 +30,33 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Hash slots of a cluster.
 const SLOTS: u32 = 16384;
 
+/// Whose servers they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maker {
+    Redis,
+    Valkey,
+}
+
+impl Maker {
+    /// One of its programs, which `scripts/prepare.sh peers` fetches.
+    fn program(self, name: &str) -> PathBuf {
+        let peers = std::env::var_os("TWINPAGE_PEERS").expect(
+            "TWINPAGE_PEERS must name the directory that `scripts/prepare.sh peers` prints: \
+             the store of a fleet is tested against real servers",
+        );
+        let maker = match self {
+            Self::Redis => "redis",
+            Self::Valkey => "valkey",
+        };
+        Path::new(&peers)
+            .join("start")
+            .join(format!("{maker}-{name}"))
+    }
+}
+
 /// A cluster of servers.
 pub struct Cluster {
+    maker: Maker,
     pub nodes: Vec<Node>,
     directory: TempDir,
 }
@@ -76,15 +101,6 @@ fn free_port() -> u16 {
         .port()
 }
 
-/// The server program, which `scripts/prepare.sh peers` fetches.
-fn program(name: &str) -> PathBuf {
-    let peers = std::env::var_os("TWINPAGE_PEERS").expect(
-        "TWINPAGE_PEERS must name the directory that `scripts/prepare.sh peers` prints: \
-         the store of a fleet is tested against a real server",
-    );
-    Path::new(&peers).join("start").join(name)
-}
-
 /// Makes a certificate authority and a certificate for this host.
 fn certify(directory: &Path) {
     let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
@@ -111,18 +127,22 @@ fn certify(directory: &Path) {
 
 impl Cluster {
     /// Starts a cluster of so many servers that share the slots.
-    pub fn start(nodes: u32, access: Access) -> Self {
+    pub fn start(maker: Maker, nodes: u32, access: Access) -> Self {
         let directory = tempfile::Builder::new()
-            .prefix("twinpage-redis-")
+            .prefix("twinpage-fleet-")
             .tempdir()
             .unwrap();
         if access == Access::Tls {
             certify(directory.path());
         }
         let nodes = (0..nodes)
-            .map(|_| start(directory.path(), access))
+            .map(|_| start(maker, directory.path(), access))
             .collect();
-        let cluster = Self { nodes, directory };
+        let cluster = Self {
+            maker,
+            nodes,
+            directory,
+        };
         cluster.join(access);
         cluster
     }
@@ -144,7 +164,7 @@ impl Cluster {
 
     /// Sends a command to a server with the client that comes with it.
     pub fn tell(&self, node: usize, access: Access, arguments: &[&str]) -> String {
-        let mut command = Command::new(program("redis-cli"));
+        let mut command = Command::new(self.maker.program("cli"));
         command.args([
             "-h",
             "127.0.0.1",
@@ -207,9 +227,9 @@ impl Cluster {
 }
 
 /// Starts one server.
-fn start(directory: &Path, access: Access) -> Node {
+fn start(maker: Maker, directory: &Path, access: Access) -> Node {
     for _ in 0..5 {
-        if let Some(node) = start_at(directory, access, free_port(), free_port()) {
+        if let Some(node) = start_at(maker, directory, access, free_port(), free_port()) {
             return node;
         }
     }
@@ -217,9 +237,9 @@ fn start(directory: &Path, access: Access) -> Node {
 }
 
 /// Starts one server at these ports, unless somebody has taken one since it was free.
-fn start_at(directory: &Path, access: Access, port: u16, bus: u16) -> Option<Node> {
+fn start_at(maker: Maker, directory: &Path, access: Access, port: u16, bus: u16) -> Option<Node> {
     let log = directory.join(format!("log-{port}"));
-    let mut command = Command::new(program("redis-server"));
+    let mut command = Command::new(maker.program("server"));
     command
         .args([
             "--bind",
@@ -290,6 +310,6 @@ fn a_server_whose_port_is_taken_is_noticed() {
     let holder = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = holder.local_addr().unwrap().port();
     for (port, bus) in [(taken, free_port()), (free_port(), taken)] {
-        assert!(start_at(directory.path(), Access::Open, port, bus).is_none());
+        assert!(start_at(Maker::Redis, directory.path(), Access::Open, port, bus).is_none());
     }
 }
