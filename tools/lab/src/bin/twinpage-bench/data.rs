@@ -2,6 +2,11 @@
 
 //! Guests, and what their memory holds.
 
+use std::os::fd::{
+    AsRawFd,
+    RawFd, //
+};
+
 use tinyvm::{
     Backing,
     Memory,
@@ -9,7 +14,13 @@ use tinyvm::{
     WORDS, //
 };
 use twinpage_lab::content::fill;
-use twinpage_lab::tap::Failure;
+use twinpage_lab::oracle::Range;
+use twinpage_lab::tap::{
+    Failure,
+    Outcome, //
+};
+
+use crate::merger::Mergeable;
 
 /// Guests that share the pages of a measurement.
 pub const GUESTS: usize = 4;
@@ -23,6 +34,26 @@ pub struct Guest {
     pub vm: Vm,
     /// Its only memslot.
     pub memory: Memory,
+}
+
+impl Mergeable for Guest {
+    fn vm(&self) -> RawFd {
+        self.vm.as_raw_fd()
+    }
+
+    fn ram(&self) -> Range {
+        Range {
+            pid: std::process::id(),
+            address: self.memory.address(),
+            pages: self.memory.pages(),
+        }
+    }
+
+    fn advise(&self) -> Outcome {
+        Ok(self
+            .memory
+            .advise(0, self.memory.pages(), libc::MADV_MERGEABLE)?)
+    }
 }
 
 /// What memory holds.

@@ -3,6 +3,8 @@
 //! The rules of `ksmtuned`, the daemon of the qemu-kvm packages that tunes ksmd, with the numbers
 //! that its configuration file comes with.
 
+use std::collections::BTreeSet;
+use std::io;
 use std::time::{
     Duration,
     Instant, //
@@ -14,7 +16,10 @@ use twinpage_lab::tap::{
     Outcome, //
 };
 
-use crate::merger::Merger;
+use crate::merger::{
+    Mergeable,
+    Merger, //
+};
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -48,15 +53,15 @@ impl Ksmtuned {
         })
     }
 
-    /// Looks, when it is time to. Guests are part of this process.
-    pub fn look(&mut self, ksmd: &Merger) -> Outcome {
+    /// Looks, when it is time to.
+    pub fn look<G: Mergeable>(&mut self, ksmd: &Merger<G>) -> Outcome {
         if self.looked.elapsed() < INTERVAL {
             return Ok(());
         }
         self.looked = Instant::now();
         let memory = |name| field("/proc/meminfo", name);
         let free = memory("MemFree")? + memory("Buffers")? + memory("Cached")?;
-        let committed = field("/proc/self/status", "VmRSS")?;
+        let committed = committed_kib(ksmd.guests())?;
         let short = self.total_kib * SHORT_PERCENT / 100;
         if committed + short < self.total_kib && free > short {
             return ksmd.set("run", 0);
@@ -71,4 +76,11 @@ impl Ksmtuned {
         ksmd.set("sleep_millisecs", sleep)?;
         ksmd.set("run", 1)
     }
+}
+
+/// The memory of the processes that the guests run in.
+fn committed_kib<G: Mergeable>(guests: &[G]) -> io::Result<u64> {
+    let pids: BTreeSet<_> = guests.iter().map(|guest| guest.ram().pid).collect();
+    let memory = |pid| field(&format!("/proc/{pid}/status"), "VmRSS");
+    pids.into_iter().map(memory).sum()
 }

@@ -25,8 +25,8 @@ use crate::merger::{
     BOTH, //
 };
 use crate::minutes;
+use crate::real;
 use crate::rows::Row;
-use crate::watched;
 
 /// Which host a measurement is made on (`scripts/bench.sh`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ pub const MEASURES: &[Measure] = &[
     measure("invalidations", Host::Stock, invalidations::longest),
     measure("metadata", Host::Stock, metadata),
     measure("digests", Host::Stock, digests),
-    measure("real", Host::Real, watched::watched),
+    measure("real", Host::Real, real::real),
     measure("locks", Host::Debug, locks::held),
 ];
 

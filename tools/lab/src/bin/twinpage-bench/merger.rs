@@ -4,7 +4,7 @@
 //! names, since those of Twinpage are KSM's.
 
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
 use std::time::{
     Duration,
     Instant, //
@@ -14,6 +14,7 @@ use twinpage_lab::module::{
     self,
     Device, //
 };
+use twinpage_lab::oracle::Range;
 use twinpage_lab::tap::{
     Failure,
     Outcome, //
@@ -52,16 +53,28 @@ pub enum Setting {
     Advisor,
 }
 
-/// A merger that works on some guests.
-pub struct Merger {
-    which: Which,
-    thread: u32,
-    guests: Vec<Guest>,
+/// A guest that either of the two can take into its care.
+pub trait Mergeable {
+    /// Its VM.
+    fn vm(&self) -> RawFd;
+
+    /// Its memory.
+    fn ram(&self) -> Range;
+
+    /// Advises the kernel that ksmd may merge it.
+    fn advise(&self) -> Outcome;
 }
 
-impl Merger {
+/// A merger that works on some guests.
+pub struct Merger<G = Guest> {
+    which: Which,
+    thread: u32,
+    guests: Vec<G>,
+}
+
+impl<G: Mergeable> Merger<G> {
     /// One that was never used, set so, with these guests in its care; it does not run yet.
-    pub fn new(which: Which, setting: Setting, guests: Vec<Guest>) -> Result<Merger, Failure> {
+    pub fn new(which: Which, setting: Setting, guests: Vec<G>) -> Result<Merger<G>, Failure> {
         let mut merger = Merger::idle(which, setting)?;
         for guest in guests {
             merger.adopt(guest)?;
@@ -70,7 +83,7 @@ impl Merger {
     }
 
     /// The same without guests.
-    pub fn idle(which: Which, setting: Setting) -> Result<Merger, Failure> {
+    pub fn idle(which: Which, setting: Setting) -> Result<Merger<G>, Failure> {
         if which == Which::Twinpage {
             module::load()?;
         }
@@ -105,15 +118,10 @@ impl Merger {
     }
 
     /// Takes one more guest into its care.
-    pub fn adopt(&mut self, guest: Guest) -> Outcome {
+    pub fn adopt(&mut self, guest: G) -> Outcome {
         match self.which {
-            Which::Ksmd => {
-                let pages = guest.memory.pages();
-                guest.memory.advise(0, pages, libc::MADV_MERGEABLE)?;
-            }
-            Which::Twinpage => {
-                Device::open()?.attach(guest.vm.as_raw_fd(), 1)?;
-            }
+            Which::Ksmd => guest.advise()?,
+            Which::Twinpage => drop(Device::open()?.attach(guest.vm(), 1)?),
         }
         self.guests.push(guest);
         Ok(())
@@ -130,7 +138,7 @@ impl Merger {
     }
 
     /// Its guests.
-    pub fn guests(&self) -> &[Guest] {
+    pub fn guests(&self) -> &[G] {
         &self.guests
     }
 

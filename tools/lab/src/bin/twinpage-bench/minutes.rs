@@ -9,7 +9,6 @@ use std::time::{
 
 use twinpage_lab::oracle::{
     Judgement,
-    Range,
     Snapshot, //
 };
 use twinpage_lab::process::field;
@@ -17,10 +16,10 @@ use twinpage_lab::tap::Failure;
 
 use crate::data::{
     rewrite_some,
-    Data,
-    Guest, //
+    Data, //
 };
 use crate::merger::{
+    Mergeable,
     Merger,
     Setting,
     BOTH, //
@@ -47,13 +46,8 @@ pub struct Moment {
 }
 
 /// What an oracle says, which knows pages by their bytes and frames alone.
-pub fn judge(merger: &Merger) -> Result<Judgement, Failure> {
-    let range = |guest: &Guest| Range {
-        pid: std::process::id(),
-        address: guest.memory.address(),
-        pages: guest.memory.pages(),
-    };
-    let ranges: Vec<_> = merger.guests().iter().map(range).collect();
+pub fn judge<G: Mergeable>(merger: &Merger<G>) -> Result<Judgement, Failure> {
+    let ranges: Vec<_> = merger.guests().iter().map(Mergeable::ram).collect();
     Ok(Snapshot::of(&ranges)?.judge())
 }
 
@@ -63,7 +57,7 @@ pub fn percent(judgement: &Judgement) -> f64 {
 }
 
 /// How far it is.
-pub fn moment(merger: &Merger, start: Instant) -> Result<Moment, Failure> {
+pub fn moment<G: Mergeable>(merger: &Merger<G>, start: Instant) -> Result<Moment, Failure> {
     Ok(Moment {
         at: start.elapsed().as_secs_f64(),
         spent: merger.spent()?,

@@ -19,12 +19,14 @@ use tinyvm::{
 };
 use twinpage_lab::module;
 use twinpage_lab::place;
-use twinpage_lab::tap::Failure;
+use twinpage_lab::tap::{
+    Failure,
+    Outcome, //
+};
 
 use crate::data::Guest;
-
-/// The guests.
-pub const GUESTS: usize = 4;
+use crate::rows::Row;
+use crate::watched::Watched;
 
 /// The driver of the disks, which the stock kernel has as a module.
 const DRIVER: &str = "virtio_blk";
@@ -32,28 +34,40 @@ const DRIVER: &str = "virtio_blk";
 /// A huge page.
 const HUGE_BYTES: usize = 2 << 20;
 
-/// A VM that holds what the guest of this number held. It has huge pages where that guest had used
-/// any memory; a huge page's worth of zeroes was never touched. With the pages that it has.
-pub fn guest(number: usize) -> Result<(Guest, usize), Failure> {
+/// Guests that do nothing more.
+pub fn real(_size: usize) -> Result<Vec<Row>, Failure> {
+    let watched = Watched::of(guest)?;
+    watched.draw("real.svg", "memory of real guests")?;
+    Ok(watched.rows("D4 real", "instructions"))
+}
+
+/// Makes the disks of this host usable.
+pub fn load_disks() -> Outcome {
     if module::users(DRIVER).is_none() {
         let driver = place::stock_module(DRIVER);
         module::load_file(driver.ok_or_else(|| Failure::Failed(format!("no {DRIVER}")))?)?;
     }
+    Ok(())
+}
+
+/// A VM that holds what the guest of this number held. It has huge pages where that guest had used
+/// any memory; a huge page's worth of zeroes was never touched.
+fn guest(number: usize) -> Result<Guest, Failure> {
+    load_disks()?;
     let letter = char::from(b'a' + number as u8);
     let mut disk = File::open(format!("/dev/vd{letter}"))?;
     let bytes = disk.seek(SeekFrom::End(0))? as usize;
     disk.rewind()?;
     let memory = Memory::new(bytes / PAGE_BYTES, Backing::Huge)?;
-    let (mut chunk, mut touched) = (vec![0; HUGE_BYTES], 0);
+    let mut chunk = vec![0; HUGE_BYTES];
     for start in (0..bytes).step_by(HUGE_BYTES) {
         disk.read_exact(&mut chunk)?;
         if chunk.iter().any(|&byte| byte != 0) {
             write(&memory, start / PAGE_BYTES, &chunk);
-            touched += HUGE_BYTES / PAGE_BYTES;
         }
     }
     let vm = Vm::over(&memory)?;
-    Ok((Guest { vm, memory }, touched))
+    Ok(Guest { vm, memory })
 }
 
 fn write(memory: &Memory, first: usize, chunk: &[u8]) {
