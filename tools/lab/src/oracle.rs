@@ -12,6 +12,7 @@ use std::collections::{
     HashSet, //
 };
 use std::io;
+use std::thread;
 
 use crate::pagemap::{
     Frame,
@@ -86,40 +87,26 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Takes a snapshot. Pages that are not mapped have no content to look at, and are left alone.
+    /// Takes a snapshot, of all ranges at the same time. Pages that are not mapped have no content to
+    /// look at, and are left alone.
     ///
     /// # Errors
     ///
     /// A process is gone, or its memory cannot be read.
     pub fn of(ranges: &[Range]) -> io::Result<Snapshot> {
-        let frames = Frames::open()?;
-        let mut seen = Vec::new();
-        for (index, range) in ranges.iter().enumerate() {
-            let entries = Pagemap::of(range.pid)?.read(range.address, range.pages)?;
-            let bytes = Bytes::of(range.pid)?;
-            let mut buffer = [0; 4096];
-            for (page, entry) in entries.into_iter().enumerate() {
-                let Some(frame) = entry.frame() else { continue };
-                let flags = frames.flags(frame)?;
-                if !flags.zero() {
-                    bytes.page(range.address + page as u64 * PAGE_BYTES, &mut buffer)?;
-                }
-                let content = match flags.zero() {
-                    true => Content::Zero,
-                    false => Content::of(&buffer),
-                };
-                seen.push(Seen {
-                    range: index,
-                    page,
-                    content,
-                    frame,
-                    zero_frame: flags.zero(),
-                    huge: flags.huge(),
-                    mappings: frames.mappings(frame)?,
-                });
+        let frames = &Frames::open()?;
+        thread::scope(|scope| {
+            let look = |(index, range)| scope.spawn(move || pages(index, range, frames));
+            let looks: Vec<_> = ranges.iter().enumerate().map(look).collect();
+            let mut seen = Vec::new();
+            for look in looks {
+                seen.extend(
+                    look.join()
+                        .map_err(|_| io::Error::other("a look panicked"))??,
+                );
             }
-        }
-        Ok(Snapshot { seen })
+            Ok(Snapshot { seen })
+        })
     }
 
     /// Counts the whole snapshot as one domain.
@@ -152,6 +139,35 @@ impl Snapshot {
         }
         across.len()
     }
+}
+
+/// The mapped pages of the range with this index.
+fn pages(index: usize, range: &Range, frames: &Frames) -> io::Result<Vec<Seen>> {
+    let entries = Pagemap::of(range.pid)?.read(range.address, range.pages)?;
+    let bytes = Bytes::of(range.pid)?;
+    let mut buffer = [0; 4096];
+    let mut seen = Vec::new();
+    for (page, entry) in entries.into_iter().enumerate() {
+        let Some(frame) = entry.frame() else { continue };
+        let flags = frames.flags(frame)?;
+        if !flags.zero() {
+            bytes.page(range.address + page as u64 * PAGE_BYTES, &mut buffer)?;
+        }
+        let content = match flags.zero() {
+            true => Content::Zero,
+            false => Content::of(&buffer),
+        };
+        seen.push(Seen {
+            range: index,
+            page,
+            content,
+            frame,
+            zero_frame: flags.zero(),
+            huge: flags.huge(),
+            mappings: frames.mappings(frame)?,
+        });
+    }
+    Ok(seen)
 }
 
 /// What could be merged and what is.
