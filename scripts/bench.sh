@@ -7,15 +7,17 @@
 #	scripts/bench.sh --list
 #
 # over the same memory, one after the other in one kernel: the stock one, the stock
-# one with the memory of real Debian guests (made at first use, which takes a while),
-# and the debug kernel, which knows how long locks are held. --only keeps the other
-# rows of the last run. Results are in build/report/bench.json and .md, with plots
-# beside them. One more measure, "engine", is the engine's parts by themselves, beside
-# what others do: build/report/engine.md. Documentation/benchmarks.md says what the
-# measures are.
+# one with the memory of real Debian guests (made at first use, which takes a while)
+# or with such guests that boot in it, and the debug kernel, which knows how long
+# locks are held. --only keeps the other rows of the last run. Results are in
+# build/report/bench.json and .md, with plots beside them. One more measure, "engine",
+# is the engine's parts by themselves, beside what others do: build/report/engine.md.
+# Documentation/benchmarks.md says what the measures are.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
+# shellcheck source=scripts/prepare/debian.sh
+. "$(dirname "$0")/prepare/debian.sh"
 need_root_user
 REPORT=$TOP/build/report
 
@@ -24,10 +26,11 @@ bench() {
 	"$TOP/scripts/root.sh" "$TOP/build/bin/twinpage-bench" "$@"
 }
 
-# host NAME ARGUMENT...: boots a host that counts instructions and measures there. Caches
-# of slabs that are merged with others' cannot be told apart.
+# host NAME ARGUMENT...: boots a host and measures there. It counts instructions, but not
+# where guests boot: they hang or crash then. Caches of slabs that are merged with others'
+# cannot be told apart.
 host() {
-	local name=$1 kernel=stock memory=3072 options=() disk
+	local name=$1 kernel=stock memory=3072 options=(--count) disk image
 	shift
 	case $name in
 	real)
@@ -40,6 +43,13 @@ host() {
 		done < <(sed -n 's/^ram //p' "$REPORT/guests")
 		rm "$REPORT/guests"
 		;;
+	boot)
+		memory=1700
+		image=$(prepare_image | tail -n 1)
+		in_use "$image"
+		options=(--disk "$image/image.raw" --file "$image/vmlinuz:/debian/vmlinuz"
+			--file "$image/initrd:/debian/initrd")
+		;;
 	debug) kernel=debug ;;
 	esac
 	build_payload "$kernel"
@@ -48,8 +58,8 @@ host() {
 		options+=(--file "$REPORT/before.json:/before.json")
 		set -- --keep /before.json "$@"
 	}
-	say "booting the host '$name', which counts instructions; it speaks from here on"
-	"$TOP/scripts/vm.sh" --kernel "$kernel" --count --mem "$memory" --timeout 14400 \
+	say "booting the host '$name'; it speaks from here on"
+	"$TOP/scripts/vm.sh" --kernel "$kernel" --mem "$memory" --timeout 14400 \
 		--out "$REPORT" --append slab_nomerge "${PAYLOAD[@]}" "${options[@]}" \
 		-- twinpage-bench --host "$name" "$@" ||
 		die "the benchmark failed with status $?; see $REPORT/output.log"
@@ -81,7 +91,7 @@ fi
 if [[ " $* " != *" --only "* || " $* " == *" --only engine"* ]]; then
 	engine
 fi
-for name in stock real debug; do
+for name in stock real boot debug; do
 	[ -z "$(bench --list --host "$name" "$@")" ] || host "$name" "$@"
 done
 say "report: build/report"

@@ -8,6 +8,7 @@ use std::time::Instant;
 use twinpage_lab::module::DEBUGFS;
 use twinpage_lab::tap::Failure;
 
+use crate::boot;
 use crate::curves::{
     self,
     Curve, //
@@ -35,19 +36,22 @@ pub enum Host {
     Stock,
     /// The same with the memory of real guests on disks.
     Real,
+    /// One with the disk of a Debian that counts no instructions.
+    Boot,
     /// The debug kernel.
     Debug,
 }
 
 impl Host {
     /// All of them.
-    pub const ALL: [Host; 3] = [Host::Stock, Host::Real, Host::Debug];
+    pub const ALL: [Host; 4] = [Host::Stock, Host::Real, Host::Boot, Host::Debug];
 
     /// Its name for `--host`.
     pub fn name(self) -> &'static str {
         match self {
             Host::Stock => "stock",
             Host::Real => "real",
+            Host::Boot => "boot",
             Host::Debug => "debug",
         }
     }
@@ -85,6 +89,7 @@ pub const MEASURES: &[Measure] = &[
     measure("metadata", Host::Stock, metadata),
     measure("digests", Host::Stock, digests),
     measure("real", Host::Real, real::real),
+    measure("boot", Host::Boot, boot::boot),
     measure("locks", Host::Debug, locks::held),
 ];
 
