@@ -23,7 +23,6 @@
 use super::{
     stats::Gauge,
     world::{
-        Seen,
         Skip,
         BLOCK_PAGES, //
     },
@@ -166,7 +165,13 @@ impl Meta {
     /// What a page starts as.
     pub const UNSEEN: Self = Self(0);
 
-    const HUGE: u8 = 1 << 6;
+    /// The low bits, which are the number of the [`Kind`].
+    pub const KIND_BITS: usize = 3;
+
+    /// The bit of pages that were in a large folio when last looked at.
+    pub const HUGE_BIT: u32 = 6;
+
+    const HUGE: u8 = 1 << Self::HUGE_BIT;
     const MARK: u8 = 1 << 7;
 
     /// Returns the state.
@@ -193,19 +198,9 @@ impl Meta {
         self.0 & Self::HUGE != 0
     }
 
-    /// Returns whether nothing is to be recorded of a page that was seen so, whatever else is
-    /// known of it.
-    pub const fn agrees(self, seen: Seen) -> bool {
-        match self.kind() {
-            Kind::Absent => matches!(seen, Seen::Absent),
-            Kind::Zero => matches!(seen, Seen::Zero),
-            Kind::Listed | Kind::Parked | Kind::Volatile => match seen {
-                Seen::Anon { .. } => !self.is_huge(),
-                Seen::Huge { .. } => self.is_huge(),
-                _ => false,
-            },
-            Kind::Unseen | Kind::Merged | Kind::Skipped => false,
-        }
+    /// Returns all of it.
+    pub const fn byte(self) -> u8 {
+        self.0
     }
 }
 
@@ -349,39 +344,6 @@ mod tests {
                 };
                 assert_eq!(Record::unpack(record.meta(), record.key, 77), record);
             }
-        }
-    }
-
-    #[test]
-    fn a_record_agrees_with_what_it_says() {
-        let seen = [
-            Seen::Absent,
-            Seen::Zero,
-            Seen::Anon { node: 1 },
-            Seen::Huge { node: 0 },
-            Seen::Skip(Skip::Zero),
-        ];
-        let agreeing = |kind: Kind, huge: bool| {
-            let meta = Record {
-                huge,
-                ..Record::of(kind)
-            };
-            let agrees = |seen: &Seen| meta.meta().agrees(*seen);
-            (
-                seen.iter().filter(|seen| agrees(seen)).count(),
-                seen.iter().position(agrees),
-            )
-        };
-        for kind in KINDS {
-            let (small, huge) = match kind {
-                Kind::Absent => ((1, Some(0)), (1, Some(0))),
-                Kind::Zero => ((1, Some(1)), (1, Some(1))),
-                Kind::Listed | Kind::Parked | Kind::Volatile => ((1, Some(2)), (1, Some(3))),
-                // Those need more of the record, or are news whatever is seen.
-                Kind::Unseen | Kind::Merged | Kind::Skipped => ((0, None), (0, None)),
-            };
-            assert_eq!(agreeing(kind, false), small);
-            assert_eq!(agreeing(kind, true), huge);
         }
     }
 

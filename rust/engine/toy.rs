@@ -16,6 +16,7 @@ use super::{
     },
     knobs::Knobs,
     scratch::Scratch,
+    sight::Sight,
     stats::Gauge,
     world::{
         Away,
@@ -269,10 +270,11 @@ impl World for Guests {
         block: u64,
         pages: Range<usize>,
         _wanted: &[u64; BLOCK_PAGES / 64],
-        seen: &mut [Seen],
+        seen: &mut Sight,
     ) -> Result<(), Away> {
         let first = Self::page_at(block);
         self.looked = Self::place(guest.0, first);
+        seen.clear();
         for index in pages {
             let found = match self.get(guest.0, first.wrapping_add(index)) {
                 Page::Absent => Seen::Absent,
@@ -287,9 +289,7 @@ impl World for Guests {
                         .map_or(Token(0), |made| made.token),
                 },
             };
-            if let Some(slot) = seen.get_mut(index) {
-                *slot = found;
-            }
+            seen.put(index..index.wrapping_add(1), found);
         }
         Ok(())
     }

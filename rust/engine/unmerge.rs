@@ -26,7 +26,6 @@ use super::{
         self,
         Away,
         GuestId,
-        Seen,
         World,
         BLOCK_BYTES, //
     },
@@ -85,11 +84,8 @@ impl<W: World> Visit<'_, W> {
         if let Kept::Block(_) = kept {
             self.reconcile();
         }
-        let cover = self.cover;
-        for index in cover.iter() {
-            if !matches!(self.scratch.seen(index), Seen::Merged { .. }) {
-                continue;
-            }
+        let merged = self.cover.and(self.scratch.seen.merged());
+        for index in merged.iter() {
             match self.world.unshare(self.guest, self.address(index)) {
                 world::Unshared::Done => {
                     unmerged.unmerged = unmerged.unmerged.saturating_add(1);

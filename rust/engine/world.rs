@@ -8,6 +8,8 @@
 //! acts on it: guests write at any moment. Only [`World::share`] is exact, because it compares
 //! bytes while nobody can write.
 
+use super::sight::Sight;
+
 /// Pages in a block: as many as one page table holds.
 pub const BLOCK_PAGES: usize = 512;
 
@@ -195,8 +197,8 @@ pub trait World {
     /// keep it alive.
     type Frame;
 
-    /// Looks at the pages `pages` of the block at address `block` and writes what it found to the
-    /// same indexes of `seen` ([`BLOCK_PAGES`] long).
+    /// Looks at the pages `pages` of the block at address `block` and puts what it found into
+    /// `seen`, which it clears before.
     ///
     /// Pages with their bit set in `wanted` (bit `i % 64` of word `i / 64`) that turn out to be
     /// [`Seen::Anon`] or [`Seen::Huge`] are kept for [`hash`](Self::hash) and
@@ -211,7 +213,7 @@ pub trait World {
         block: u64,
         pages: core::ops::Range<usize>,
         wanted: &[u64; BLOCK_PAGES / 64],
-        seen: &mut [Seen],
+        seen: &mut Sight,
     ) -> Result<(), Away>;
 
     /// XXH64 with `seed` of page `index` of the block last looked at, which must have been kept.

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     engine::{
+        sight::Sight,
         world::{
             Away,
             GuestId,
@@ -90,24 +91,31 @@ impl<'a> HostWorld<'a> {
     }
 }
 
-/// Refuses private pages of a guest that is not to merge now, if `paused`, and those that only the
-/// guest sees.
-fn refuse(guest: &Guest, paused: bool, block: u64, pages: Range<usize>, seen: &mut [Seen]) {
-    let gmem = guest.layout().has_gmem();
-    if !paused && !gmem {
-        return;
+/// Puts what was found of `pages` of the block at `block` into `seen`: as skipped if only the guest
+/// sees them, or if `paused` and they are private.
+fn keep(
+    guest: &Guest,
+    paused: bool,
+    block: u64,
+    pages: Range<usize>,
+    found: Seen,
+    seen: &mut Sight,
+) {
+    let layout = guest.layout();
+    let found = match found {
+        Seen::Anon { .. } | Seen::Huge { .. } if paused => Seen::Skip(Skip::Paused),
+        _ => found,
+    };
+    if !layout.has_gmem() {
+        return seen.put(pages, found);
     }
-    for (index, seen) in seen
-        .iter_mut()
-        .enumerate()
-        .take(pages.end)
-        .skip(pages.start)
-    {
-        if gmem && guest.layout().is_gmem(block + index as u64 * PAGE_BYTES) {
-            *seen = Seen::Skip(Skip::Gmem);
-        } else if paused && matches!(*seen, Seen::Anon { .. } | Seen::Huge { .. }) {
-            *seen = Seen::Skip(Skip::Paused);
-        }
+    for index in pages {
+        let found = if layout.is_gmem(block + index as u64 * PAGE_BYTES) {
+            Seen::Skip(Skip::Gmem)
+        } else {
+            found
+        };
+        seen.put(index..index + 1, found);
     }
 }
 
@@ -120,13 +128,15 @@ impl World for HostWorld<'_> {
         block: u64,
         pages: Range<usize>,
         wanted: &[u64; BLOCK_PAGES / 64],
-        seen: &mut [Seen],
+        seen: &mut Sight,
     ) -> Result<(), Away> {
         let (guest, user) = self.user(guest)?;
         let locked = user.try_lock().ok_or(Away::Busy)?;
-        self.look.at(&locked, block, pages.clone(), wanted, seen);
         let paused = self.merging && guest.layout().is_migrating();
-        refuse(guest, paused, block, pages, seen);
+        seen.clear();
+        self.look.at(&locked, block, pages, wanted, |pages, found| {
+            keep(guest, paused, block, pages, found, seen);
+        });
         if paused {
             self.look.release();
         }

@@ -16,6 +16,7 @@ use twinpage_engine::engine::{
     },
     knobs::Knobs,
     scratch::Scratch,
+    sight::Sight,
     world::{
         Away,
         GuestId,
@@ -57,13 +58,15 @@ impl World for Plain {
         block: u64,
         pages: Range<usize>,
         _wanted: &[u64; BLOCK_PAGES / 64],
-        seen: &mut [Seen],
+        seen: &mut Sight,
     ) -> Result<(), Away> {
         let first = (block / PAGE_BYTES) as usize;
         self.looked = (guest.0 as usize, first);
         let found = &self.pages[self.looked.0][first..];
-        for (slot, page) in seen[pages.clone()].iter_mut().zip(&found[pages]) {
-            *slot = if page & MERGED == 0 {
+        seen.clear();
+        for index in pages {
+            let page = found[index];
+            let what = if page & MERGED == 0 {
                 Seen::Anon { node: 0 }
             } else {
                 let number = (page & !MERGED) as u32;
@@ -72,6 +75,7 @@ impl World for Plain {
                     token: Token(number),
                 }
             };
+            seen.put(index..index + 1, what);
         }
         Ok(())
     }

@@ -28,6 +28,7 @@ use rand::{
 };
 use twinpage_engine::engine::{
     index::Span,
+    sight::Sight,
     world::{
         Away,
         GuestId,
@@ -670,11 +671,10 @@ impl World for Host {
         block: u64,
         pages: Range<usize>,
         wanted: &[u64; BLOCK_PAGES / 64],
-        seen: &mut [Seen],
+        seen: &mut Sight,
     ) -> Result<(), Away> {
         self.happen();
         assert_eq!(block % BLOCK_BYTES, 0);
-        assert_eq!(seen.len(), BLOCK_PAGES);
         assert!(pages.start < pages.end && pages.end <= BLOCK_PAGES);
         assert!(
             self.kept.is_empty(),
@@ -686,15 +686,17 @@ impl World for Host {
         if self.chance(self.chaos.busy) {
             return Err(Away::Busy);
         }
+        seen.clear();
         for index in 0..BLOCK_PAGES {
-            // What is not asked for means nothing.
-            seen[index] = Seen::Skip(Skip::Special);
             if !pages.contains(&index) {
+                // What is not asked for means nothing.
+                seen.put(index..index + 1, Seen::Skip(Skip::Special));
                 continue;
             }
             let page = block / PAGE_BYTES + index as u64;
-            seen[index] = self.see(guest.0, page);
-            let private = matches!(seen[index], Seen::Anon { .. } | Seen::Huge { .. });
+            let found = self.see(guest.0, page);
+            seen.put(index..index + 1, found);
+            let private = matches!(found, Seen::Anon { .. } | Seen::Huge { .. });
             if private && (wanted[index / 64] >> (index % 64)) & 1 != 0 {
                 if let Pte::Frame(pfn) = self.pte(guest.0, page) {
                     self.frames.borrow_mut().hold(pfn);
