@@ -19,35 +19,69 @@ pub struct Kinds {
 }
 
 impl Kinds {
-    /// Sorts the pages of a block, eight at a time.
+    /// Sorts the pages of a block: 64 at a time where they are alike, else 8.
     pub fn of(metas: &[Meta]) -> Self {
         let mut kinds = Self {
             bits: [Mask::EMPTY; Meta::KIND_BITS],
             huge: Mask::EMPTY,
         };
-        for (at, metas) in metas.chunks_exact(8).enumerate() {
-            let &[a, b, c, d, e, f, g, h] = metas else {
-                break;
-            };
-            let eight = u64::from_le_bytes([a, b, c, d, e, f, g, h].map(Meta::byte));
-            let [low, middle, high] = &mut kinds.bits;
-            low.add_eight(at, eight);
-            middle.add_eight(at, eight >> 1);
-            high.add_eight(at, eight >> 2);
-            kinds.huge.add_eight(at, eight >> Meta::HUGE_BIT);
+        for (at, metas) in metas.chunks_exact(64).enumerate() {
+            let mut eights = [0; 8];
+            for (eight, metas) in eights.iter_mut().zip(metas.chunks_exact(8)) {
+                *eight = word(metas);
+            }
+            let [first, ..] = eights;
+            if eights.iter().all(|eight| *eight == first) && first == first.rotate_left(8) {
+                kinds.add_alike(at.wrapping_mul(64), first);
+            } else {
+                for (ahead, eight) in eights.into_iter().enumerate() {
+                    // OVERFLOW: At most 64.
+                    kinds.add_eight(at.wrapping_mul(8).wrapping_add(ahead), eight);
+                }
+            }
         }
         kinds
+    }
+
+    /// Adds the 64 pages from index `first` on, all of which have the bytes of `eight`.
+    fn add_alike(&mut self, first: usize, eight: u64) {
+        for (set, bit) in self.sets() {
+            if eight.wrapping_shr(bit) & 1 == 1 {
+                set.add_range(first..first.saturating_add(64));
+            }
+        }
+    }
+
+    /// Adds the eight pages from index `at * 8` on, which have the bytes of `eight`.
+    fn add_eight(&mut self, at: usize, eight: u64) {
+        for (set, bit) in self.sets() {
+            set.add_eight(at, eight.wrapping_shr(bit));
+        }
+    }
+
+    /// Returns each set, and the bit that it is of.
+    fn sets(&mut self) -> [(&mut Mask, u32); 4] {
+        let [low, middle, high] = &mut self.bits;
+        [
+            (low, 0),
+            (middle, 1),
+            (high, 2),
+            (&mut self.huge, Meta::HUGE_BIT),
+        ]
     }
 
     /// Returns the pages of a kind.
     pub fn are(&self, kind: Kind) -> Mask {
         let mut pages = Mask::ALL;
-        for (bit, set) in self.bits.iter().enumerate() {
-            pages = if (kind as usize >> bit) & 1 == 1 {
+        // CAST: The number of an enum.
+        let mut bits = kind as u8;
+        for set in &self.bits {
+            pages = if bits & 1 == 1 {
                 pages.and(set)
             } else {
                 pages.without(set)
             };
+            bits >>= 1;
         }
         pages
     }
@@ -64,6 +98,14 @@ impl Kinds {
         let small = seen.small().and(&private.without(&self.huge));
         let huge = seen.huge().and(&private.and(&self.huge));
         absent.or(&zero).or(&small).or(&huge)
+    }
+}
+
+/// Returns the bytes of eight pages, the first one lowest.
+fn word(metas: &[Meta]) -> u64 {
+    match metas {
+        &[a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h].map(Meta::byte)),
+        _ => 0,
     }
 }
 
@@ -117,6 +159,20 @@ mod tests {
         for (at, kind) in KINDS.into_iter().enumerate() {
             let pages = (0..BLOCK_PAGES).filter(|index| index % 8 == at);
             assert!(kinds.are(kind).iter().eq(pages));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn pages_that_are_alike_are_of_their_kind() -> Result<(), AllocError> {
+        for kind in KINDS {
+            let record = Record::of(kind);
+            let mut metas = KVVec::from_elem(record.meta(), BLOCK_PAGES, GFP_KERNEL)?;
+            if let Some(other) = metas.get_mut(100) {
+                *other = Record::of(Kind::Unseen).meta();
+            }
+            let pages = (0..BLOCK_PAGES).filter(|index| *index != 100 || kind == Kind::Unseen);
+            assert!(Kinds::of(&metas).are(kind).iter().eq(pages));
         }
         Ok(())
     }

@@ -185,6 +185,16 @@ static bool look_huge(struct look *look, struct mm_struct *mm, pmd_t *pmd,
 	return huge;
 }
 
+/* How many of the next entries are val. */
+static unsigned int equal_entries(pte_t *pte, pte_t val, unsigned int most)
+{
+	unsigned int n = 0;
+
+	while (n < most && pte_same(ptep_get(pte + n), val))
+		n++;
+	return n;
+}
+
 /*
  * An entry that is not of a private page is of the zero page, of a copy, or
  * empty, and so are those after it that are equal.
@@ -192,20 +202,18 @@ static bool look_huge(struct look *look, struct mm_struct *mm, pmd_t *pmd,
 static void look_entries(struct look *look, pte_t *pte, unsigned int first,
 			 unsigned int end)
 {
-	unsigned int i, until;
+	unsigned int i = first;
 
-	for (i = first; i < end; i = until) {
+	while (i < end) {
 		pte_t val = ptep_get(pte + (i - first));
 		struct twinpage_shim_seen now = classify_pte(look, val);
 
-		until = i + 1;
 		if (is_private(now))
 			keep(look, i, pte_page(val));
-		else
-			while (until < end &&
-			       pte_same(ptep_get(pte + (until - first)), val))
-				until++;
-		see(look, until, now);
+		i++;
+		if (!is_private(now))
+			i += equal_entries(pte + (i - first), val, end - i);
+		see(look, i, now);
 	}
 }
 
