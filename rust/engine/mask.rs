@@ -112,6 +112,17 @@ impl Mask {
         }
     }
 
+    /// Returns the first indexes from `from` on that are neighbours.
+    pub fn run(&self, from: usize) -> Option<Range<usize>> {
+        let mut rest = *self;
+        for (at, word) in rest.0.iter_mut().enumerate() {
+            *word &= !below(from.saturating_sub(at.wrapping_mul(64)));
+        }
+        let first = rest.iter().next()?;
+        let end = (first..BLOCK_PAGES).find(|index| !self.has(*index));
+        Some(first..end.unwrap_or(BLOCK_PAGES))
+    }
+
     /// Returns the smallest range that has all indexes.
     pub fn hull(&self) -> Range<usize> {
         let first = self.iter().next().unwrap_or(0);
@@ -243,6 +254,25 @@ mod tests {
         assert_eq!(all.hull(), 10..200);
         assert!(all.without(&some).iter().eq(10..20));
         assert!(some.without(&all).is_empty());
+    }
+
+    #[test]
+    fn runs_are_found_one_after_the_other() {
+        let mut mask = Mask::EMPTY;
+        mask.add_range(3..70);
+        mask.add_range(71..72);
+        mask.add_range(128..512);
+        let runs = [
+            (0, Some(3..70)),
+            (5, Some(5..70)),
+            (70, Some(71..72)),
+            (72, Some(128..512)),
+            (511, Some(511..512)),
+            (512, None),
+        ];
+        for (from, run) in runs {
+            assert_eq!(mask.run(from), run);
+        }
     }
 
     #[test]

@@ -23,9 +23,9 @@ use super::{
     sort::first_not,
     stats::Gauge,
     world::{
-        self,
         Away,
         GuestId,
+        Unshared,
         World,
         BLOCK_BYTES, //
     },
@@ -85,16 +85,24 @@ impl<W: World> Visit<'_, W> {
             self.reconcile();
         }
         let merged = self.cover.and(self.scratch.seen.merged());
-        for index in merged.iter() {
-            match self.world.unshare(self.guest, self.address(index)) {
-                world::Unshared::Done => {
-                    unmerged.unmerged = unmerged.unmerged.saturating_add(1);
-                    self.forget_merged(kept, index);
-                }
-                world::Unshared::Busy => {
+        let mut next: usize = 0;
+        while let Some(run) = merged.run(next) {
+            let (first, pages) = (run.start, run.len());
+            let address = self.address(first);
+            let (done, last) = self.world.unshare_run(self.guest, address, pages);
+            for index in run.take(done) {
+                unmerged.unmerged = unmerged.unmerged.saturating_add(1);
+                self.forget_merged(kept, index);
+            }
+            // OVERFLOW: At most 512.
+            next = first.wrapping_add(done.min(pages));
+            match last {
+                Unshared::Done => {}
+                Unshared::Busy => {
                     unmerged.busy = unmerged.busy.saturating_add(1);
+                    next = next.wrapping_add(1);
                 }
-                world::Unshared::NoMemory => {
+                Unshared::NoMemory => {
                     unmerged.state = UnmergeState::NoMemory;
                     return Ok(());
                 }

@@ -246,6 +246,21 @@ pub trait World {
     /// Gives the page of `guest` at `addr` its own copy, if it maps a merged one.
     fn unshare(&mut self, guest: GuestId, addr: u64) -> Unshared;
 
+    /// Does the same with `pages` neighbouring pages, the first at `addr`, which lie within one
+    /// block. Returns how many are done, perhaps not all of them, and, if it was not possible with
+    /// the page after these, why.
+    fn unshare_run(&mut self, guest: GuestId, addr: u64, pages: usize) -> (usize, Unshared) {
+        for done in 0..pages {
+            // CAST: `usize` is 64 bits wide. OVERFLOW: The page exists.
+            let ahead = (done as u64).wrapping_mul(PAGE_BYTES);
+            match self.unshare(guest, addr.wrapping_add(ahead)) {
+                Unshared::Done => {}
+                why => return (done, why),
+            }
+        }
+        (pages, Unshared::Done)
+    }
+
     /// Splits the large folio that is mapped at `addr`. `true` if the pages there are small now.
     fn split(&mut self, guest: GuestId, addr: u64) -> bool;
 

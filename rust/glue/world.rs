@@ -192,20 +192,31 @@ impl World for HostWorld<'_> {
     }
 
     fn unshare(&mut self, guest: GuestId, addr: u64) -> Unshared {
+        self.unshare_run(guest, addr, 1).1
+    }
+
+    fn unshare_run(&mut self, guest: GuestId, addr: u64, pages: usize) -> (usize, Unshared) {
         let Ok((guest, user)) = self.user(guest) else {
-            return Unshared::Done;
+            return (pages, Unshared::Done);
         };
-        if self.allowance == 0 {
-            self.allowance = headroom::allowance(guest.space());
-        }
-        let Some(left) = self.allowance.checked_sub(1) else {
-            return Unshared::NoMemory;
-        };
-        self.allowance = left;
         let Some(locked) = user.try_lock() else {
-            return Unshared::Busy;
+            return (0, Unshared::Busy);
         };
-        locked.unshare(addr as usize)
+        let pages = pages.min(RUN_MAX);
+        for done in 0..pages {
+            if self.allowance == 0 {
+                self.allowance = headroom::allowance(guest.space());
+            }
+            let Some(left) = self.allowance.checked_sub(1) else {
+                return (done, Unshared::NoMemory);
+            };
+            self.allowance = left;
+            match locked.unshare(addr as usize + done * kernel::page::PAGE_SIZE) {
+                Unshared::Done => {}
+                why => return (done, why),
+            }
+        }
+        (pages, Unshared::Done)
     }
 
     fn split(&mut self, guest: GuestId, addr: u64) -> bool {
