@@ -76,8 +76,6 @@ enum twinpage_shim_result {
 	TWINPAGE_SHIM_NO_MEMORY,
 };
 
-void twinpage_shim_compare(void *mm, unsigned long addr, unsigned int n,
-			   void *const *targets, unsigned char *results);
 void twinpage_shim_share(void *mm, unsigned long addr, unsigned int n,
 			 void *const *targets, unsigned char *results);
 int twinpage_shim_unshare(void *mm, unsigned long addr);
