@@ -8,6 +8,11 @@ use super::{
         State, //
     },
     index::Index,
+    key::{
+        self,
+        UNKNOWN, //
+    },
+    node::Node,
     page::{
         CopyId,
         Kind,
@@ -39,6 +44,11 @@ impl<F> Index<F> {
         Some((self.guests.at(position)?.id, address))
     }
 
+    /// Returns the key of a copy.
+    fn key_of(&self, copy: CopyId) -> u64 {
+        self.store.copies.node(copy).map_or(UNKNOWN, Node::key)
+    }
+
     /// Returns the frame of a copy.
     pub(super) fn frame(&self, copy: CopyId) -> Option<&F> {
         self.store.copies.get(copy).and_then(MergedCopy::frame)
@@ -46,7 +56,7 @@ impl<F> Index<F> {
 }
 
 impl<W: World> Visit<'_, W> {
-    /// Gives the copies made in this step to the pages of the same hash that are not planned with
+    /// Gives the copies made in this step to the pages of the same key that are not planned with
     /// the block's own, as many neighbours at once as allowed.
     pub(super) fn share_twins(&mut self) {
         self.split_twins();
@@ -167,16 +177,11 @@ impl<W: World> Visit<'_, W> {
         }
         let page = self.page(fresh.index);
         let old = self.index.record(page);
-        let key = self
-            .index
-            .store
-            .copies
-            .node(fresh.copy)
-            .map(|node| node.key());
+        let key = self.index.key_of(fresh.copy);
         let listed = self.index.is_listed(fresh.copy);
-        if listed && old.kind == Kind::Parked && Some(old.key) == key {
+        if listed && old.kind == Kind::Parked && key::class(old.key) == key::class(key) {
             let kind = Kind::Listed;
-            let new = Record { kind, ..old };
+            let new = Record { kind, key, ..old };
             self.index.take_place(Place::Copy(fresh.copy), page, new);
         }
         self.index.drop_copy(fresh.copy);
@@ -256,6 +261,11 @@ impl<W: World> Visit<'_, W> {
             return self.index.retire(Token(copy.0));
         }
         let old = self.index.record(page);
+        if let (Shared::Differs, Plan::Copy(copy)) = (shared, plan) {
+            if !old.has_whole_key() {
+                return self.crowd(copy);
+            }
+        }
         if let Some(new) = outcome(&old, plan, shared) {
             self.index.set(page, new);
         }
@@ -263,6 +273,19 @@ impl<W: World> Visit<'_, W> {
             if let Some(block) = self.index.store.blocks.get(page.block()) {
                 self.count_merge(block.guest());
             }
+        }
+    }
+
+    /// A page of the copy's class has other bytes than the copy: from now on pages of that class are
+    /// told apart by all of their bytes, the page at its next look.
+    fn crowd(&mut self, copy: CopyId) {
+        let key = self.index.key_of(copy);
+        if key::is_whole(key) {
+            return;
+        }
+        let frame = self.index.frame(copy);
+        if let Some(hash) = frame.map(|frame| self.world.hash_frame(frame, self.index.seed)) {
+            self.index.rekey_copy(copy, key::of_whole(key, hash));
         }
     }
 
@@ -282,22 +305,14 @@ impl<W: World> Visit<'_, W> {
     }
 
     /// Makes sure that a copy which only one page took can be found by others. The page may have
-    /// been written to between hash and snapshot: then the copy has not the content that its hash
+    /// been written to between hash and snapshot: then the copy has not the content that its key
     /// is of, and the page gets its own copy back.
     fn prove(&mut self, fresh: &Fresh) {
         let node = match self.scratch.seen(fresh.index) {
             Seen::Anon { node } | Seen::Huge { node } => node,
             _ => 0,
         };
-        let frame = self.index.frame(fresh.copy);
-        let hash = frame.map(|frame| self.world.hash_frame(frame, self.index.seed));
-        let key = self
-            .index
-            .store
-            .copies
-            .node(fresh.copy)
-            .map(|node| node.key());
-        if hash.map(|hash| self.key(hash, node)) == key {
+        if self.is_by_its_key(fresh.copy, node) {
             return;
         }
         self.index.unlist_copy(fresh.copy, State::Odd);
@@ -312,6 +327,20 @@ impl<W: World> Visit<'_, W> {
                 self.index.drop_copy(fresh.copy);
             }
         }
+    }
+}
+
+impl<W: World> Visit<'_, W> {
+    /// Returns whether a copy of a page on that NUMA node has the key of its content.
+    fn is_by_its_key(&mut self, copy: CopyId, node: u8) -> bool {
+        let (key, seed) = (self.index.key_of(copy), self.index.seed);
+        let Some(frame) = self.index.frame(copy) else {
+            return false;
+        };
+        let sample = self.world.sample_frame(frame, seed);
+        let hash = key::is_whole(key).then(|| self.world.hash_frame(frame, seed));
+        let class = self.class(sample, node);
+        key == hash.map_or(class, |hash| key::of_whole(class, hash))
     }
 }
 
@@ -370,7 +399,7 @@ mod tests {
         toy.world.writes.push(write, GFP_KERNEL)
     }
 
-    /// A guest with a candidate that has changed since, and one with two pages of the hash that it
+    /// A guest with a candidate that has changed since, and one with two pages of the key that it
     /// had.
     fn changed_twin() -> Result<Toy, Untested> {
         let mut toy = Toy::new(2)?;
@@ -398,7 +427,7 @@ mod tests {
         toy.fill(0, 0..8, |index| Page::Own(1 + index));
         toy.fill(1, 0..8, |index| Page::Own(1 + index));
         toy.step(0)?;
-        write(&mut toy, Moment::Hashed, 3)?;
+        write(&mut toy, Moment::Sampled, 3)?;
         toy.step(1)?;
         assert_eq!(toy.index.check(), Ok(()));
         assert_eq!(toy.world.content(1, 3), 99);
@@ -430,10 +459,14 @@ mod tests {
     fn a_copy_that_nobody_took_is_freed_at_once() -> Result<(), Untested> {
         let mut toy = changed_twin()?;
         write(&mut toy, Moment::Copied, 1)?;
-        write(&mut toy, Moment::Hashed, 2)?;
+        write(&mut toy, Moment::Sampled, 2)?;
         toy.step(1)?;
         assert_eq!(toy.index.check(), Ok(()));
         assert_eq!(toy.index.copies(), 0);
+        // They are what they were before it was planned, and found to have changed at their next look.
+        assert_eq!(toy.gauge(1, Gauge::Unshared), 2);
+        assert!(toy.pass(2));
+        assert!(toy.pass(2));
         assert_eq!(toy.gauge(1, Gauge::Volatile), 2);
         Ok(())
     }
@@ -441,7 +474,7 @@ mod tests {
     #[test]
     fn a_copy_that_one_page_took_is_found_by_others() -> Result<(), Untested> {
         let mut toy = changed_twin()?;
-        write(&mut toy, Moment::Hashed, 2)?;
+        write(&mut toy, Moment::Sampled, 2)?;
         toy.step(1)?;
         assert_eq!(toy.index.check(), Ok(()));
         assert_eq!(toy.gauge(1, Gauge::Merged), 1);
@@ -457,7 +490,7 @@ mod tests {
     #[test]
     fn a_copy_of_other_content_than_its_hash_is_given_back() -> Result<(), Untested> {
         let mut toy = changed_twin()?;
-        write(&mut toy, Moment::Hashed, 1)?;
+        write(&mut toy, Moment::Sampled, 1)?;
         toy.step(1)?;
         assert_eq!(toy.index.check(), Ok(()));
         assert_eq!(toy.index.copies(), 0);
@@ -476,9 +509,69 @@ mod tests {
         toy.fill(1, 0..1, |_| Page::Own(5));
         toy.step(1)?;
         assert_eq!(toy.index.check(), Ok(()));
-        assert_eq!(toy.gauge(0, Gauge::Volatile), 1);
+        assert_eq!(toy.gauge(0, Gauge::Unshared), 1);
         assert_eq!(toy.gauge(1, Gauge::Unshared), 1);
         assert_eq!(toy.index.copies(), 0);
+        assert!(toy.pass(2));
+        assert!(toy.pass(2));
+        assert_eq!(toy.gauge(0, Gauge::Volatile), 1);
+        assert_eq!(toy.gauge(1, Gauge::Unshared), 1);
+        Ok(())
+    }
+
+    /// What is above it is not in the sample of a content.
+    const REST: u64 = 1 << 32;
+
+    #[test]
+    fn pages_of_one_sample_are_told_apart_by_all_of_it() -> Result<(), Untested> {
+        let mut toy = Toy::new(2)?;
+        for guest in 0..2 {
+            toy.fill(guest, 0..40, |index| Page::Own(5 + index % 20 * REST));
+        }
+        for _ in 0..4 {
+            assert!(toy.pass(2));
+            assert_eq!(toy.index.check(), Ok(()));
+        }
+        assert_eq!(toy.gauge(0, Gauge::Merged), 40);
+        assert_eq!(toy.gauge(1, Gauge::Merged), 40);
+        assert_eq!(toy.index.copies(), 20);
+        assert_eq!(toy.world.content(0, 39), 5 + 19 * REST);
+        Ok(())
+    }
+
+    #[test]
+    fn a_copy_is_found_after_its_class_was_crowded() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..2, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        toy.fill(0, 2..3, |_| Page::Own(5 + REST));
+        assert!(toy.pass(1));
+        toy.fill(0, 3..4, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Merged), 3);
+        assert_eq!(toy.gauge(0, Gauge::Unshared), 1);
+        assert_eq!(toy.index.copies(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_class_is_crowded_no_longer_than_somebody_is_in_it() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.knobs.smart_scan = false;
+        toy.fill(0, 0..4, |index| Page::Own(5 + index % 2 * REST));
+        for _ in 0..3 {
+            assert!(toy.pass(1));
+        }
+        assert_eq!(toy.gauge(0, Gauge::Merged), 4);
+        toy.fill(0, 0..4, |_| Page::Absent);
+        assert!(toy.pass(1));
+        assert!(toy.index.sweep(&mut toy.world, &toy.knobs, &mut 9).done);
+        let sampled = toy.world.sampled;
+        let hashed = toy.world.hashed;
+        toy.fill(0, 0..1, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        assert_eq!((toy.world.sampled, toy.world.hashed), (sampled + 1, hashed));
         Ok(())
     }
 

@@ -8,28 +8,29 @@
 //! |----------|----------------|----------------|-------------|------------------------------|
 //! | Unseen   | -              | -              | no          | unseen                       |
 //! | Absent   | -              | -              | no          | absent                       |
-//! | Listed   | hash           | tree           | yes         | unshared                     |
-//! | Parked   | hash           | -              | no          | unshared; if huge: skip huge |
-//! | Volatile | sample or 0    | -              | no          | volatile                     |
+//! | Listed   | key            | tree           | yes         | unshared                     |
+//! | Parked   | key            | -              | no          | unshared; if huge: skip huge |
+//! | Volatile | class or 0     | -              | no          | volatile                     |
 //! | Merged   | -              | merged copy    | no          | merged                       |
 //! | Zero     | -              | -              | no          | zero                         |
 //! | Skipped  | reason         | -              | no          | skip of that reason          |
 //!
-//! *Listed* pages are candidates: others of the same hash find them. *Parked* is a page whose hash
-//! is known but whose place in the tree another page or a merged copy has, or which has just come
-//! to rest; it merges when it is looked at next and can. A *volatile* page is recognized by the
-//! hash of a part of it; one whose bytes differed from those of the same hash, by that hash.
+//! *Listed* pages are candidates: others of the same key ([`super::key`]) find them. *Parked* is a
+//! page whose key is known but whose place in the tree another page or a merged copy has, or which
+//! has just come to rest; it merges when it is looked at next and can. A *volatile* page is
+//! recognized by its class; one whose bytes differed from those of the same hash, by that hash.
 
 use super::{
+    key::{
+        self,
+        UNKNOWN, //
+    },
     stats::Gauge,
     world::{
         Skip,
         BLOCK_PAGES, //
     },
 };
-
-/// The key of a page whose hash is not known. No hash is 0, see [`known`].
-pub const UNKNOWN: u64 = 0;
 
 /// Blocks that page numbers have room for.
 pub const MAX_BLOCKS: u32 = 1 << 21;
@@ -95,15 +96,6 @@ impl Place {
         } else {
             Self::Copy(CopyId(node & (COPY - 1)))
         }
-    }
-}
-
-/// Makes a hash a key: [`UNKNOWN`] stands for no hash.
-pub const fn known(hash: u64) -> u64 {
-    if hash == UNKNOWN {
-        1
-    } else {
-        hash
     }
 }
 
@@ -209,7 +201,7 @@ impl Meta {
 pub struct Record {
     /// State.
     pub kind: Kind,
-    /// Hash, sample, or reason of skipping.
+    /// Key of the content, or reason of skipping.
     pub key: u64,
     /// The merged copy that a [`Kind::Merged`] page maps.
     pub copy: CopyId,
@@ -295,9 +287,19 @@ impl Record {
         }
     }
 
-    /// Returns whether the key is the hash of a part of the page.
+    /// Returns whether something is known of the page's content.
+    pub fn has_key(&self) -> bool {
+        matches!(self.kind, Kind::Listed | Kind::Parked | Kind::Volatile) && self.key != UNKNOWN
+    }
+
+    /// Returns whether that is the hash of all of it.
+    pub fn has_whole_key(&self) -> bool {
+        self.has_key() && key::is_whole(self.key)
+    }
+
+    /// Returns whether it is a volatile page of which only a sample is known.
     pub fn has_sample(&self) -> bool {
-        self.kind == Kind::Volatile && !self.mark && self.key != UNKNOWN
+        self.kind == Kind::Volatile && self.has_key() && !key::is_whole(self.key)
     }
 
     /// Returns whether it is a huge page that would merge if it were split.

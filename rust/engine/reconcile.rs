@@ -3,14 +3,14 @@
 //! What the page table says against what is recorded, without reading any page.
 
 use super::{
+    key::UNKNOWN,
     kinds::Kinds,
     mask::Mask,
     node::Node,
     page::{
         CopyId,
         Kind,
-        Record,
-        UNKNOWN, //
+        Record, //
     },
     scan::Visit,
     world::{

@@ -221,8 +221,11 @@ pub trait World {
     /// The guest may write while it is read.
     fn hash(&mut self, index: usize, seed: u64) -> u64;
 
-    /// The same of an eighth of the page, spread over it, in an eighth of the time.
+    /// The same of the page's sample ([`key::sample`](super::key::sample)), in an eighth of the time.
     fn sample(&mut self, index: usize, seed: u64) -> u64;
+
+    /// Whether page `index` of the block last looked at, which must have been kept, holds zeroes.
+    fn is_zero(&mut self, index: usize) -> bool;
 
     /// Copies page `index` of the block last looked at, which must have been kept, into a fresh
     /// frame on the same NUMA node; `None` if there is no memory.
@@ -272,6 +275,9 @@ pub trait World {
 
     /// XXH64 with `seed` of a merged copy.
     fn hash_frame(&mut self, frame: &Self::Frame, seed: u64) -> u64;
+
+    /// XXH64 with `seed` of the sample of a merged copy.
+    fn sample_frame(&mut self, frame: &Self::Frame, seed: u64) -> u64;
 
     /// How many page table entries map the copy; 0 is final, as nothing can map it again.
     fn mappings(&self, frame: &Self::Frame) -> u32;

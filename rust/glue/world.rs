@@ -8,6 +8,11 @@ use super::{
 };
 use crate::{
     engine::{
+        key::{
+            self,
+            LINE_WORDS,
+            PAGE_WORDS, //
+        },
         sight::Sight,
         world::{
             Away,
@@ -36,19 +41,6 @@ use crate::{
     },
 };
 use core::ops::Range;
-
-/// Words of 8 bytes in a page.
-const PAGE_WORDS: usize = PAGE_BYTES as usize / 8;
-
-/// Words of 8 bytes in a sample: one cache line of 64 bytes in each 512 bytes.
-const SAMPLE_WORDS: usize = PAGE_WORDS / 8;
-
-/// Where word `word` of a sample is in the page: lines are 576 bytes apart, each another distance
-/// away from a multiple of 512, so that structures of a common size are not missed in one place.
-#[inline(always)]
-fn sampled(word: usize) -> usize {
-    word + word / 8 * 64
-}
 
 /// The attached guests, and room for one look.
 pub(crate) struct HostWorld<'a> {
@@ -156,7 +148,16 @@ impl World for HostWorld<'_> {
             return 0;
         };
         let words = page.words();
-        xxh64::hash_words(SAMPLE_WORDS, |word| words.get(sampled(word)), seed)
+        key::sample(|word| words.get(word), seed)
+    }
+
+    fn is_zero(&mut self, index: usize) -> bool {
+        let Some(page) = self.look.kept(index) else {
+            return false;
+        };
+        let words = page.words();
+        let line = |first: usize| (first..first + LINE_WORDS).fold(0, |all, at| all | words.get(at));
+        (0..PAGE_WORDS).step_by(LINE_WORDS).all(|first| line(first) == 0)
     }
 
     fn snapshot(&mut self, index: usize) -> Option<Frame> {
@@ -240,6 +241,11 @@ impl World for HostWorld<'_> {
     fn hash_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
         let words = frame.words();
         xxh64::hash_words(PAGE_WORDS, |word| words.get(word), seed)
+    }
+
+    fn sample_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
+        let words = frame.words();
+        key::sample(|word| words.get(word), seed)
     }
 
     fn mappings(&self, frame: &Frame) -> u32 {

@@ -777,6 +777,7 @@ fn a_guest_that_writes_all_the_time_is_backed_off_and_others_merge() {
 fn anything_can_happen(seed: u64, chaos: Chaos, hashes: Hashes) {
     let mut driver = Driver::new(seed);
     driver.host.hashes = hashes;
+    driver.host.alike = 1 + seed % 4;
     driver.knobs.max_page_sharing = driver.host.rng.random_range(2..40);
     driver.knobs.merge_batch = driver.host.rng.random_range(1..80);
     driver.knobs.smart_scan = driver.host.rng.random();

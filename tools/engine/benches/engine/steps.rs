@@ -89,6 +89,10 @@ impl World for Plain {
         self.hash(index, seed)
     }
 
+    fn is_zero(&mut self, _: usize) -> bool {
+        false
+    }
+
     fn snapshot(&mut self, index: usize) -> Option<u32> {
         self.frames
             .push(self.pages[self.looked.0][self.looked.1 + index]);
@@ -130,6 +134,10 @@ impl World for Plain {
 
     fn hash_frame(&mut self, frame: &u32, seed: u64) -> u64 {
         (self.frames[*frame as usize] ^ seed).wrapping_mul(0x9e37_79b1_85eb_ca87)
+    }
+
+    fn sample_frame(&mut self, frame: &u32, seed: u64) -> u64 {
+        self.hash_frame(frame, seed)
     }
 
     fn mappings(&self, _: &u32) -> u32 {

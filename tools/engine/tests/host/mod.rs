@@ -28,6 +28,7 @@ use rand::{
 };
 use twinpage_engine::engine::{
     index::Span,
+    key,
     sight::Sight,
     world::{
         Away,
@@ -204,6 +205,8 @@ pub struct Host {
     pub mms: BTreeMap<u32, Mm>,
     pub chaos: Chaos,
     pub hashes: Hashes,
+    /// So many contents in a row have one sample.
+    pub alike: u64,
     pub rng: SmallRng,
     /// Index that the engine is working on.
     pub current: u32,
@@ -230,6 +233,7 @@ impl Host {
             mms: BTreeMap::new(),
             chaos: Chaos::default(),
             hashes: Hashes::Good,
+            alike: 1,
             rng: SmallRng::seed_from_u64(seed),
             current: 0,
             contents: 50,
@@ -610,13 +614,25 @@ impl Host {
         }
     }
 
-    fn hash_of(&self, content: u64, seed: u64) -> u64 {
+    /// What a hash sees of a content.
+    fn hashed_part(&self, content: u64) -> u64 {
         match self.hashes {
-            _ if content == 0 => hash_words(BLOCK_PAGES, |_| 0, seed),
-            Hashes::Good => hash_words(1, |_| content, seed),
-            Hashes::Few(few) => hash_words(1, |_| content % few, seed),
-            Hashes::CraftedFrom(first) => hash_words(1, |_| content.min(first), seed),
+            Hashes::Good => content,
+            Hashes::Few(few) => content % few,
+            Hashes::CraftedFrom(first) => content.min(first),
         }
+    }
+
+    fn hash_of(&self, content: u64, seed: u64) -> u64 {
+        if content == 0 {
+            return hash_words(BLOCK_PAGES, |_| 0, seed);
+        }
+        hash_words(1, |_| self.hashed_part(content), seed)
+    }
+
+    fn sample_of(&self, content: u64, seed: u64) -> u64 {
+        let part = self.hashed_part(content) / self.alike;
+        key::sample(|word| if word == 0 { part } else { 0 }, seed)
     }
 
     fn share_page(&mut self, guest: u32, page: u64, target: &Target<'_, Frame>) -> Shared {
@@ -722,11 +738,19 @@ impl World for Host {
         hash
     }
 
-    /// Each two contents have one sample.
     fn sample(&mut self, index: usize, seed: u64) -> u64 {
         let pfn = self.kept[&index];
         let content = self.frames.borrow().get(pfn).content;
-        hash_words(1, |_| content / 2, seed)
+        let sample = self.sample_of(content, seed);
+        self.happen();
+        sample
+    }
+
+    fn is_zero(&mut self, index: usize) -> bool {
+        let pfn = self.kept[&index];
+        let zero = self.frames.borrow().get(pfn).content == 0;
+        self.happen();
+        zero
     }
 
     fn snapshot(&mut self, index: usize) -> Option<Frame> {
@@ -839,6 +863,11 @@ impl World for Host {
     fn hash_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
         let content = self.frames.borrow().get(frame.pfn).content;
         self.hash_of(content, seed)
+    }
+
+    fn sample_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
+        let content = self.frames.borrow().get(frame.pfn).content;
+        self.sample_of(content, seed)
     }
 
     fn digest(&mut self, frame: &Frame) -> [u8; DIGEST_BYTES] {
