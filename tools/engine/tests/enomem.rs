@@ -11,6 +11,7 @@ use host::driver::{
 };
 use twinpage_engine::{
     engine::{
+        digests::Asked,
         index::{
             Found,
             Refused,
@@ -226,15 +227,14 @@ fn digests() {
         },
         |driver| {
             let index = driver.indexes.get_mut(&0).expect("an index");
-            let told = index.page_states(
-                &mut driver.host,
-                &mut driver.scratch,
-                GuestId(1),
-                3 * PAGE_BYTES,
-                300,
-                |_| {},
-            );
-            assert!(matches!(told, Ok(()) | Err(Untold::NoMemory)));
+            let asked = Asked {
+                guest: GuestId(1),
+                addr: 3 * PAGE_BYTES,
+                pages: 300,
+                digests: 300,
+            };
+            let told = index.page_states(&mut driver.host, &mut driver.scratch, asked, |_| {});
+            assert!(matches!(told, Ok(300) | Err(Untold::NoMemory)));
             let wanted = host::digest_of(1399);
             let found = loop {
                 match index.find_digest(&mut driver.host, &wanted, 10) {
