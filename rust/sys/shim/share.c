@@ -314,10 +314,19 @@ void twinpage_shim_share(void *mm, unsigned long addr, unsigned int n,
 	}
 }
 
+/*
+ * The pmd of an address that is mapped. Tables on the way to it go away under
+ * the mmap lock for reading, once munmap() has taken their mapping out.
+ */
+static pmd_t *find_mapped_pmd(struct mm_struct *mm, unsigned long addr)
+{
+	return vma_lookup(mm, addr) ? twinpage_find_pmd(mm, addr) : NULL;
+}
+
 /* Does addr map a merged copy? */
 static bool maps_copy(struct mm_struct *mm, unsigned long addr)
 {
-	pmd_t *pmd = twinpage_find_pmd(mm, addr);
+	pmd_t *pmd = find_mapped_pmd(mm, addr);
 	bool copy = false;
 	spinlock_t *ptl;
 	pte_t *pte;
@@ -374,7 +383,7 @@ int twinpage_shim_unshare(void *mm, unsigned long addr)
 /* A reference on the large folio mapped at addr, or NULL. */
 static struct page *get_huge(struct mm_struct *mm, unsigned long addr)
 {
-	pmd_t *pmd = twinpage_find_pmd(mm, addr);
+	pmd_t *pmd = find_mapped_pmd(mm, addr);
 	struct page *page = NULL;
 	spinlock_t *ptl;
 	pmd_t val;
