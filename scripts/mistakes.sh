@@ -18,7 +18,7 @@ set -euo pipefail
 need_root_user
 LOG=$TOP/build/log/mistakes
 TREE=$CACHE/mistakes/tree
-KERNELS=${KERNELS:-stock debug}
+KERNELS=${KERNELS:-stock debug kasan}
 PASSED=0 FAILED=0
 
 # fresh_tree: what is to be spoilt: the files of the checkout, as they are.

@@ -36,7 +36,7 @@ const PORT_DONE: u16 = 0x10;
 const PORT_LOST: u16 = 0x11;
 
 /// Bits of a number that count; the others are the kind.
-const COUNT_BITS: u32 = 3;
+const COUNT_BITS: u32 = 5;
 
 /// What a page's number is multiplied with to get its first word, and what is added for each
 /// further word. Number 0 is a page of zeroes.
@@ -70,7 +70,7 @@ const CODE: &[u8] = &[
     0x8b, 0x26,                         //        mov  (%esi), %esp
     0x8d, 0x44, 0x24, 0x01,             //        lea  1(%esp), %eax      count on in
     0x31, 0xe0,                         //        xor  %esp, %eax         the lowest
-    0x83, 0xe0, 0x07,                   //        and  $7, %eax           three bits
+    0x83, 0xe0, 0x1f,                   //        and  $31, %eax          five bits
     0x31, 0xc4,                         //        xor  %eax, %esp
     0x89, 0x26,                         //        mov  %esp, (%esi)
     0x69, 0xd4, 0xb1, 0x79, 0x37, 0x9e, //        imul $FACTOR, %esp, %edx
@@ -189,7 +189,7 @@ impl Counter {
         kind: impl Fn(usize) -> u64,
     ) -> Result<Counter, Error> {
         assert!((1..=DATA_PAGES_MAX).contains(&pages), "{pages} pages");
-        let memory = Memory::new(DATA / crate::PAGE_BYTES + pages, backing)?;
+        let memory = Memory::apart(DATA / crate::PAGE_BYTES + pages, backing)?;
         let vm = Vm::over(&memory)?;
         let processor = vm.processor()?;
         let counter = Counter {
@@ -378,10 +378,10 @@ mod tests {
     fn a_number_says_every_word() {
         assert_eq!(content(0), [0; WORDS]);
         let page = content(fresh(5));
-        assert_eq!(page[0] as u32, 40_u32.wrapping_mul(FACTOR));
+        assert_eq!(page[0] as u32, 160_u32.wrapping_mul(FACTOR));
         assert_eq!(
             (page[511] >> 32) as u32,
-            (40 * 1024_u32).wrapping_mul(FACTOR)
+            (160 * 1024_u32).wrapping_mul(FACTOR)
         );
         assert_ne!(content(fresh(5) + 1), page);
     }

@@ -18,6 +18,10 @@ pub const WORDS: usize = PAGE_BYTES / 8;
 /// Bytes in a huge page.
 const HUGE_BYTES: usize = 2 << 20;
 
+/// What one page table of the highest level but one maps, and how many of them a process has.
+const APART_BYTES: usize = 1 << 39;
+const APART_PLACES: usize = 1 << 8;
+
 /// What lies behind the addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backing {
@@ -78,6 +82,78 @@ impl Memory {
         Ok(memory)
     }
 
+    /// Maps `pages` pages of private anonymous memory where nothing else is, nor will be: with
+    /// [`Memory::unmap`] the page tables of all levels go.
+    ///
+    /// # Errors
+    ///
+    /// The kernel has no such memory to give.
+    ///
+    /// # Panics
+    ///
+    /// When the backing is another.
+    pub fn apart(pages: usize, backing: Backing) -> Result<Memory, Error> {
+        assert!(matches!(backing, Backing::Small | Backing::Huge));
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        let bytes = pages * PAGE_BYTES;
+        // The kernel fills the address space from above, programs and heaps are elsewhere still.
+        let place = (1..APART_PLACES).find_map(|place| {
+            let at = null_mut::<u8>().wrapping_add(place * APART_BYTES);
+            map(at, bytes, access, flags, -1).ok()
+        });
+        let base = place.ok_or_else(|| Error::memory("map guest memory apart"))?;
+        let memory = Memory {
+            base,
+            mapping: base,
+            mapping_bytes: bytes,
+            pages,
+            file: -1,
+        };
+        memory.ask_for(backing)?;
+        Ok(memory)
+    }
+
+    /// Unmaps some of the pages. They are not accessed, and nobody else maps anything there, until
+    /// [`Memory::map_again`] brings them back.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn unmap(&self, page: usize, pages: usize) -> Result<(), Error> {
+        assert!(page + pages <= self.pages);
+        let at = self.base.wrapping_add(page * PAGE_BYTES).cast();
+        // SAFETY: the range is inside the mapping. Who unmaps it does not access it afterwards; an
+        // access would be a signal, not undefined behaviour.
+        if unsafe { libc::munmap(at, pages * PAGE_BYTES) } != 0 {
+            return Err(Error::memory("unmap guest memory"));
+        }
+        Ok(())
+    }
+
+    /// Maps pages again that were unmapped, as zeroes; `backing` is that of the memory.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; somebody else has settled there.
+    pub fn map_again(&self, page: usize, pages: usize, backing: Backing) -> Result<(), Error> {
+        assert!(page + pages <= self.pages);
+        let at = self.base.wrapping_add(page * PAGE_BYTES);
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        map(at, pages * PAGE_BYTES, access, flags, -1)?;
+        self.ask_for(backing)
+    }
+
+    /// Asks for huge pages, or for none.
+    fn ask_for(&self, backing: Backing) -> Result<(), Error> {
+        match backing {
+            Backing::Small => self.advise(0, self.pages, libc::MADV_NOHUGEPAGE),
+            Backing::Huge => self.advise(0, self.pages, libc::MADV_HUGEPAGE),
+            _ => Ok(()),
+        }
+    }
+
     fn back(&mut self, bytes: usize, backing: Backing) -> Result<(), Error> {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let fixed = libc::MAP_FIXED;
@@ -99,11 +175,7 @@ impl Memory {
             }
         }
         map(self.base, bytes, access, flags, self.file)?;
-        match backing {
-            Backing::Small => self.advise(0, self.pages, libc::MADV_NOHUGEPAGE),
-            Backing::Huge => self.advise(0, self.pages, libc::MADV_HUGEPAGE),
-            _ => Ok(()),
-        }
+        self.ask_for(backing)
     }
 
     /// The first address.
@@ -232,7 +304,7 @@ impl Drop for Memory {
 
 const ANONYMOUS: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
 
-/// `mmap` that either reserves fresh addresses or replaces a part of such a reservation.
+/// `mmap` that reserves fresh addresses, replaces a part of such a reservation, or fails.
 fn map(
     at: *mut u8,
     bytes: usize,
@@ -240,8 +312,8 @@ fn map(
     flags: libc::c_int,
     file: libc::c_int,
 ) -> Result<*mut u8, Error> {
-    // SAFETY: `at` is null, or (with MAP_FIXED) inside a reservation of the caller's own, so no
-    // foreign mapping is replaced.
+    // SAFETY: `at` is null, or (with MAP_FIXED) inside a reservation of the caller's own, or
+    // MAP_FIXED_NOREPLACE is set, so no foreign mapping is replaced.
     let base = unsafe { libc::mmap(at.cast(), bytes, access, flags, file, 0) };
     if base == libc::MAP_FAILED {
         return Err(Error::memory("map guest memory"));
@@ -267,5 +339,18 @@ mod tests {
             assert_eq!(memory.read_page(3), [0; WORDS]);
             assert_eq!(memory.address() % (2 << 20), 0);
         }
+    }
+
+    #[test]
+    fn memory_apart_goes_and_comes_back() {
+        let first = Memory::apart(5, Backing::Small).unwrap();
+        let second = Memory::apart(5, Backing::Huge).unwrap();
+        assert_ne!(first.address(), second.address());
+        assert_eq!(second.address() % APART_BYTES as u64, 0);
+        second.set_word(4, 511, 7);
+        second.unmap(0, 5).unwrap();
+        second.map_again(0, 5, Backing::Huge).unwrap();
+        assert!(second.map_again(0, 5, Backing::Huge).is_err());
+        assert_eq!(second.word(4, 511), 0);
     }
 }

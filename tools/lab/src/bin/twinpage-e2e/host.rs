@@ -161,7 +161,11 @@ pub struct Guest {
 impl Guest {
     /// A VM that is not attached yet.
     pub fn detached(pages: usize, backing: Backing) -> Result<Guest, Failure> {
-        let memory = Memory::new(pages, backing)?;
+        Guest::over(Memory::new(pages, backing)?)
+    }
+
+    /// A VM with this memory that is not attached yet.
+    pub fn over(memory: Memory) -> Result<Guest, Failure> {
         Ok(Guest {
             vm: Some(Vm::over(&memory)?),
             memory,

@@ -33,6 +33,7 @@ use twinpage_lab::tap::{
 use crate::host::{
     mismatch,
     saved_pages,
+    Guest,
     Host,
     DOMAIN,
     PRIVATE, //
@@ -52,6 +53,11 @@ pub const TESTS: &[Test] = &[
         name: "page_tables_may_vanish_under_the_scanner",
         seconds: 180,
         run: page_tables_may_vanish_under_the_scanner,
+    },
+    Test {
+        name: "unmapping_memory_races_with_splitting_and_unmerging",
+        seconds: 180,
+        run: unmapping_memory_races_with_splitting_and_unmerging,
     },
     Test {
         name: "collapsing_huge_pages_races_with_merging",
@@ -267,6 +273,55 @@ fn page_tables_may_vanish_under_the_scanner() -> Outcome {
     drop(guests);
     drop(host);
     swap.map_or(Ok(()), Swap::off)
+}
+
+/// The memory is alone among its page tables, so that those of every level go with it, while others
+/// only read the address space.
+fn unmapping_memory_races_with_splitting_and_unmerging() -> Outcome {
+    const TIME: Duration = Duration::from_secs(20);
+    // A huge page.
+    const PAGES: usize = 512;
+    let host = Host::new()?;
+    module::set("thp_split_threshold", 1)?;
+    let mut guest = Guest::over(Memory::apart(PAGES, Backing::Huge)?)?;
+    guest.attach(&host, PRIVATE)?;
+    let stop = AtomicBool::new(false);
+    let (mut round, mut saved) = (0_usize, 0);
+    std::thread::scope(|scope| -> Outcome {
+        let unmerger = scope.spawn(|| unmerge_and_merge(&stop));
+        let end = Instant::now() + TIME;
+        let raced = (|| -> Outcome {
+            while Instant::now() < end {
+                guest.fill_with(|page| page as u64 % 64 + 1);
+                std::thread::sleep(Duration::from_millis(round as u64 % 40));
+                saved += saved_pages(&[&guest])?;
+                guest.memory().unmap(0, PAGES)?;
+                guest.memory().map_again(0, PAGES, Backing::Huge)?;
+                let full = (0..PAGES).find(|&page| guest.memory().word(page, 7) != 0);
+                ensure!(full.is_none(), "page {full:?} is there in round {round}");
+                round += 1;
+            }
+            Ok(())
+        })();
+        stop.store(true, Ordering::Relaxed);
+        let unmerged = unmerger.join();
+        raced?;
+        unmerged.map_err(|_| Failure::Failed("the unmerger panicked".into()))?
+    })?;
+    println!("{round} rounds, {saved} merges seen");
+    ensure!(saved > 0, "no merge was seen in {round} rounds");
+    Ok(())
+}
+
+/// Gives all pages back and lets them merge again, until somebody says stop.
+fn unmerge_and_merge(stop: &AtomicBool) -> Outcome {
+    while !stop.load(Ordering::Relaxed) {
+        // It may give up on memory that comes and goes.
+        let _ = module::set("run", 2);
+        module::set("run", 1)?;
+        std::thread::sleep(Duration::from_millis(15));
+    }
+    Ok(())
 }
 
 fn collapsing_huge_pages_races_with_merging() -> Outcome {

@@ -26,6 +26,7 @@ use twinpage_lab::uffd::{
 };
 
 use crate::transfer;
+use crate::unmap::unmap;
 use crate::vmm::{
     Machine,
     Trouble, //
@@ -72,6 +73,7 @@ pub const ACTS: &[Act] = acts![
     "mlock" lock,
     "mprotect" protect,
     "mremap" remap,
+    "munmap" unmap,
     "move_pages" change_node,
     "clear soft-dirty" clear_soft_dirty,
     "fork" fork,
@@ -115,7 +117,7 @@ fn discard(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
 }
 
 /// Gives a data page the content of a kind.
-fn put(machine: &Machine, counter: &tinyvm::Counter, page: usize, kind: usize) {
+pub fn put(machine: &Machine, counter: &tinyvm::Counter, page: usize, kind: usize) {
     let number = fresh(kind as u64);
     counter.believe(page, number);
     machine

@@ -17,6 +17,7 @@ mod frames;
 mod host;
 mod neighbour;
 mod transfer;
+mod unmap;
 mod vmm;
 
 use std::fs;

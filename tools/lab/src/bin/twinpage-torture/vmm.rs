@@ -58,6 +58,16 @@ pub struct Plan {
     pub only: Vec<String>,
 }
 
+impl Plan {
+    /// What lies behind the guest's memory.
+    fn backing(&self) -> Backing {
+        match self.number % 2 {
+            0 => Backing::Small,
+            _ => Backing::Huge,
+        }
+    }
+}
+
 /// What all threads of a monitor share.
 pub struct Machine {
     /// How it was made.
@@ -129,10 +139,7 @@ impl From<Lost> for Trouble {
 
 impl Machine {
     fn new(plan: Plan) -> Result<Machine, Error> {
-        let backing = match plan.number % 2 {
-            0 => Backing::Small,
-            _ => Backing::Huge,
-        };
+        let backing = plan.backing();
         // Contents that the others have too, some of them often; zeroes are among them.
         let kinds = plan.pages as u64 / 2;
         let counter = Counter::new(plan.pages, backing, |page| page as u64 % kinds)?;
@@ -164,6 +171,11 @@ impl Machine {
             drop(state);
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// What lies behind the memory.
+    pub fn backing(&self) -> Backing {
+        self.plan.backing()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Guest memory that goes, its page tables with it, and comes back empty.
+
+use tinyvm::{
+    content,
+    Counter, //
+};
+use twinpage_lab::random::Random;
+
+use crate::acts::put;
+use crate::vmm::{
+    Machine,
+    Trouble, //
+};
+
+/// Pages that one page table maps.
+const TABLE: usize = 512;
+
+/// Unmaps some pages, a whole page table, or all of the memory, which is alone among its page tables:
+/// those of every level go. For a moment the module finds a slot where nothing is mapped.
+pub fn unmap(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let all = machine.memory.pages();
+    let (page, pages) = match random.below(3) {
+        0 => machine.some_pages(random, 64),
+        1 if all > TABLE => (all / TABLE * TABLE, all % TABLE),
+        _ => (0, all),
+    };
+    let pages = pages.max(1);
+    let state = machine.still();
+    // The guest's program, and what it remembers of its data pages.
+    let own: Vec<_> = (page..machine.first_page)
+        .map(|page| machine.memory.read_page(page))
+        .collect();
+    machine.memory.unmap(page, pages)?;
+    random.nap(10);
+    machine
+        .memory
+        .map_again(page, pages, machine.backing())
+        .map_err(|error| Trouble::Wrong(format!("mapping memory again: {error}")))?;
+    for (index, content) in own.iter().enumerate() {
+        machine.memory.write_page(page + index, content);
+    }
+    let first = page.max(machine.first_page) - machine.first_page;
+    let end = page + pages - machine.first_page;
+    (first..end).for_each(|data| state.counter.believe(data, 0));
+    refill(machine, &state.counter, random, first..end)
+}
+
+/// Half of the pages get content again; the others must be empty.
+fn refill(
+    machine: &Machine,
+    counter: &Counter,
+    random: &mut Random,
+    data: std::ops::Range<usize>,
+) -> Result<(), Trouble> {
+    for page in data.clone().step_by(2) {
+        put(machine, counter, page, random.below(64));
+    }
+    for page in data.skip(1).step_by(2) {
+        if machine.memory.read_page(machine.first_page + page) != content(0) {
+            let text = format!("data page {page} is not empty after mapping it anew");
+            return Err(Trouble::Wrong(text));
+        }
+    }
+    Ok(())
+}
