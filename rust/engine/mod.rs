@@ -46,6 +46,7 @@ pub mod mask;
 pub mod merge;
 pub mod moves;
 pub mod node;
+pub mod orphans;
 pub mod page;
 pub mod plan;
 pub mod policy;

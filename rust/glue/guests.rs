@@ -55,14 +55,14 @@ pub(crate) struct Guest {
     round: u64,
     /// A pass has begun and not ended.
     in_pass: bool,
-    /// Its merged pages are being given back: nothing may merge.
+    /// It is being attached, or its merged pages are being given back: nothing may merge.
     held: bool,
     /// Being detached: its index forgets it, in steps.
     leaving: bool,
 }
 
 impl Guest {
-    /// Wraps a VM that is to be attached.
+    /// Wraps a VM that is to be attached; it is held.
     pub(crate) fn new(id: GuestId, domain: Domain, vm: Vm) -> Self {
         Self {
             id,
@@ -72,7 +72,7 @@ impl Guest {
             vm,
             round: 0,
             in_pass: false,
-            held: false,
+            held: true,
             leaving: false,
         }
     }
@@ -146,7 +146,7 @@ impl Guest {
         !self.held && !self.leaving
     }
 
-    /// Are its merged pages being given back?
+    /// Is it being attached, or are its merged pages being given back?
     pub(crate) fn is_held(&self) -> bool {
         self.held
     }

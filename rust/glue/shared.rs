@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     engine::{
-        index::UnmergeState,
+        index::{
+            UnmergeState,
+            Unmerged, //
+        },
         world::{
             Away,
             GuestId, //
@@ -133,18 +136,32 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// `EEXIST`, `ENOMEM`, `ENOSPC`.
+    /// `EEXIST`, `ENOMEM`, `ENOSPC`; what [`unmerge`](Self::unmerge) fails with, if not all that
+    /// the VM shares with another domain can come apart. Then it is not attached.
     pub(crate) fn attach(self: &Arc<Self>, vm: Vm, domain: u64) -> Result<GuestId> {
         let attached = self.state.lock().attach(vm, domain);
         // The VM is dropped here, without the lock, if it was refused.
         let id = attached.map_err(|(_vm, error)| error)?;
-        if let Err(error) = self.export(id) {
+        if let Err(error) = self.arrive(id).and_then(|()| self.export(id)) {
             // It may have ended by itself meanwhile.
             let _ = self.detach(id);
             return Err(error);
         }
+        self.state.lock().release(id);
         self.ring();
         Ok(id)
+    }
+
+    /// Gives pages of a new guest that map copies of another domain, or of an earlier load, their
+    /// own: until then it is held, and afterwards no other domain has a frame of its memory.
+    fn arrive(&self, id: GuestId) -> Result {
+        let listed = self.state.lock().refresh(id);
+        match listed {
+            // It has ended by itself, and takes its pages along.
+            Err(error) if error == ENOENT => return Ok(()),
+            listed => listed?,
+        }
+        self.walk(id, State::give_up_orphans).1
     }
 
     /// Shows a guest in debugfs.
@@ -223,7 +240,23 @@ impl Shared {
     /// With how far it got: `ENOMEM`, free memory would fall under the floor; `EINTR`, a signal;
     /// `EBUSY`, pages stayed busy for too long.
     pub(crate) fn unmerge(&self, id: GuestId) -> (Returned, Result) {
-        let mut returned = Returned::default();
+        let (unmerged, result) = self.walk(id, State::unmerge);
+        let remaining = self.state.lock().merged(id);
+        let returned = Returned {
+            unmerged,
+            remaining,
+        };
+        (returned, result)
+    }
+
+    /// Takes `step` after step over a guest's blocks, until no page is busy; says how many pages
+    /// got their own copy. Errors are those of [`unmerge`](Self::unmerge).
+    fn walk(
+        &self,
+        id: GuestId,
+        step: impl Fn(&mut State, GuestId, &mut u64) -> Result<Unmerged, Away>,
+    ) -> (u64, Result) {
+        let mut pages = 0_u64;
         let mut cursor = 0;
         let mut busy = 0_u64;
         let mut in_vain = 0;
@@ -234,15 +267,15 @@ impl Shared {
             if in_vain == PATIENCE {
                 break Err(EBUSY);
             }
-            let unmerged = self.state.lock().unmerge(id, &mut cursor);
-            match unmerged {
-                Ok(step) => {
-                    if step.unmerged > 0 {
+            let done = step(&mut self.state.lock(), id, &mut cursor);
+            match done {
+                Ok(done) => {
+                    if done.unmerged > 0 {
                         in_vain = 0;
                     }
-                    returned.unmerged += u64::from(step.unmerged);
-                    busy += u64::from(step.busy);
-                    match step.state {
+                    pages += u64::from(done.unmerged);
+                    busy += u64::from(done.busy);
+                    match done.state {
                         UnmergeState::More => {}
                         UnmergeState::NoMemory => break Err(ENOMEM),
                         UnmergeState::Done if busy > 0 => {
@@ -260,8 +293,7 @@ impl Shared {
                 Err(Away::Gone) => break Ok(()),
             }
         };
-        returned.remaining = self.state.lock().merged(id);
-        (returned, result)
+        (pages, result)
     }
 
     /// As [`unmerge`](Self::unmerge), and keeps the guest from merging again if that succeeds, as

@@ -186,7 +186,7 @@ impl State {
         Some((&mut room.index, world, &mut self.scratch))
     }
 
-    /// Attaches a VM; `number` is the domain's.
+    /// Attaches a VM, and holds it; `number` is the domain's. Its memslots are not known yet.
     ///
     /// # Errors
     ///
@@ -224,8 +224,6 @@ impl State {
             // PANIC: Not reached: room was reserved above.
             return Ok(id);
         }
-        // Memslots that cannot be read now are read when the first pass begins.
-        let _ = self.refresh(id);
         Ok(id)
     }
 
@@ -441,6 +439,20 @@ impl State {
     pub(crate) fn unmerge(&mut self, id: GuestId, cursor: &mut u64) -> Result<Unmerged, Away> {
         let (index, mut world, scratch) = self.parts(id).ok_or(Away::Gone)?;
         index.unmerge(&mut world, scratch, id, cursor)
+    }
+
+    /// Gives pages of a guest that map merged copies which its domain does not know their own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Index::give_up_orphans`].
+    pub(crate) fn give_up_orphans(
+        &mut self,
+        id: GuestId,
+        cursor: &mut u64,
+    ) -> Result<Unmerged, Away> {
+        let (index, mut world, scratch) = self.parts(id).ok_or(Away::Gone)?;
+        index.give_up_orphans(&mut world, scratch, id, cursor)
     }
 
     /// Pages of a guest that map a merged copy.

@@ -51,13 +51,17 @@ struct twinpage_version {
  *	out of a running VMM with pidfd_getfd()).
  * @flags: in: zero.
  * @domain: in: TWINPAGE_DOMAIN_PRIVATE, or the number of a sharing domain.
- *	Pages are shared only between VMs of the same non-zero domain.
+ *	Pages are shared only between VMs of the same non-zero domain. What the
+ *	VM still shares with VMs of another one, or from before the module was
+ *	loaded, gets its own copy before this returns.
  * @id: out: number of the attachment, never reused while the module is loaded.
  *
  * Errors: -EBADF: @vm_fd is not an open file; -EINVAL: it is not a KVM VM, or a
  * field that must be zero is not; -EEXIST: this VM is attached; -ESRCH: its
  * address space is exiting; -EOPNOTSUPP: its memory is encrypted (SEV, TDX);
- * -ENOSPC: no number is left for the VM or its domain; -ENOMEM.
+ * -ENOSPC: no number is left for the VM or its domain; -ENOMEM: so little memory
+ * is free that it would fall under the floor; -EINTR: a signal; -EBUSY: pages
+ * stayed busy for too long. In all of these cases the VM is not attached.
  */
 struct twinpage_attach {
 	__s32 vm_fd;
