@@ -212,11 +212,16 @@ impl Shared {
         })
     }
 
-    /// Removes a departed guest's files. Waits for those who read them, so not under `state`.
+    /// Removes a departed guest's files. Waits for those who read them, so under no lock.
     fn unexport(&self, departed: &Departed) {
-        self.exports
-            .lock()
-            .retain(|export| export.id() != departed.id());
+        let export = {
+            let mut exports = self.exports.lock();
+            let at = exports
+                .iter()
+                .position(|export| export.id() == departed.id());
+            at.and_then(|at| exports.remove(at).ok())
+        };
+        drop(export);
     }
 
     /// Lets go of everything, before the module goes: gives pages their own copies back if that is
