@@ -16,6 +16,7 @@ set -euo pipefail
 # print one.
 PATTERNS='BUG:
 BUG at
+BUG [^ ]+ \(
 WARNING:
 Oops
 [Bb]ad page
@@ -40,6 +41,7 @@ scheduling while atomic
 DEBUG_LOCKS_WARN_ON
 lock held when returning
 page_table_check
+pagealloc: (memory corruption|single bit error|corrupted page)
 kmemleak: unreferenced object
 kmemleak: .*memory leaks
 list_(add|del) corruption

@@ -35,6 +35,28 @@ check_mistakes() {
 	done | none
 }
 
+# What kernels print when something broke, as each of several checkers says it.
+ALARMS='BUG: KASAN: use-after-free in twinpage_shim_look+0x10/0x20 [twinpage]
+BUG: KCSAN: data-race in twinpage_shim_compare / memcpy
+BUG kmalloc-64 (Tainted: G    B   O       ): Right Redzone overwritten
+BUG: Bad page state in process qemu  pfn:12345
+pagealloc: memory corruption
+pagealloc: single bit error
+WARNING: possible circular locking dependency detected
+INFO: task twinpaged:77 blocked for more than 122 seconds.
+kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)'
+
+# check_alarms: each of them is noticed, and a quiet log is not.
+check_alarms() {
+	local log=$TOP/build/log/alarm line
+	while read -r line; do
+		printf '[    1.000000] %s\n' "$line" >"$log"
+		! "$TOP/scripts/dmesg-clean.sh" "$log" >/dev/null 2>&1 || echo "unnoticed: $line"
+	done <<<"$ALARMS" | none || return 1
+	echo '[    1.000000] DEBUG (all): page_poison=1' >"$log"
+	"$TOP/scripts/dmesg-clean.sh" "$log"
+}
+
 # check_places: nothing may depend on where this machine keeps things.
 check_places() {
 	files | grep -v '^scripts/check/' |

@@ -37,6 +37,7 @@ const ALARMS: &[&str] = &[
     "scheduling while atomic",
     "Call Trace",
     "UBSAN",
+    "pagealloc: ",
     "KASAN",
     "new suspected memory leaks",
     "blocked for more than",
