@@ -15,24 +15,18 @@ use twinpage_lab::module::{
     Merged,
     DEBUGFS, //
 };
-use twinpage_lab::pagemap::{
-    Frame,
-    Frames, //
-};
 use twinpage_lab::random::Random;
 use twinpage_lab::tap::Failure;
 use twinpage_lab::wait;
 
+use crate::debugger;
 use crate::fleet::Monitor;
-use crate::frames::{
-    common_frame,
-    frames_of,
-    guest_memory, //
-};
+use crate::frames::common_frame;
 use crate::host::{
     self,
     Host, //
 };
+use crate::losses;
 
 /// One of the things that happen.
 pub struct Event {
@@ -67,12 +61,14 @@ pub const KERNEL: &[Event] = events![
     "SIGKILL" |host, random| kill(host, random, libc::SIGKILL),
     "core dump" |host, random| kill(host, random, libc::SIGABRT),
     "SIGSTOP" stop,
-    "ptrace poke" poke,
+    "ptrace poke" debugger::poke,
     "cgroup freeze" freeze,
     "memcg reclaim" reclaim,
     "memcg limit" limit,
-    "OOM kill" starve,
-    "memory failure" break_page,
+    "OOM kill" losses::starve,
+    "memory failure" losses::break_own,
+    "memory failure of a copy" losses::break_merged,
+    "soft offline of a copy" losses::offline_merged,
     "ksmd" ksmd,
     "khugepaged" khugepaged,
     "compaction" |_, _| host::write("/proc/sys/vm/compact_memory", "1"),
@@ -92,7 +88,7 @@ const ORPHANS_GO: Duration = Duration::from_secs(600);
 pub const GROUP: &str = "/sys/fs/cgroup/torture";
 
 /// Runs something on one of the monitors, while nobody else attaches or kills.
-fn with_one(
+pub fn with_one(
     host: &Host,
     random: &mut Random,
     run: impl FnOnce(&mut Monitor) -> Result<(), Failure>,
@@ -106,7 +102,7 @@ fn with_one(
 }
 
 /// An error of the module that it may give: no memory, or the process is going.
-fn tolerate(result: Result<(), Failure>) -> Result<(), Failure> {
+pub fn tolerate(result: Result<(), Failure>) -> Result<(), Failure> {
     result.map_err(|failure| Failure::Skipped(failure.to_string()))
 }
 
@@ -257,7 +253,8 @@ fn kill(host: &Host, random: &mut Random, signal: libc::c_int) -> Result<(), Fai
     Ok(())
 }
 
-fn signal(pid: u32, signal: Signal) -> Result<(), Failure> {
+/// Sends a signal to a process.
+pub fn signal(pid: u32, signal: Signal) -> Result<(), Failure> {
     Ok(nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(pid as i32),
         signal,
@@ -270,51 +267,6 @@ fn stop(host: &Host, random: &mut Random) -> Result<(), Failure> {
         signal(monitor.pid(), Signal::SIGSTOP)?;
         std::thread::sleep(Duration::from_millis(nap));
         signal(monitor.pid(), Signal::SIGCONT)
-    })
-}
-
-/// A debugger reads words of guest memory and writes them back, which gives their page a copy of
-/// its own. Only while all threads stand still is a word not somebody's to write meanwhile.
-fn poke(host: &Host, random: &mut Random) -> Result<(), Failure> {
-    use std::os::unix::fs::FileExt;
-    let seed = random.below(usize::MAX);
-    with_one(host, random, |monitor| {
-        let mut random = Random::new(seed as u64, 0);
-        let pid = monitor.pid();
-        signal(pid, Signal::SIGSTOP)?;
-        std::thread::sleep(Duration::from_millis(20));
-        let poked = (|| -> Result<(), Failure> {
-            let memory = fs::OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(format!("/proc/{pid}/mem"))?;
-            if !all_stopped(pid) {
-                return Err(Failure::Skipped("not all threads stopped".into()));
-            }
-            for (address, pages) in guest_memory(pid) {
-                let at = address + random.below(pages) as u64 * 4096 + 8 * random.below(512) as u64;
-                let mut word = [0; 8];
-                if memory.read_exact_at(&mut word, at).is_ok() {
-                    // The range may be protected for the moment.
-                    let _ = memory.write_all_at(&word, at);
-                }
-            }
-            Ok(())
-        })();
-        signal(pid, Signal::SIGCONT)?;
-        poked
-    })
-}
-
-/// Whether every thread of a process has stopped.
-fn all_stopped(pid: u32) -> bool {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
-        return false;
-    };
-    threads.flatten().all(|thread| {
-        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
-        state.starts_with('T')
     })
 }
 
@@ -336,78 +288,6 @@ fn limit(_: &Host, random: &mut Random) -> Result<(), Failure> {
     host::write(&format!("{GROUP}/memory.high"), (current / 2).to_string())?;
     random.nap(300);
     host::write(&format!("{GROUP}/memory.high"), "max")
-}
-
-/// A monitor whose group has no memory left is killed by the kernel; another takes its place.
-fn starve(host: &Host, random: &mut Random) -> Result<(), Failure> {
-    let group = format!("{GROUP}-hungry");
-    if fs::metadata(&group).is_err() {
-        fs::create_dir(&group).map_err(|error| Failure::Skipped(error.to_string()))?;
-    }
-    let replacement = host.another()?;
-    let mut monitors = host.monitors();
-    let index = random.below(monitors.len());
-    let domain = host::domain(random);
-    let Some(place) = monitors.get_mut(index) else {
-        return Ok(());
-    };
-    let old = std::mem::replace(place, replacement);
-    host::write(&format!("{group}/cgroup.procs"), old.pid().to_string())?;
-    host::write(&format!("{group}/memory.swap.max"), "0")?;
-    // What it has was charged to its old group; what it gets from now on is charged here.
-    host::write(&format!("{group}/memory.max"), "65536")?;
-    random.nap(2000);
-    old.kill(libc::SIGKILL);
-    host::write(&format!("{group}/memory.max"), "max")?;
-    if module::is_loaded() {
-        tolerate(host::attach(place, domain))?;
-    }
-    Ok(())
-}
-
-/// A frame breaks under a monitor, which may not survive it; another takes its place.
-fn break_page(host: &Host, random: &mut Random) -> Result<(), Failure> {
-    if !random.one_in(4) {
-        return Err(Failure::Skipped(
-            "each time, the host has a frame less".into(),
-        ));
-    }
-    let replacement = host.another()?;
-    let mut monitors = host.monitors();
-    let index = random.below(monitors.len());
-    let domain = host::domain(random);
-    let Some(place) = monitors.get_mut(index) else {
-        return Ok(());
-    };
-    let old = std::mem::replace(place, replacement);
-    let frame = some_frame(old.pid(), random)?;
-    // A shared frame is other monitors' too: only those that are the victim's own.
-    let own = Frames::open()?.mappings(frame)? <= 1;
-    let broken = match own {
-        true => host::write(
-            "/sys/kernel/debug/hwpoison/corrupt-pfn",
-            frame.0.to_string(),
-        ),
-        false => host::write(
-            "/sys/devices/system/memory/soft_offline_page",
-            format!("{:#x}", frame.0 * 4096),
-        ),
-    };
-    random.nap(500);
-    old.kill(libc::SIGKILL);
-    if module::is_loaded() {
-        tolerate(host::attach(place, domain))?;
-    }
-    broken
-}
-
-/// Some frame of a monitor's guest memory.
-fn some_frame(pid: u32, random: &mut Random) -> Result<Frame, Failure> {
-    let frames = frames_of(pid)?;
-    match frames.is_empty() {
-        true => Err(Failure::Skipped("no frame".into())),
-        false => Ok(random.pick(&frames)),
-    }
 }
 
 /// The kernel's own merger works on what monitors advise it to.

@@ -31,7 +31,12 @@ pub fn common_frame(monitors: &[Monitor]) -> Result<Option<String>, Failure> {
         };
         for frame in frames_of(monitor.pid())? {
             let (other, pid) = *owner.entry(frame).or_insert((domain, monitor.pid()));
-            if other != domain && !frames.flags(frame)?.zero() {
+            if other == domain {
+                continue;
+            }
+            // A broken copy can be read no more, so nobody gets it back; it is on its way out.
+            let flags = frames.flags(frame)?;
+            if !flags.zero() && !flags.poisoned() {
                 return Ok(Some(format!(
                     "frame {:#x} is mapped in domains {other:#x} (process {pid}) and \
                      {domain:#x} (process {})",

@@ -11,10 +11,12 @@
 //! Which actor does what in which order follows from `--seed`; what meets what does not.
 
 mod acts;
+mod debugger;
 mod events;
 mod fleet;
 mod frames;
 mod host;
+mod losses;
 mod neighbour;
 mod transfer;
 mod unmap;

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Monitors that the kernel kills, and frames that break.
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use twinpage_lab::ensure;
+use twinpage_lab::module;
+use twinpage_lab::pagemap::{
+    Flags,
+    Frame,
+    Frames, //
+};
+use twinpage_lab::process::field;
+use twinpage_lab::random::Random;
+use twinpage_lab::tap::Failure;
+use twinpage_lab::wait;
+
+use crate::events::{
+    signal,
+    tolerate,
+    with_ksmd,
+    GROUP, //
+};
+use crate::fleet::Monitor;
+use crate::frames::frames_of;
+use crate::host::{
+    self,
+    Host, //
+};
+
+/// Breaks a frame, as a machine check does.
+const CORRUPT: &str = "/sys/kernel/debug/hwpoison/corrupt-pfn";
+
+/// The longest that a monitor without memory may live: until it writes to a merged page, or finds one
+/// missing.
+const STARVES: Duration = Duration::from_secs(10);
+
+/// Takes one of the monitors out, does something to it and ends it; another takes its place.
+fn lose_one(
+    host: &Host,
+    random: &mut Random,
+    how: impl FnOnce(&Monitor) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let replacement = host.another()?;
+    let mut monitors = host.monitors();
+    let index = random.below(monitors.len());
+    let domain = host::domain(random);
+    let Some(place) = monitors.get_mut(index) else {
+        return Ok(());
+    };
+    let old = std::mem::replace(place, replacement);
+    let result = how(&old);
+    old.kill(libc::SIGKILL);
+    if module::is_loaded() {
+        tolerate(host::attach(place, domain))?;
+    }
+    result
+}
+
+/// A monitor whose group has no memory left is killed by the kernel.
+pub fn starve(host: &Host, random: &mut Random) -> Result<(), Failure> {
+    let group = format!("{GROUP}-hungry");
+    if fs::metadata(&group).is_err() {
+        fs::create_dir(&group).map_err(|error| Failure::Skipped(error.to_string()))?;
+    }
+    host::write(&format!("{group}/memory.swap.max"), "0")?;
+    let starved = lose_one(host, random, |monitor| {
+        let before = oom_kills(&group)?;
+        let pid = monitor.pid().to_string();
+        host::write(&format!("{group}/cgroup.procs"), pid)?;
+        // What it has was charged to its old group; what it gets from now on is charged here.
+        host::write(&format!("{group}/memory.max"), "65536")?;
+        let killed: Result<_, Failure> =
+            wait::until("an OOM kill", STARVES, || Ok(oom_kills(&group)? > before));
+        tolerate(killed.map(|_| ()))
+    });
+    host::write(&format!("{group}/memory.max"), "max")?;
+    starved
+}
+
+/// How many processes of a group the kernel has killed for want of memory.
+fn oom_kills(group: &str) -> Result<u64, Failure> {
+    Ok(field(&format!("{group}/memory.events"), "oom_kill")?)
+}
+
+/// Each broken frame is one that the host has no more.
+fn now_and_then(random: &mut Random) -> Result<(), Failure> {
+    match random.one_in(4) {
+        true => Ok(()),
+        false => Err(Failure::Skipped("not every time".into())),
+    }
+}
+
+/// A frame breaks that one monitor alone maps, which may not survive it.
+pub fn break_own(host: &Host, random: &mut Random) -> Result<(), Failure> {
+    now_and_then(random)?;
+    let seed = random.below(usize::MAX);
+    lose_one(host, random, |monitor| {
+        let mut random = Random::new(seed as u64, 0);
+        signal(monitor.pid(), Signal::SIGSTOP)?;
+        let frames = Frames::open()?;
+        let frame = some_frame(monitor, &mut random, |frame| {
+            Ok(frames.mappings(frame)? <= 1 && !is_copy(frames.flags(frame)?))
+        })?;
+        let broken = host::write(CORRUPT, frame.0.to_string());
+        signal(monitor.pid(), Signal::SIGCONT)?;
+        std::thread::sleep(Duration::from_millis(random.below(500) as u64));
+        broken
+    })
+}
+
+/// A merged copy breaks that several pages map. The kernel does not know whose it is: it marks the
+/// frame, refuses to do more, and kills nobody. All VMs go on, the copy is given to no further page,
+/// and whoever writes gets another frame.
+pub fn break_merged(host: &Host, random: &mut Random) -> Result<(), Failure> {
+    now_and_then(random)?;
+    let monitors = host.monitors();
+    let frames = Frames::open()?;
+    let Some(monitor) = monitors.get(random.below(monitors.len())) else {
+        return Ok(());
+    };
+    let frame = some_merged(host, monitor, &frames, random)?;
+    let told = fs::write(CORRUPT, frame.0.to_string());
+    let flags = frames.flags(frame)?;
+    if !is_copy(flags) {
+        return Err(Failure::Skipped("it came apart meanwhile".into()));
+    }
+    ensure!(flags.poisoned(), "a broken copy is not marked: {told:?}");
+    match told.map_err(|error| error.raw_os_error()) {
+        Err(Some(libc::EBUSY | libc::EIO)) => Ok(()),
+        other => Err(Failure::Failed(format!("breaking a copy: {other:?}"))),
+    }
+}
+
+/// The kernel shall move a merged copy off a frame that may break soon, which it cannot.
+pub fn offline_merged(host: &Host, random: &mut Random) -> Result<(), Failure> {
+    now_and_then(random)?;
+    let monitors = host.monitors();
+    let Some(monitor) = monitors.get(random.below(monitors.len())) else {
+        return Ok(());
+    };
+    let frame = some_merged(host, monitor, &Frames::open()?, random)?;
+    let at = format!("{:#x}", frame.0 * 4096);
+    host::write("/sys/devices/system/memory/soft_offline_page", at)
+}
+
+/// A merged copy that a monitor maps, and somebody else too. Where it looks like ksmd's, it must not
+/// be ksmd's: those the kernel knows whose they are.
+fn some_merged(
+    host: &Host,
+    monitor: &Monitor,
+    frames: &Frames,
+    random: &mut Random,
+) -> Result<Frame, Failure> {
+    some_frame(monitor, random, |frame| {
+        let flags = frames.flags(frame)?;
+        let ours = is_copy(flags) && !(flags.ksm() && with_ksmd(host.seed));
+        Ok(ours && !flags.poisoned() && frames.mappings(frame)? > 1)
+    })
+}
+
+/// Whether a frame that is mapped in guest memory is a merged copy.
+fn is_copy(flags: Flags) -> bool {
+    !flags.lru() && !flags.zero() && !flags.huge() && (flags.ksm() || !flags.anonymous())
+}
+
+/// Some frame of a monitor's guest memory that will do.
+fn some_frame(
+    monitor: &Monitor,
+    random: &mut Random,
+    will_do: impl Fn(Frame) -> io::Result<bool>,
+) -> Result<Frame, Failure> {
+    let frames = frames_of(monitor.pid())?;
+    let start = random.below(frames.len().max(1));
+    let (before, after) = frames.split_at(start.min(frames.len()));
+    for &frame in after.iter().chain(before) {
+        if will_do(frame)? {
+            return Ok(frame);
+        }
+    }
+    Err(Failure::Skipped("no such frame".into()))
+}
