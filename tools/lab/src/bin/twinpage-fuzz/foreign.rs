@@ -2,6 +2,7 @@
 
 //! VMs of other processes, which die, and of other namespaces.
 
+use std::fs::File;
 use std::io::{
     IoSlice,
     IoSliceMut,
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use nix::cmsg_space;
 use nix::sched::{
+    setns,
     unshare,
     CloneFlags, //
 };
@@ -72,6 +74,31 @@ const NAMESPACES: [CloneFlags; 4] = [
     CloneFlags::CLONE_NEWNS,
 ];
 
+/// Runs `work` in a child in a namespace of its own, and tells it whether it is: a kernel without
+/// these has it in the only one that there is.
+fn child_in(namespace: CloneFlags, work: impl FnOnce(bool) -> Outcome) -> Result<Child, Failure> {
+    // A process never changes its own PID namespace, only that of the children to come.
+    let home = File::open("/proc/self/ns/pid")?;
+    let for_children = namespace.contains(CloneFlags::CLONE_NEWPID);
+    let apart = for_children && unshare(namespace).is_ok();
+    let child = in_child(|| {
+        die_with_parent();
+        let apart = apart || (!for_children && unshare(namespace).is_ok());
+        let first = !(apart && for_children) || std::process::id() == 1;
+        let worked = match first {
+            true => work(apart),
+            false => Err(Failure::Failed("not the first of its namespace".into())),
+        };
+        worked
+            .inspect_err(|failure| println!("in a namespace: {failure}"))
+            .is_ok()
+    });
+    if apart {
+        setns(&home, namespace)?;
+    }
+    child
+}
+
 /// A VM whose process goes on writing until it is told to go, or killed.
 struct Owner {
     child: Child,
@@ -85,12 +112,7 @@ impl Owner {
     fn start(random: &mut Random) -> Result<Owner, Failure> {
         let (mut socket, mut other) = UnixStream::pair()?;
         let namespace = random.pick(&NAMESPACES);
-        let child = in_child(|| {
-            die_with_parent();
-            // A kernel without these namespaces has the VM in the only one that there is.
-            let _ = unshare(namespace);
-            own(random, &mut other).is_ok()
-        })?;
+        let child = child_in(namespace, |_| own(random, &mut other))?;
         let (mut vm, mut domain) = ([0; 4], [0; 8]);
         socket.read_exact(&mut vm)?;
         socket.read_exact(&mut domain)?;
@@ -214,8 +236,7 @@ fn attaching(worker: &mut Worker) -> Done {
     let flags = worker.random.pick(&NAMESPACES);
     let device = &worker.device;
     let random = &mut worker.random;
-    let mut work = || -> Outcome {
-        let unshared = unshare(flags).is_ok();
+    let child = child_in(flags, |unshared| {
         let guest = Guest::new(random)?;
         let attached = device.attach(guest.file(), guest.domain());
         if unshared && flags == CloneFlags::CLONE_NEWUSER {
@@ -230,12 +251,6 @@ fn attaching(worker: &mut Worker) -> Done {
             )?;
         }
         guest.check()
-    };
-    let child = in_child(|| {
-        die_with_parent();
-        work()
-            .inspect_err(|failure| println!("in the namespace: {failure}"))
-            .is_ok()
     })?;
     child.join()?;
     Ok(1)

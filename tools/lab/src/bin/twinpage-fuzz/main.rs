@@ -32,6 +32,7 @@ mod sysfs;
 mod timing;
 mod worker;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{
     Duration,
@@ -99,6 +100,25 @@ fn main() -> ExitCode {
     }
 }
 
+/// What was done, by kind and by user.
+fn summary(board: &Board) {
+    let (mut families, mut users) = (BTreeMap::new(), BTreeMap::new());
+    for (number, operation) in operations().enumerate() {
+        let (name, count) = (operation.name, board.count(number));
+        println!("{name:28} {count:9} {:9.1?}", board.took(number));
+        let user = match operation.without_rights() {
+            true => "by others, all refused",
+            false => "by root",
+        };
+        *families.entry(operation.family()).or_insert(0) += count;
+        *users.entry(user).or_insert(0) += count;
+    }
+    for (name, count) in families.into_iter().chain(users) {
+        println!("{name:28} {count:9}");
+    }
+    println!("{:28} {:9}", "all", board.total());
+}
+
 fn run(options: &Options) -> Outcome {
     // KVM flips a static key with the first and the last VM, which emulated processors may survive
     // badly while others run that code: one VM always exists.
@@ -116,15 +136,7 @@ fn run(options: &Options) -> Outcome {
         workers.push(worker::start(board, number, options.seed, share, end)?);
     }
     let worked = board.watch(workers);
-    for (number, operation) in operations().enumerate() {
-        println!(
-            "{:28} {:9} {:9.1?}",
-            operation.name,
-            board.count(number),
-            board.took(number)
-        );
-    }
-    println!("{:28} {:9}", "all", board.total());
+    summary(board);
     worked?;
     aftermath::nobody_is_left()?;
     aftermath::told()?;

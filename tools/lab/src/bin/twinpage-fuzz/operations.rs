@@ -32,6 +32,18 @@ pub struct Operation {
     pub run: fn(&mut Worker) -> Done,
 }
 
+impl Operation {
+    /// The first word of its name.
+    pub fn family(&self) -> &'static str {
+        self.name.split('.').next().unwrap_or_default()
+    }
+
+    /// Whether other users do it, or root without the capability, instead of root.
+    pub fn without_rights(&self) -> bool {
+        self.family() == "nobody"
+    }
+}
+
 /// Short for a table of operations.
 pub const fn operation(
     name: &'static str,

@@ -44,7 +44,7 @@ pub const OPERATIONS: &[Operation] = &[
 ];
 
 /// The knobs and their ranges, as the documentation has them.
-const KNOBS: [(&str, u32, u32); 11] = [
+const KNOBS: [(&str, u32, u32); 12] = [
     ("run", 0, 2),
     ("pages_to_scan", 1, 1_048_576),
     ("sleep_millisecs", 0, 60_000),
@@ -55,6 +55,7 @@ const KNOBS: [(&str, u32, u32); 11] = [
     ("advisor_max_cpu", 1, 100),
     ("thp_split_threshold", 1, 512),
     ("merge_batch", 1, 512),
+    ("max_break_rate", 0, 1_000_000),
     ("unmerge_on_exit", 0, 1),
 ];
 
@@ -86,6 +87,7 @@ fn hurry(_: &mut Worker) -> Done {
         ("run", 1),
         ("sleep_millisecs", 1),
         ("pages_to_scan", 65_536),
+        ("max_break_rate", 0),
     ] {
         well(name, module::set(name, value))?;
     }
@@ -181,7 +183,7 @@ fn wrong(random: &mut Random, from: u32, to: u32) -> Vec<u8> {
 
 fn garbage(worker: &mut Worker) -> Done {
     let random = &mut worker.random;
-    let (name, text) = match random.below(12) {
+    let (name, text) = match random.below(KNOBS.len() + 1) {
         0 => {
             let words = ["No", "none cpu", "[none] cpu", "CPU", "scan-time", "0", "1"];
             let word = random.pick(&words);
