@@ -15,6 +15,10 @@ use std::io::{
 };
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 use tinyvm::Backing;
 use twinpage_lab::module::{
@@ -224,23 +228,9 @@ fn write_to(path: &str, text: &str) -> io::Result<()> {
     file.write_all(text.as_bytes())
 }
 
-fn setting_knobs_survives_every_failed_allocation() -> Outcome {
-    let host = host_that_rests()?;
-    let faults = Faults::own()?;
-    let [a, b] = host.twins(PAGES)?;
-    for (name, value) in [
-        ("run", "0"),
-        ("pages_to_scan", "100"),
-        ("sleep_millisecs", "7"),
-        ("use_zero_pages", "0"),
-        ("smart_scan", "0"),
-        ("max_page_sharing", "9"),
-        ("advisor_mode", "cpu"),
-        ("advisor_max_cpu", "6"),
-        ("thp_split_threshold", "3"),
-        ("merge_batch", "4"),
-        ("unmerge_on_exit", "0"),
-    ] {
+/// Sets each of these knobs while its allocations fail.
+fn set_each(faults: &Faults, knobs: &[(&str, &str)]) -> Outcome {
+    for &(name, value) in knobs {
         let path = format!("{SYSFS}/{name}");
         let before = module::knob(name)?;
         faults.each(
@@ -254,6 +244,31 @@ fn setting_knobs_survives_every_failed_allocation() -> Outcome {
             },
         )?;
     }
+    Ok(())
+}
+
+fn setting_knobs_survives_every_failed_allocation() -> Outcome {
+    let host = host_that_rests()?;
+    let faults = Faults::own()?;
+    // This one may change while nothing is merged only.
+    set_each(&faults, &[("merge_across_nodes", "0")])?;
+    module::set("merge_across_nodes", 1)?;
+    let [a, b] = host.twins(PAGES)?;
+    let knobs = [
+        ("run", "0"),
+        ("pages_to_scan", "100"),
+        ("sleep_millisecs", "7"),
+        ("use_zero_pages", "0"),
+        ("smart_scan", "0"),
+        ("max_page_sharing", "9"),
+        ("advisor_mode", "cpu"),
+        ("advisor_max_cpu", "6"),
+        ("thp_split_threshold", "3"),
+        ("merge_batch", "4"),
+        ("max_break_rate", "3"),
+        ("unmerge_on_exit", "0"),
+    ];
+    set_each(&faults, &knobs)?;
     hurry()?;
     module::set("pages_to_scan", PAGES)?;
     module::set("run", 1)?;
@@ -308,17 +323,20 @@ fn merge_while_failing(host: &Host, faults: &Faults, domain: u64, n: u64) -> Res
 
 fn merging_survives_every_failed_allocation() -> Outcome {
     /// The first passes make all that merging needs; each pass makes some more, for ever.
-    const MOST: u64 = 100;
+    const MOST: u64 = 400;
+    const TIME: Duration = Duration::from_secs(600);
     let host = host_that_rests()?;
     let faults = Faults::of(scanner()?)?;
     let made = merge_while_failing(&host, &faults, DOMAIN, MANY)?;
     println!("{made} allocations until all was merged");
-    let mut failed = 0;
-    for n in 1..=made.min(MOST) {
+    let end = Instant::now() + TIME;
+    let (mut failed, mut tried) = (0, 0);
+    for n in (1..=made.min(MOST)).take_while(|_| Instant::now() < end) {
         let seen = merge_while_failing(&host, &faults, DOMAIN + n, n)?;
         failed += usize::from(seen == n);
+        tried = n;
     }
-    println!("{failed} of the first {MOST} failed");
+    println!("{failed} of the first {tried} failed");
     ensure!(failed > PAGES, "only {failed} allocations failed");
     Ok(())
 }
@@ -338,9 +356,9 @@ fn unload() -> Outcome {
 
 fn loading_survives_every_failed_allocation() -> Outcome {
     /// Of the kernel's own allocations before the module's first.
-    const SAMPLE: u64 = 20;
+    const SAMPLE: u64 = 60;
     /// The module's own, and some of the kernel's.
-    const LAST: u64 = 150;
+    const LAST: u64 = 250;
     let faults = Faults::own()?;
     let (total, loaded) = faults.count(module::load)?;
     loaded?;
