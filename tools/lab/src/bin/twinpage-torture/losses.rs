@@ -125,6 +125,9 @@ pub fn break_merged(host: &Host, random: &mut Random) -> Result<(), Failure> {
     };
     let frame = some_merged(host, monitor, &frames, random)?;
     let told = fs::write(CORRUPT, frame.0.to_string());
+    if matches!(&told, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+        return Err(Failure::Skipped(format!("no {CORRUPT}")));
+    }
     let flags = frames.flags(frame)?;
     if !is_copy(flags) {
         return Err(Failure::Skipped("it came apart meanwhile".into()));
