@@ -292,8 +292,13 @@ fn unmapping_memory_races_with_splitting_and_unmerging() -> Outcome {
         let end = Instant::now() + TIME;
         let raced = (|| -> Outcome {
             while Instant::now() < end {
-                guest.fill_with(|page| page as u64 % 64 + 1);
-                std::thread::sleep(Duration::from_millis(round as u64 % 40));
+                for page in 0..PAGES {
+                    guest.memory().set_word(page, 7, page as u64 % 64 + 1);
+                }
+                match round % 4 {
+                    0 => host.until_saved(&[&guest], 1)?,
+                    _ => std::thread::sleep(Duration::from_millis(round as u64 % 40)),
+                }
                 saved += saved_pages(&[&guest])?;
                 guest.memory().unmap(0, PAGES)?;
                 guest.memory().map_again(0, PAGES, Backing::Huge)?;
