@@ -136,7 +136,8 @@ pub enum Untold {
 /// # Invariants
 ///
 /// * The tree has exactly the [`Listed`](super::page::Kind::Listed) pages and the
-///   [`Listed`](super::copies::State::Listed) copies, by the [`key`] of their content when last seen.
+///   [`Listed`](super::copies::State::Listed) copies, by the [`key`] of their content when last
+///   seen.
 /// * The gauges of a guest are what its pages' records say, see [`Index::check`].
 #[derive(Debug)]
 pub struct Index<F> {

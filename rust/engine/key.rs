@@ -2,16 +2,16 @@
 
 //! What a page is found by: a key of 64 bits.
 //!
-//! | bits     | what                                                                         |
-//! |----------|------------------------------------------------------------------------------|
-//! | 63 .. 32 | its *class*: 32 bits of the hash of a sample of the page, an eighth of it; not 0 |
-//! | 31 .. 0  | 0, or 32 bits of the hash of the whole page, not 0                           |
+//! | bits     | what                                                              |
+//! |----------|-------------------------------------------------------------------|
+//! | 63 .. 32 | its *class*: 32 bits of the hash of a sample, not 0               |
+//! | 31 .. 0  | 0, or 32 bits of the hash of the whole page, not 0                |
 //!
-//! Most pages that have a sample in common are equal, so a page is keyed by its class alone, which
-//! costs an eighth of a hash. When two such pages turn out to differ, the class is *crowded*: the
-//! one that stays in the tree gets a key with the hash of all of it, and so does each page of that
-//! class that comes while there is such a key in the tree. So a class is crowded as long as somebody
-//! is in it, and nothing else has to remember that.
+//! A sample is an eighth of the page. Most pages that have a sample in common are equal, so a page
+//! is keyed by its class alone, which costs an eighth of a hash. When two such pages turn out to
+//! differ, the class is *crowded*: the one that stays in the tree gets a key with the hash of all
+//! of it, and so does each page of that class that comes while there is such a key in the tree. So
+//! a class is crowded as long as somebody is in it, and nothing else has to remember that.
 //!
 //! Keys are hints, see [`super::xxh64`]: whoever crafts pages of one key makes them cost a
 //! comparison each.

@@ -40,13 +40,16 @@ impl Mask {
     /// Adds all of `range`.
     #[inline]
     pub fn add_range(&mut self, range: Range<usize>) {
-        let first = range.start / 64;
-        for (at, word) in self.0.iter_mut().enumerate().skip(first) {
+        let mut at = range.start / 64;
+        while let Some(word) = self.0.get_mut(at) {
             let base = at.wrapping_mul(64);
-            let Some(end) = range.end.checked_sub(base) else {
-                return;
-            };
+            let end = range.end.saturating_sub(base);
             *word |= below(end) & !below(range.start.saturating_sub(base));
+            if end <= 64 {
+                return;
+            }
+            // OVERFLOW: Below `WORDS`.
+            at = at.wrapping_add(1);
         }
     }
 

@@ -3,16 +3,9 @@
 //! Doing what was planned, and recording what came of it.
 
 use super::{
-    copies::{
-        MergedCopy,
-        State, //
-    },
+    copies::MergedCopy,
     index::Index,
-    key::{
-        self,
-        UNKNOWN, //
-    },
-    node::Node,
+    key,
     page::{
         CopyId,
         Kind,
@@ -29,12 +22,11 @@ use super::{
     },
     world::{
         GuestId,
-        Seen,
         Shared,
         Skip,
         Token,
-        Unshared,
-        World, //
+        World,
+        RUN_PAGES, //
     },
 };
 impl<F> Index<F> {
@@ -42,11 +34,6 @@ impl<F> Index<F> {
     pub(super) fn guest_of(&self, page: PageId) -> Option<(GuestId, u64)> {
         let (position, address) = self.store.blocks.place(page)?;
         Some((self.guests.at(position)?.id, address))
-    }
-
-    /// Returns the key of a copy.
-    fn key_of(&self, copy: CopyId) -> u64 {
-        self.store.copies.node(copy).map_or(UNKNOWN, Node::key)
     }
 
     /// Returns the frame of a copy.
@@ -99,8 +86,7 @@ impl<W: World> Visit<'_, W> {
             return 0;
         };
         let mut len: usize = 0;
-        // CAST: `usize` is wider.
-        for fresh in twins.iter().take(self.knobs.merge_batch as usize) {
+        for fresh in twins.iter().take(RUN_PAGES) {
             // OVERFLOW: At most 1024.
             let next = first.twin.index().wrapping_add(len);
             let neighbour = fresh.twin.block() == first.twin.block() && fresh.twin.index() == next;
@@ -136,7 +122,12 @@ impl<W: World> Visit<'_, W> {
             plans: twins.map(|fresh| Plan::Copy(fresh.copy)),
             len,
         };
-        let shared = run.share(self.index, self.world, &mut self.scratch.results);
+        let shared = run.share(
+            self.index,
+            self.world,
+            self.knobs.merge_batch,
+            &mut self.scratch.results,
+        );
         for offset in 0..shared {
             // OVERFLOW: At most 512.
             let fresh = self.scratch.fresh.get(at.wrapping_add(offset)).copied();
@@ -161,7 +152,7 @@ impl<W: World> Visit<'_, W> {
                     plans: core::iter::once(Plan::Copy(fresh.copy)),
                     len: 1,
                 };
-                run.share(self.index, self.world, &mut again);
+                run.share(self.index, self.world, 1, &mut again);
                 [result] = again;
             }
         }
@@ -198,7 +189,12 @@ impl<W: World> Visit<'_, W> {
                 plans: self.scratch.plan.iter().skip(at).copied(),
                 len,
             };
-            let shared = run.share(self.index, self.world, &mut self.scratch.results);
+            let shared = run.share(
+                self.index,
+                self.world,
+                self.knobs.merge_batch,
+                &mut self.scratch.results,
+            );
             self.record_run(at, shared);
             if shared == 0 {
                 // The copy has turned out to be broken. The page is parked, and finds another.
@@ -223,10 +219,8 @@ impl<W: World> Visit<'_, W> {
     /// Returns how many pages from `at` on are planned, at most as many as go together.
     fn run_length(&self, at: usize) -> usize {
         let mut len: usize = 0;
-        // CAST: `usize` is wider.
-        let most = self.knobs.merge_batch as usize;
         for plan in self.scratch.plan.get(at..).unwrap_or(&[]) {
-            if len >= most || *plan == Plan::Nothing {
+            if len >= RUN_PAGES || *plan == Plan::Nothing {
                 break;
             }
             // OVERFLOW: At most 512.
@@ -274,73 +268,6 @@ impl<W: World> Visit<'_, W> {
                 self.count_merge(block.guest());
             }
         }
-    }
-
-    /// A page of the copy's class has other bytes than the copy: from now on pages of that class are
-    /// told apart by all of their bytes, the page at its next look.
-    fn crowd(&mut self, copy: CopyId) {
-        let key = self.index.key_of(copy);
-        if key::is_whole(key) {
-            return;
-        }
-        let frame = self.index.frame(copy);
-        if let Some(hash) = frame.map(|frame| self.world.hash_frame(frame, self.index.seed)) {
-            self.index.rekey_copy(copy, key::of_whole(key, hash));
-        }
-    }
-
-    /// Gives up the copies made in this step that nobody took.
-    pub(super) fn settle_copies(&mut self) {
-        for at in 0..self.scratch.fresh.len() {
-            let Some(fresh) = self.scratch.fresh.get(at).copied() else {
-                return;
-            };
-            let copy = self.index.store.copies.get(fresh.copy);
-            match copy.map(MergedCopy::records) {
-                Some(0) => self.index.drop_copy(fresh.copy),
-                Some(1) => self.prove(&fresh),
-                _ => {}
-            }
-        }
-    }
-
-    /// Makes sure that a copy which only one page took can be found by others. The page may have
-    /// been written to between hash and snapshot: then the copy has not the content that its key
-    /// is of, and the page gets its own copy back.
-    fn prove(&mut self, fresh: &Fresh) {
-        let node = match self.scratch.seen(fresh.index) {
-            Seen::Anon { node } | Seen::Huge { node } => node,
-            _ => 0,
-        };
-        if self.is_by_its_key(fresh.copy, node) {
-            return;
-        }
-        self.index.unlist_copy(fresh.copy, State::Odd);
-        for page in [self.page(fresh.index), fresh.twin] {
-            let record = self.index.record(page);
-            let taken = record.kind == Kind::Merged && record.copy == fresh.copy;
-            let Some((guest, address)) = self.index.guest_of(page).filter(|_| taken) else {
-                continue;
-            };
-            if self.world.unshare(guest, address) == Unshared::Done {
-                self.index.set(page, Record::UNSEEN);
-                self.index.drop_copy(fresh.copy);
-            }
-        }
-    }
-}
-
-impl<W: World> Visit<'_, W> {
-    /// Returns whether a copy of a page on that NUMA node has the key of its content.
-    fn is_by_its_key(&mut self, copy: CopyId, node: u8) -> bool {
-        let (key, seed) = (self.index.key_of(copy), self.index.seed);
-        let Some(frame) = self.index.frame(copy) else {
-            return false;
-        };
-        let sample = self.world.sample_frame(frame, seed);
-        let hash = key::is_whole(key).then(|| self.world.hash_frame(frame, seed));
-        let class = self.class(sample, node);
-        key == hash.map_or(class, |hash| key::of_whole(class, hash))
     }
 }
 
@@ -463,7 +390,7 @@ mod tests {
         toy.step(1)?;
         assert_eq!(toy.index.check(), Ok(()));
         assert_eq!(toy.index.copies(), 0);
-        // They are what they were before it was planned, and found to have changed at their next look.
+        // They are what they were before, and found to have changed at their next look.
         assert_eq!(toy.gauge(1, Gauge::Unshared), 2);
         assert!(toy.pass(2));
         assert!(toy.pass(2));
@@ -602,7 +529,6 @@ mod tests {
     #[test]
     fn long_runs_are_shared_too() -> Result<(), Untested> {
         let mut toy = Toy::new(1)?;
-        toy.knobs.merge_batch = 512;
         toy.fill(0, 0..PAGES, |_| Page::Own(0));
         assert!(toy.pass(1));
         assert_eq!(toy.gauge(0, Gauge::Zero), PAGES as u64);

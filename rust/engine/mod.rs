@@ -55,6 +55,7 @@ pub mod restraint;
 pub mod run;
 pub mod scan;
 pub mod scratch;
+pub mod settle;
 pub mod sight;
 pub mod sort;
 pub mod stats;

@@ -13,9 +13,9 @@
 //!
 //! Another page whose guest is backed off ([`super::restraint`]) is met by taking its place.
 //!
-//! Of a page that changed only the class is remembered, and nobody is looked up for it before a look
-//! at which that is the same. Then it counts as unchanged, but a small page for which nobody has
-//! the place is parked and takes it at its next look: the rest of it may go on changing.
+//! Of a page that changed only the class is remembered, and nobody is looked up for it before a
+//! look at which that is the same. Then it counts as unchanged, but a small page for which nobody
+//! has the place is parked and takes it at its next look: the rest of it may go on changing.
 //!
 //! A page in a large folio cannot map anything else until that is split; it is parked where a small
 //! page would merge. See [`super::huge`].

@@ -43,12 +43,11 @@ impl<W: World> Visit<'_, W> {
         let kinds = Kinds::of(blocks.metas(self.block));
         let mut known = kinds.agreeing(seen);
         let nodes = blocks.nodes(self.block);
-        for index in seen.merged().and(&kinds.are(Kind::Merged)).iter() {
+        let merged = kinds.are(Kind::Merged);
+        for (index, pfn) in seen.copies() {
             let copy = nodes.get(index).map(Node::link).map(CopyId);
-            if let (Seen::Merged { pfn, .. }, Some(copy)) = (seen.get(index), copy) {
-                if self.is_frame(copy, pfn) {
-                    known.add(index);
-                }
+            if merged.has(index) && copy.is_some_and(|copy| self.is_frame(copy, pfn)) {
+                known.add(index);
             }
         }
         self.cover.without(&known)

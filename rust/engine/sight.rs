@@ -10,6 +10,7 @@ use core::ops::Range;
 use super::{
     mask::Mask,
     world::{
+        Pfn,
         Seen,
         BLOCK_PAGES, //
     },
@@ -61,13 +62,27 @@ impl Sight {
     /// Keeps what was seen of `pages`, each of which is told once after [`Self::clear`].
     #[inline]
     pub fn put(&mut self, pages: Range<usize>, seen: Seen) {
-        match seen {
+        let set = match seen {
             Seen::Absent => return self.absent.add_range(pages),
             Seen::Zero => return self.zero.add_range(pages),
-            Seen::Anon { .. } => self.small.add_range(pages.clone()),
-            Seen::Huge { .. } => self.huge.add_range(pages.clone()),
-            Seen::Merged { .. } => self.merged.add_range(pages.clone()),
-            Seen::Skip(_) => {}
+            Seen::Anon { .. } => Some(&mut self.small),
+            Seen::Huge { .. } => Some(&mut self.huge),
+            Seen::Merged { .. } => Some(&mut self.merged),
+            Seen::Skip(_) => None,
+        };
+        let (first, next) = (pages.start, pages.start.wrapping_add(1));
+        // Copies are each another, so most runs of them have one page.
+        if pages.end == next {
+            if let Some(set) = set {
+                set.add(first);
+            }
+            if let Some(kept) = self.pages.get_mut(first) {
+                *kept = seen;
+            }
+            return;
+        }
+        if let Some(set) = set {
+            set.add_range(pages.clone());
         }
         if let Some(kept) = self.pages.get_mut(pages) {
             kept.fill(seen);
@@ -109,6 +124,16 @@ impl Sight {
     pub fn merged(&self) -> &Mask {
         &self.merged
     }
+
+    /// Returns the pages that map a merged copy, and its frame.
+    pub fn copies(&self) -> impl Iterator<Item = (usize, Pfn)> + '_ {
+        self.merged
+            .iter()
+            .filter_map(|index| match self.pages.get(index) {
+                Some(Seen::Merged { pfn, .. }) => Some((index, *pfn)),
+                _ => None,
+            })
+    }
 }
 
 #[cfg(any(test, TWINPAGE_KUNIT))]
@@ -116,7 +141,6 @@ impl Sight {
 mod tests {
     use super::*;
     use crate::engine::world::{
-        Pfn,
         Skip,
         Token, //
     };

@@ -342,6 +342,7 @@ impl World for Guests {
         &mut self,
         guest: GuestId,
         addr: u64,
+        _batch: u32,
         targets: &[Target<'_, Frame>],
         results: &mut [Shared],
     ) {

@@ -13,6 +13,9 @@ use super::sight::Sight;
 /// Pages in a block: as many as one page table holds.
 pub const BLOCK_PAGES: usize = 512;
 
+/// Pages that [`World::share`] is given at most.
+pub const RUN_PAGES: usize = 64;
+
 /// Bytes in a page.
 pub const PAGE_BYTES: u64 = 4096;
 
@@ -221,7 +224,8 @@ pub trait World {
     /// The guest may write while it is read.
     fn hash(&mut self, index: usize, seed: u64) -> u64;
 
-    /// The same of the page's sample ([`key::sample`](super::key::sample)), in an eighth of the time.
+    /// The same of the page's sample ([`key::sample`](super::key::sample)), in an eighth of the
+    /// time.
     fn sample(&mut self, index: usize, seed: u64) -> u64;
 
     /// Whether page `index` of the block last looked at, which must have been kept, holds zeroes.
@@ -235,13 +239,16 @@ pub trait World {
     fn release(&mut self);
 
     /// Replaces a run of neighbouring pages of `guest`, the first at address `addr`, each by its
-    /// target if the bytes are equal, and writes what became of page `i` to `results[i]`.
+    /// target if the bytes are equal, and writes what became of page `i` to `results[i]`. At most
+    /// `batch` pages are replaced at once, while the guest cannot reach them.
     ///
-    /// The run lies within one block; `targets` and `results` have the same length, at least 1.
+    /// The run lies within one block; `targets` and `results` have the same length, at least 1 and
+    /// at most [`RUN_PAGES`].
     fn share(
         &mut self,
         guest: GuestId,
         addr: u64,
+        batch: u32,
         targets: &[Target<'_, Self::Frame>],
         results: &mut [Shared],
     );

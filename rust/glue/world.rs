@@ -13,6 +13,7 @@ use crate::{
             LINE_WORDS,
             PAGE_WORDS, //
         },
+        layout::Layout,
         sight::Sight,
         world::{
             Away,
@@ -27,7 +28,8 @@ use crate::{
             World,
             BLOCK_PAGES,
             DIGEST_BYTES,
-            PAGE_BYTES, //
+            PAGE_BYTES,
+            RUN_PAGES, //
         },
         xxh64, //
     },
@@ -41,6 +43,8 @@ use crate::{
     },
 };
 use core::ops::Range;
+
+const _: () = assert!(RUN_PAGES <= RUN_MAX);
 
 /// The attached guests, and room for one look.
 pub(crate) struct HostWorld<'a> {
@@ -83,31 +87,31 @@ impl<'a> HostWorld<'a> {
     }
 }
 
-/// Puts what was found of `pages` of the block at `block` into `seen`: as skipped if only the guest
-/// sees them, or if `paused` and they are private.
-fn keep(
-    guest: &Guest,
+/// Why pages of a guest are not to merge now, whatever they hold.
+struct Refusal<'a> {
+    layout: &'a Layout,
+    /// Private ones are not.
     paused: bool,
-    block: u64,
-    pages: Range<usize>,
-    found: Seen,
-    seen: &mut Sight,
-) {
-    let layout = guest.layout();
-    let found = match found {
-        Seen::Anon { .. } | Seen::Huge { .. } if paused => Seen::Skip(Skip::Paused),
-        _ => found,
-    };
-    if !layout.has_gmem() {
-        return seen.put(pages, found);
-    }
-    for index in pages {
-        let found = if layout.is_gmem(block + index as u64 * PAGE_BYTES) {
-            Seen::Skip(Skip::Gmem)
-        } else {
-            found
+    /// Those that only the guest sees are not, and there are some.
+    gmem: bool,
+}
+
+impl Refusal<'_> {
+    /// Puts what was found of `pages` of the block at address `block` into `seen`.
+    #[inline]
+    fn put(&self, block: u64, pages: Range<usize>, found: Seen, seen: &mut Sight) {
+        let found = match found {
+            Seen::Anon { .. } | Seen::Huge { .. } if self.paused => Seen::Skip(Skip::Paused),
+            _ => found,
         };
-        seen.put(index..index + 1, found);
+        if !self.gmem {
+            return seen.put(pages, found);
+        }
+        for index in pages {
+            let only = self.layout.is_gmem(block + index as u64 * PAGE_BYTES);
+            let found = if only { Seen::Skip(Skip::Gmem) } else { found };
+            seen.put(index..index + 1, found);
+        }
     }
 }
 
@@ -124,12 +128,17 @@ impl World for HostWorld<'_> {
     ) -> Result<(), Away> {
         let (guest, user) = self.user(guest)?;
         let locked = user.try_lock().ok_or(Away::Busy)?;
-        let paused = self.merging && guest.layout().is_migrating();
+        let layout = guest.layout();
+        let refusal = Refusal {
+            layout,
+            paused: self.merging && layout.is_migrating(),
+            gmem: layout.has_gmem(),
+        };
         seen.clear();
         self.look.at(&locked, block, pages, wanted, |pages, found| {
-            keep(guest, paused, block, pages, found, seen);
+            refusal.put(block, pages, found, seen);
         });
-        if paused {
+        if refusal.paused {
             self.look.release();
         }
         Ok(())
@@ -156,8 +165,11 @@ impl World for HostWorld<'_> {
             return false;
         };
         let words = page.words();
-        let line = |first: usize| (first..first + LINE_WORDS).fold(0, |all, at| all | words.get(at));
-        (0..PAGE_WORDS).step_by(LINE_WORDS).all(|first| line(first) == 0)
+        let line =
+            |first: usize| (first..first + LINE_WORDS).fold(0, |all, at| all | words.get(at));
+        (0..PAGE_WORDS)
+            .step_by(LINE_WORDS)
+            .all(|first| line(first) == 0)
     }
 
     fn snapshot(&mut self, index: usize) -> Option<Frame> {
@@ -172,6 +184,7 @@ impl World for HostWorld<'_> {
         &mut self,
         guest: GuestId,
         addr: u64,
+        batch: u32,
         targets: &[Target<'_, Frame>],
         results: &mut [Shared],
     ) {
@@ -185,11 +198,7 @@ impl World for HostWorld<'_> {
         let Some(locked) = user.try_lock() else {
             return;
         };
-        let mut at = addr as usize;
-        for (targets, results) in targets.chunks(RUN_MAX).zip(results.chunks_mut(RUN_MAX)) {
-            locked.share(at, targets, results);
-            at += targets.len() * kernel::page::PAGE_SIZE;
-        }
+        locked.share(addr as usize, batch, targets, results);
     }
 
     fn unshare(&mut self, guest: GuestId, addr: u64) -> Unshared {
@@ -203,7 +212,7 @@ impl World for HostWorld<'_> {
         let Some(locked) = user.try_lock() else {
             return (0, Unshared::Busy);
         };
-        let pages = pages.min(RUN_MAX);
+        let pages = pages.min(RUN_PAGES);
         for done in 0..pages {
             if self.allowance == 0 {
                 self.allowance = headroom::allowance(guest.space());

@@ -62,7 +62,7 @@ impl Look {
     ///
     /// # Context
     ///
-    /// Takes the page table lock once. Does not sleep.
+    /// Takes the page table lock for some entries at a time. Does not sleep.
     pub(crate) fn at(
         &mut self,
         mm: &Locked<'_>,

@@ -95,12 +95,18 @@ impl Locked<'_> {
 
     /// Makes a run of pages from `addr` on map their targets where the bytes are equal.
     ///
-    /// Takes at most [`RUN_MAX`] pages of one page table.
+    /// Takes at most [`RUN_MAX`] pages of one page table, and replaces at most `batch` at once.
     ///
     /// # Context
     ///
     /// Sleeps: MMU notifiers.
-    pub(crate) fn share(&self, addr: usize, targets: &[Target<'_, Frame>], out: &mut [Shared]) {
+    pub(crate) fn share(
+        &self,
+        addr: usize,
+        batch: u32,
+        targets: &[Target<'_, Frame>],
+        out: &mut [Shared],
+    ) {
         let n = targets.len().min(out.len()).min(RUN_MAX);
         let mut pages = [ptr::null_mut(); RUN_MAX];
         let mut results = [0u8; RUN_MAX];
@@ -117,6 +123,7 @@ impl Locked<'_> {
                 self.mm,
                 addr,
                 n as u32,
+                batch,
                 pages.as_ptr(),
                 results.as_mut_ptr(),
             )

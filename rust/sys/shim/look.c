@@ -217,27 +217,33 @@ static void look_entries(struct look *look, pte_t *pte, unsigned int first,
 	}
 }
 
+/* Entries that are looked at under one hold of the page table lock. */
+#define HOLD 128
+
 static void look_table(struct look *look, struct vm_area_struct *vma,
 		       unsigned long block, unsigned int first,
 		       unsigned int end)
 {
 	struct mm_struct *mm = vma->vm_mm;
-	unsigned long addr = block + first * PAGE_SIZE;
-	pmd_t *pmd = twinpage_find_pmd(mm, addr);
-	pte_t *pte = NULL;
+	pmd_t *pmd = twinpage_find_pmd(mm, block + first * PAGE_SIZE);
 	spinlock_t *ptl;
+	pte_t *pte;
 
 	if (pmd && pmd_trans_huge(pmdp_get_lockless(pmd)) &&
 	    look_huge(look, mm, pmd, first, end))
 		return;
-	if (pmd)
-		pte = twinpage_pte_lock(mm, pmd, addr, &ptl);
-	if (!pte) {
-		see(look, end, found(TWINPAGE_SHIM_ABSENT, 0));
-		return;
+	while (pmd && first < end) {
+		unsigned int until = min(end, first + HOLD);
+
+		pte = twinpage_pte_lock(mm, pmd, block + first * PAGE_SIZE, &ptl);
+		if (!pte)
+			break;
+		look_entries(look, pte, first, until);
+		twinpage_pte_unlock(pte, ptl);
+		first = until;
 	}
-	look_entries(look, pte, first, end);
-	twinpage_pte_unlock(pte, ptl);
+	if (first < end)
+		see(look, end, found(TWINPAGE_SHIM_ABSENT, 0));
 }
 
 /*
@@ -262,7 +268,8 @@ static bool may_hold_copies(struct vm_area_struct *vma)
  * @kept: in and out, by page index: a wanted page that is ANON or HUGE is
  *	written here with a reference; other entries are left as they are.
  *
- * The page table lock is taken once, and not held on return.
+ * The page table lock is taken for some entries at a time, and not held on
+ * return.
  *
  * Return: how many runs there are.
  */

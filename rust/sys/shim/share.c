@@ -276,16 +276,18 @@ static void share_run(struct vm_area_struct *vma, pmd_t *pmd,
  * @mm: the struct mm_struct; its mmap lock is held for reading.
  * @addr: address of the first page.
  * @n: how many neighbouring pages, 1..TWINPAGE_SHIM_RUN_MAX, in one page table.
+ * @batch: how many are replaced at once, at least 1.
  * @targets: for each page a frame, or NULL for the shared zero page.
  * @results: out: DONE, or why nothing was changed.
  *
- * One notifier range and one TLB flush for all of them, unless some cannot be
- * replaced, which divide the rest. Bytes are compared with the entries cleared,
+ * One notifier range and one TLB flush for a batch, and none for pages that
+ * cannot be replaced, which divide the rest. Bytes are compared with the entries cleared,
  * while nobody can write. A target with a hardware memory error is not read.
  * Sleeps.
  */
 void twinpage_shim_share(void *mm, unsigned long addr, unsigned int n,
-			 void *const *targets, unsigned char *results)
+			 unsigned int batch, void *const *targets,
+			 unsigned char *results)
 {
 	struct page_move moves[TWINPAGE_SHIM_RUN_MAX];
 	unsigned int mapped = n, from, end;
@@ -304,7 +306,8 @@ void twinpage_shim_share(void *mm, unsigned long addr, unsigned int n,
 	check_run(mm, pmd, addr, mapped, targets, results);
 	for (from = 0; from < mapped; from = end) {
 		end = from;
-		while (end < mapped && results[end] == TWINPAGE_SHIM_DONE)
+		while (end < mapped && end - from < batch &&
+		       results[end] == TWINPAGE_SHIM_DONE)
 			end++;
 		if (end == from)
 			end++;
@@ -323,10 +326,10 @@ static pmd_t *find_mapped_pmd(struct mm_struct *mm, unsigned long addr)
 	return vma_lookup(mm, addr) ? twinpage_find_pmd(mm, addr) : NULL;
 }
 
-/* Does addr map a merged copy? */
+/* Does addr, which is in a mapping, map a merged copy? */
 static bool maps_copy(struct mm_struct *mm, unsigned long addr)
 {
-	pmd_t *pmd = find_mapped_pmd(mm, addr);
+	pmd_t *pmd = twinpage_find_pmd(mm, addr);
 	bool copy = false;
 	spinlock_t *ptl;
 	pte_t *pte;
@@ -357,18 +360,16 @@ static bool maps_copy(struct mm_struct *mm, unsigned long addr)
  */
 int twinpage_shim_unshare(void *mm, unsigned long addr)
 {
+	/* Faults that may not be retried keep the lock, and the mapping with it. */
+	struct vm_area_struct *vma = vma_lookup(mm, addr);
 	/* A page table that comes and goes under us ends the loop sooner. */
 	unsigned int tries = 3;
 
-	while (maps_copy(mm, addr)) {
-		struct vm_area_struct *vma;
+	while (vma && maps_copy(mm, addr)) {
 		vm_fault_t fault;
 
 		if (!tries--)
 			return TWINPAGE_SHIM_BUSY;
-		vma = find_vma(mm, addr);
-		if (!vma || vma->vm_start > addr)
-			return TWINPAGE_SHIM_DONE;
 		fault = handle_mm_fault(vma, addr,
 					FAULT_FLAG_UNSHARE | FAULT_FLAG_REMOTE,
 					NULL);

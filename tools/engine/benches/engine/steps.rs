@@ -105,6 +105,7 @@ impl World for Plain {
         &mut self,
         guest: GuestId,
         addr: u64,
+        _batch: u32,
         targets: &[Target<'_, u32>],
         results: &mut [Shared],
     ) {

@@ -44,7 +44,8 @@ use twinpage_engine::engine::{
         BLOCK_BYTES,
         BLOCK_PAGES,
         DIGEST_BYTES,
-        PAGE_BYTES, //
+        PAGE_BYTES,
+        RUN_PAGES, //
     },
     xxh64::hash_words,
 };
@@ -789,6 +790,7 @@ impl World for Host {
         &mut self,
         guest: GuestId,
         addr: u64,
+        batch: u32,
         targets: &[Target<'_, Frame>],
         results: &mut [Shared],
     ) {
@@ -797,8 +799,10 @@ impl World for Host {
         let first = addr / PAGE_BYTES;
         let last = first + targets.len() as u64 - 1;
         assert_eq!(first / BLOCK_PAGES as u64, last / BLOCK_PAGES as u64);
-        self.share_calls += 1;
-        self.longest_run = self.longest_run.max(targets.len());
+        assert!(targets.len() <= RUN_PAGES);
+        let batch = batch as usize;
+        self.share_calls += targets.len().div_ceil(batch) as u64;
+        self.longest_run = self.longest_run.max(targets.len().min(batch));
         let gone = self.mms.get(&guest.0).is_none_or(|mm| mm.gone);
         for ((target, result), page) in targets.iter().zip(results).zip(first..) {
             self.happen();
