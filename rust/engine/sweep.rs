@@ -11,7 +11,9 @@ use super::{
         Index,
         Swept, //
     },
+    key,
     knobs::Knobs,
+    moves::Holder,
     page::{
         CopyId,
         Place, //
@@ -87,10 +89,13 @@ impl<F> Index<F> {
             return;
         };
         let node = Place::Copy(copy);
-        let listed = match self.find(key) {
-            None => self.tree.insert(&mut self.store, node.node()).is_ok(),
-            Some(Place::Copy(_)) => false,
-            Some(page) => self.yield_place(page, node),
+        // Whoever a sample alone tells in its class would never find it.
+        let hidden = key::is_whole(key) && matches!(self.holder(key::class(key)), Holder::One(_));
+        let listed = match self.holder(key) {
+            _ if hidden => false,
+            Holder::Nobody => self.tree.insert(&mut self.store, node.node()).is_ok(),
+            Holder::One(Place::Copy(_)) | Holder::Crowd => false,
+            Holder::One(page) => self.yield_place(page, node),
         };
         if listed {
             self.store.copies.set_state(copy, State::Listed);

@@ -245,9 +245,10 @@ fn the_vendor_module_stays_while_a_vm_is_attached() -> Outcome {
     let removed = delete_module(c_name, DeleteModuleFlags::O_NONBLOCK);
     ensure!(removed.is_err(), "{name} was removed under an attached VM");
     guest.detach(&host, Merged::Keep)?;
+    // Fewer, if a VM of the test before this one went away meanwhile.
     ensure!(
-        users() == before,
-        "{name} has {} users after detaching",
+        users() <= before,
+        "{name} has {before} users before and {} after detaching",
         users()
     );
     guest.attach(&host, PRIVATE)?;
