@@ -31,9 +31,18 @@ pub trait PageSource: Send + Sync {
     /// When it cannot find out, or has the page and cannot read it. `into` may hold anything then.
     fn fetch(&self, digest: &Digest, into: &mut Page) -> Result<bool, Error>;
 
-    /// Whether `fetch` itself hashes the copy in `into` before it says `true`, so that nobody has
-    /// to do it again.
-    fn rehashes(&self) -> bool {
-        false
+    /// The same for one who hashes the copy himself, so that nobody does it twice.
+    ///
+    /// # Errors
+    ///
+    /// As for [`PageSource::fetch`].
+    fn copy(&self, digest: &Digest, into: &mut Page) -> Result<bool, Error> {
+        self.fetch(digest, into)
+    }
+
+    /// Says where the page lies that [`PageSource::copy`] gave for `digest` although it has another
+    /// one, if it is a place that a person can look at.
+    fn damage(&self, _digest: &Digest) -> Option<Error> {
+        None
     }
 }

@@ -17,7 +17,8 @@ use std::sync::atomic::{
 use serde::Serialize;
 use twinpage_wire::{
     Digest,
-    Page, //
+    Page,
+    PAGE_BYTES, //
 };
 
 use crate::error::Error;
@@ -45,6 +46,14 @@ struct Entry {
     misses: AtomicU64,
     wrong: AtomicU64,
     errors: AtomicU64,
+}
+
+/// A page that is wanted.
+struct Want<'a> {
+    /// Which of those that are asked for together.
+    place: usize,
+    digest: &'a Digest,
+    page: &'a mut Page,
 }
 
 /// What became of the questions to one source.
@@ -187,20 +196,64 @@ impl Sources {
     /// `Some` means that the bytes in `into` have this digest. With `None` they are zeros.
     pub fn fetch(&self, digest: &Digest, into: &mut Page) -> Option<&'static str> {
         for entry in self.asked() {
-            match entry.source.fetch(digest, into) {
-                Ok(true) if self.is_right(entry, digest, into) => {
-                    entry.hits.fetch_add(1, Ordering::Relaxed);
-                    return Some(entry.source.name());
-                }
-                Ok(true) => (),
-                Ok(false) => {
-                    entry.misses.fetch_add(1, Ordering::Relaxed);
-                }
-                Err(error) => self.failed(entry, &error),
+            if self.copy(entry, digest, into) && self.is_right(entry, digest, Digest::of(into)) {
+                return Some(entry.source.name());
             }
         }
         into.fill(0);
         None
+    }
+
+    /// Copies the pages with `digests` to the pages of `into`, in order. Gives the places of those
+    /// that no source has or that `into` has no room for, in order.
+    ///
+    /// The bytes of the others have the digests; those of pages that are missing are zeros.
+    pub fn fetch_all(&self, digests: &[Digest], into: &mut [u8]) -> Vec<usize> {
+        let pages = into.chunks_exact_mut(PAGE_BYTES);
+        let pages = pages.filter_map(|page| <&mut Page>::try_from(page).ok());
+        let mut open: Vec<_> = digests
+            .iter()
+            .zip(pages)
+            .enumerate()
+            .map(Want::new)
+            .collect();
+        let room = open.len();
+        for entry in &self.entries {
+            open = self.fetch_from(entry, open);
+        }
+        open.iter_mut().for_each(|want| want.page.fill(0));
+        let mut missing: Vec<_> = open.iter().map(|want| want.place).collect();
+        missing.sort_unstable();
+        missing.extend(room..digests.len());
+        missing
+    }
+
+    /// Asks `entry` for `wants`, and gives those that remain. Pages are hashed two at a time.
+    fn fetch_from<'a>(&self, entry: &Entry, wants: Vec<Want<'a>>) -> Vec<Want<'a>> {
+        let mut open = Vec::new();
+        let mut pair = Vec::with_capacity(2);
+        for want in wants {
+            if !entry.may_be_asked() || !self.copy(entry, want.digest, want.page) {
+                open.push(want);
+                continue;
+            }
+            pair.push(want);
+            if pair.len() == 2 {
+                self.check(entry, &mut pair, &mut open);
+            }
+        }
+        self.check(entry, &mut pair, &mut open);
+        open
+    }
+
+    /// Hashes pages that `entry` gave, and puts those that are others back to `open`.
+    fn check<'a>(&self, entry: &Entry, given: &mut Vec<Want<'a>>, open: &mut Vec<Want<'a>>) {
+        let found = Digest::of_pages(given.iter().map(|want| &*want.page));
+        let wrong = given
+            .drain(..)
+            .zip(found)
+            .filter(|(want, found)| !self.is_right(entry, want.digest, *found));
+        open.extend(wrong.map(|(want, _)| want));
     }
 
     /// What became of the questions, by source, in the order of asking.
@@ -210,19 +263,30 @@ impl Sources {
 
     /// The sources that may be asked.
     fn asked(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter(|entry| {
-            entry.enabled.load(Ordering::Relaxed) && !entry.set_aside.load(Ordering::Relaxed)
-        })
+        self.entries.iter().filter(|entry| entry.may_be_asked())
     }
 
-    /// Whether `page`, which `entry` gave for `digest`, has it.
-    fn is_right(&self, entry: &Entry, digest: &Digest, page: &Page) -> bool {
-        if entry.source.rehashes() {
+    /// Has `entry` copy a page, if it has one that it takes for the right one.
+    fn copy(&self, entry: &Entry, digest: &Digest, into: &mut Page) -> bool {
+        match entry.source.copy(digest, into) {
+            Ok(true) => return true,
+            Ok(false) => {
+                entry.misses.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => self.failed(entry, &error),
+        }
+        false
+    }
+
+    /// Whether a page that `entry` gave for `digest` is the right one: it has the digest `found`.
+    fn is_right(&self, entry: &Entry, digest: &Digest, found: Digest) -> bool {
+        if found == *digest {
+            entry.hits.fetch_add(1, Ordering::Relaxed);
             return true;
         }
-        let found = Digest::of(page);
-        if found == *digest {
-            return true;
+        if let Some(damage) = entry.source.damage(digest) {
+            self.failed(entry, &damage);
+            return false;
         }
         entry.wrong.fetch_add(1, Ordering::Relaxed);
         if !entry.said_wrong.swap(true, Ordering::Relaxed) {
@@ -263,6 +327,17 @@ impl Sources {
     }
 }
 
+impl<'a> Want<'a> {
+    /// A page that nobody was asked for yet.
+    fn new((place, (digest, page)): (usize, (&'a Digest, &'a mut Page))) -> Self {
+        Self {
+            place,
+            digest,
+            page,
+        }
+    }
+}
+
 impl Entry {
     /// A source that was not asked yet.
     fn new(source: Box<dyn PageSource>) -> Self {
@@ -278,6 +353,11 @@ impl Entry {
             wrong: AtomicU64::new(0),
             errors: AtomicU64::new(0),
         }
+    }
+
+    /// Whether it may be asked.
+    fn may_be_asked(&self) -> bool {
+        self.enabled.load(Ordering::Relaxed) && !self.set_aside.load(Ordering::Relaxed)
     }
 
     /// Its counters.

@@ -236,6 +236,9 @@ fn digests() {
                 .fold(0, |sum, page| sum ^ Digest::of(page).0[0])
         })
     });
+    report("digest of a page, two at a time", PAGES, PAGE_BYTES, || {
+        time(|| Digest::of_pages(&pages))
+    });
     let zeros = vec![[0; PAGE_BYTES]; PAGES];
     report("is_zero of a page of zeros", PAGES, PAGE_BYTES, || {
         time(|| zeros.iter().filter(|page| is_zero(page)).count())

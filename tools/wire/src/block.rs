@@ -111,8 +111,7 @@ impl Block {
 
     /// The digests of all pages, in order.
     pub fn hash_bodies(&self) -> Vec<Digest> {
-        let bodies = self.bodies.iter();
-        bodies.map(|&start| Digest::of(self.page(start))).collect()
+        Digest::of_pages(self.bodies.iter().map(|&start| self.page(start)))
     }
 
     /// The digests of the references, in order.

@@ -323,17 +323,32 @@ impl PageSource for Store {
         };
         segment.read(slot, into)?;
         if Digest::of(into) != *digest {
-            let offset = u64::from(slot) * PAGE_BYTES as u64;
-            let what = format!("the page at offset {offset} is not {digest}");
-            return Err(Error::damaged(segment.pages_path(), what));
+            return Err(damaged(segment, slot, digest));
         }
         segment.touch(slot, today());
         Ok(true)
     }
 
-    fn rehashes(&self) -> bool {
-        true
+    fn copy(&self, digest: &Digest, into: &mut Page) -> Result<bool, Error> {
+        let Some((segment, slot)) = self.find(digest)? else {
+            return Ok(false);
+        };
+        segment.read(slot, into)?;
+        segment.touch(slot, today());
+        Ok(true)
     }
+
+    fn damage(&self, digest: &Digest) -> Option<Error> {
+        let (segment, slot) = self.find(digest).ok()??;
+        Some(damaged(segment, slot, digest))
+    }
+}
+
+/// The error for a page that has another digest than its index says.
+fn damaged(segment: &Segment, slot: u32, digest: &Digest) -> Error {
+    let offset = u64::from(slot) * PAGE_BYTES as u64;
+    let what = format!("the page at offset {offset} is not {digest}");
+    Error::damaged(segment.pages_path(), what)
 }
 
 /// The manifest of the store in `directory`.

@@ -175,3 +175,34 @@ fn digests_are_those_of_all_sources_but_no_zeros() {
     assert_eq!(chain.counts()[1].errors, 1);
     assert_eq!(heard.lock().unwrap().len(), 1);
 }
+
+#[test]
+fn many_at_once_are_fetched_as_each_by_itself() {
+    let fails = Fake("fleet", Habit::Fails);
+    let (chain, _) = chain(vec![
+        honest("module", &[1, 4, 5, 8]),
+        Fake("liar", Habit::Wrong),
+        fails,
+        honest("store", &[2, 3, 4, 6]),
+    ]);
+    let wanted = [1, 2, 9, 3, 4, 4, 77, 5, 6, 8, 1];
+    let digests = wanted.map(digest);
+    let mut into = vec![0xff; 10 * 4096 + 7];
+    assert_eq!(chain.fetch_all(&digests, &mut into), [2, 6, 10]);
+    for (bytes, number) in into.chunks_exact(4096).zip(wanted) {
+        let expected = match number {
+            9 | 77 => [0; 4096],
+            number => page(number),
+        };
+        assert!(bytes == expected, "page {number}");
+    }
+    let counts = chain.counts();
+    let [module, liar, fleet, store] = [counts[0], counts[1], counts[2], counts[3]];
+    assert_eq!((module.hits, module.misses), (5, 5));
+    // Two pages are looked at together, so one more may be taken than by itself.
+    assert!(liar.set_aside && (3..=4).contains(&liar.wrong), "{liar:?}");
+    assert!(fleet.set_aside && fleet.errors == 3, "{fleet:?}");
+    assert_eq!((store.hits, store.misses), (3, 2));
+    assert!(chain.fetch_all(&[], &mut into).is_empty());
+    assert_eq!(chain.fetch_all(&digests[..1], &mut []), [0]);
+}

@@ -285,7 +285,7 @@ impl Decoder {
                 let block = Arc::clone(block);
                 let end = bodies.min(first + GROUP_PAGES);
                 self.pool
-                    .submit(move || (first..end).map(|n| Digest::of(block.body(n))).collect())
+                    .submit(move || Digest::of_pages((first..end).map(|n| block.body(n))))
             })
             .collect()
     }

@@ -35,7 +35,7 @@ pub struct Resolver {
 pub struct Resolved {
     /// Their bytes, where they were found.
     buffer: Vec<u8>,
-    /// Which of them were not.
+    /// Which of them were not, in order.
     missing: Vec<usize>,
     /// Where the buffer goes in the end.
     shelf: Arc<Shelf>,
@@ -46,13 +46,9 @@ impl Resolver {
     /// find. There are no more of them than pages in a buffer of the shelf.
     pub fn find(&self, number: u64, digests: &[Digest]) -> Resolved {
         let mut buffer = self.shelf.take_for(digests.len() * PAGE_BYTES);
-        let mut missing = Vec::new();
-        for (n, digest) in digests.iter().enumerate() {
-            let place = buffer.chunks_exact_mut(PAGE_BYTES).nth(n);
-            let place = place.and_then(|place| <&mut Page>::try_from(place).ok());
-            let found = place.is_some_and(|place| self.sources.fetch(digest, place).is_some());
-            if !found {
-                missing.push(n);
+        let missing = self.sources.fetch_all(digests, &mut buffer);
+        for &n in &missing {
+            if let Some(digest) = digests.get(n) {
                 self.ask(number + n as u64, digest);
             }
         }
@@ -77,7 +73,7 @@ impl Resolver {
 impl Resolved {
     /// The `n`-th page; empty if it was not found.
     pub fn page(&self, n: usize) -> Option<&Page> {
-        if self.missing.contains(&n) {
+        if self.missing.binary_search(&n).is_ok() {
             return None;
         }
         let start = n.checked_mul(PAGE_BYTES)?;

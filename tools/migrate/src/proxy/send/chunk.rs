@@ -9,10 +9,7 @@ use twinpage_stream::{
     Piece,
     PAGE_BYTES, //
 };
-use twinpage_wire::{
-    is_zero,
-    Digest, //
-};
+use twinpage_wire::Digest;
 
 use crate::proxy::shelf::{
     Shelf,
@@ -77,25 +74,24 @@ impl Chunk {
     /// Hashes the page bodies, in order.
     pub fn hash(&self) -> Vec<Body> {
         let mut at = 0;
-        let mut bodies = Vec::new();
-        for piece in &self.pieces {
-            let length = piece_bytes(piece);
-            if let Piece::Page { .. } = piece {
-                bodies.extend(self.page(at + length - PAGE_BYTES).map(Body::of));
+        let pages = self.pieces.iter().filter_map(|piece| {
+            at += piece_bytes(piece);
+            match piece {
+                Piece::Page { .. } => self.page(at - PAGE_BYTES),
+                _ => None,
             }
-            at += length;
-        }
-        bodies
+        });
+        let digests = Digest::of_memory(pages).into_iter();
+        digests.map(Body::of).collect()
     }
 }
 
 impl Body {
-    /// What there is to know about `page`.
-    pub fn of(page: &[u8; PAGE_BYTES]) -> Self {
-        if is_zero(page) {
-            Self::Zero
-        } else {
-            Self::Hashed(Digest::of(page))
+    /// What there is to know about a page with that digest.
+    fn of(digest: Digest) -> Self {
+        match digest {
+            Digest::ZERO_PAGE => Self::Zero,
+            digest => Self::Hashed(digest),
         }
     }
 }
