@@ -7,6 +7,7 @@
 //! stream: a page with its header is 4104 of them.
 
 use std::hint::black_box;
+use std::sync::Arc;
 
 use rand::{
     rngs::SmallRng,
@@ -222,7 +223,7 @@ fn read(frames: &[Vec<u8>], mut each: impl FnMut(&Block)) -> u128 {
 fn release(block: &Block, pages: &mut PageRing) {
     for item in block.items() {
         if let Item::Page { start, .. } = *item {
-            pages.append(block.page(start));
+            pages.append(Arc::new(*block.page(start)));
         }
     }
 }
@@ -336,9 +337,9 @@ fn dictionaries() {
         time(|| digests.iter().for_each(|digest| dictionary.append(digest)))
     });
     let mut ring = PageRing::new(65536);
-    let page = [1; PAGE_BYTES];
+    let page = Arc::new([1; PAGE_BYTES]);
     report("pages of the receiver, append", 65536, PAGE_BYTES, || {
-        time(|| (0..65536).for_each(|_| ring.append(&page)))
+        time(|| (0..65536).for_each(|_| ring.append(Arc::clone(&page))))
     });
 }
 

@@ -195,6 +195,22 @@ impl Block {
         Ok(())
     }
 
+    /// How much memory it takes.
+    pub fn memory_bytes(&self) -> usize {
+        self.buffer.capacity()
+            + self.items.capacity() * size_of::<Item>()
+            + self.bodies.capacity() * size_of::<u32>()
+            + self.references.capacity() * Digest::BYTES
+    }
+
+    /// Takes out the buffer that the block was received in, if its operations still lie there: if
+    /// it was not compressed. The block has no items afterwards.
+    pub fn take_received(&mut self) -> Option<Vec<u8>> {
+        let received = self.checksum.is_none() && !self.buffer.is_empty();
+        self.restart();
+        received.then(|| std::mem::take(&mut self.buffer))
+    }
+
     /// Forgets everything but its memory.
     pub(crate) fn restart(&mut self) {
         self.items.clear();

@@ -18,17 +18,12 @@ use std::hash::{
     BuildHasher,
     Hasher, //
 };
+use std::sync::Arc;
 
 use crate::digest::Digest;
 use crate::error::Fault;
 use crate::limits;
-use crate::page::{
-    Page,
-    PAGE_BYTES, //
-};
-
-/// Pages that memory is taken for at once.
-const CHUNK_PAGES: usize = 64;
+use crate::page::Page;
 
 /// The arithmetic of the rule.
 #[derive(Debug)]
@@ -187,28 +182,50 @@ impl DigestRing {
     }
 }
 
-/// The receiver's pages, filled in the order of operations while they are written out.
-#[derive(Debug)]
-pub struct PageRing {
-    /// The rule.
-    mirror: Mirror,
-    /// Pages by slot, some to a piece of memory, taken as pages come.
-    chunks: Vec<Box<[u8]>>,
+/// A page as a [`PageRing`] keeps it.
+pub trait Keep {
+    /// The page.
+    fn page(&self) -> &Page;
+
+    /// The same page, keeping no memory but its own, since it may stay for as long as the stream.
+    #[must_use]
+    fn alone(&self) -> Self;
 }
 
-impl PageRing {
+impl Keep for Arc<Page> {
+    fn page(&self) -> &Page {
+        self
+    }
+
+    fn alone(&self) -> Self {
+        Self::clone(self)
+    }
+}
+
+/// The receiver's pages, filled in the order of operations while they are written out.
+///
+/// What [`PageRing::append`] got is given up after as many pages more as the ring has.
+#[derive(Debug)]
+pub struct PageRing<P = Arc<Page>> {
+    /// The rule.
+    mirror: Mirror,
+    /// Pages by slot.
+    pages: Vec<P>,
+}
+
+impl<P: Keep> PageRing<P> {
     /// An empty one for `pages` pages, as agreed by the HELLOs.
     pub fn new(pages: u32) -> Self {
         Self {
             mirror: Mirror::new(pages),
-            chunks: Vec::new(),
+            pages: Vec::new(),
         }
     }
 
     /// Follows a page, or a reference whose page was supplied.
-    pub fn append(&mut self, page: &Page) {
+    pub fn append(&mut self, page: P) {
         if let Some(slot) = self.mirror.append() {
-            self.put(slot, page);
+            put(&mut self.pages, slot, page);
         }
     }
 
@@ -217,46 +234,24 @@ impl PageRing {
     /// # Errors
     ///
     /// Nothing has that distance.
-    pub fn back(&mut self, distance: u32) -> Result<&Page, Fault> {
+    pub fn back(&mut self, distance: u32) -> Result<&P, Fault> {
         let known = self.mirror.next;
+        let missing = Fault::Distance { distance, known };
         let Seat { slot, again } = self.mirror.back(distance)?;
         if let Some(to) = again {
-            let page = self.page(slot).copied();
-            self.put(to, &page.ok_or(Fault::Distance { distance, known })?);
+            let page = self.pages.get(slot).map(P::alone);
+            put(&mut self.pages, to, page.ok_or(missing.clone())?);
         }
-        self.page(slot).ok_or(Fault::Distance { distance, known })
-    }
-
-    /// How much memory the pages take.
-    pub fn memory_bytes(&self) -> usize {
-        self.chunks.iter().map(|chunk| chunk.len()).sum()
-    }
-
-    /// The page in `slot`.
-    fn page(&self, slot: usize) -> Option<&Page> {
-        let chunk = self.chunks.get(slot / CHUNK_PAGES)?;
-        chunk[slot % CHUNK_PAGES * PAGE_BYTES..].first_chunk()
-    }
-
-    /// Puts a page into `slot`, which is at most one behind the last that was used.
-    fn put(&mut self, slot: usize, page: &Page) {
-        let (chunk, at) = (slot / CHUNK_PAGES, slot % CHUNK_PAGES);
-        if chunk == self.chunks.len() {
-            let capacity = self.mirror.capacity as usize;
-            let pages = CHUNK_PAGES.min(capacity - chunk * CHUNK_PAGES);
-            self.chunks.push(vec![0; pages * PAGE_BYTES].into());
-        }
-        let from = at * PAGE_BYTES;
-        self.chunks[chunk][from..from + PAGE_BYTES].copy_from_slice(page);
+        self.pages.get(slot).ok_or(missing)
     }
 }
 
-/// Puts a digest into `slot`, which is at most one behind the last: what was there before.
-fn put(ring: &mut Vec<Digest>, slot: usize, digest: Digest) -> Option<Digest> {
+/// Puts a thing into `slot`, which is at most one behind the last: what was there before.
+fn put<T>(ring: &mut Vec<T>, slot: usize, new: T) -> Option<T> {
     match ring.get_mut(slot) {
-        Some(place) => Some(std::mem::replace(place, digest)),
+        Some(place) => Some(std::mem::replace(place, new)),
         None => {
-            ring.push(digest);
+            ring.push(new);
             None
         }
     }
@@ -315,6 +310,12 @@ impl Hasher for Folded {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::page::PAGE_BYTES;
+
+    /// A page.
+    fn page() -> Arc<Page> {
+        Arc::new([1; PAGE_BYTES])
+    }
 
     /// A digest that is not one of any page, but differs for each `n`.
     fn digest(n: u64) -> Digest {
@@ -371,7 +372,7 @@ mod tests {
         for pages in [0, 1, 4] {
             let mut ring = PageRing::new(pages);
             assert!(ring.back(1).is_err());
-            (0..3).for_each(|_| ring.append(&[1; PAGE_BYTES]));
+            (0..3).for_each(|_| ring.append(page()));
             let known = u64::from(pages.min(3));
             for distance in [0, 5, u32::MAX] {
                 assert_eq!(
@@ -384,13 +385,39 @@ mod tests {
     }
 
     #[test]
-    fn memory_grows_with_the_pages() {
+    fn pages_are_kept_as_long_as_the_ring_says() {
         let mut ring = PageRing::new(limits::DICTIONARY_PAGES);
-        assert_eq!(ring.memory_bytes(), 0);
-        ring.append(&[1; PAGE_BYTES]);
-        assert_eq!(ring.memory_bytes(), CHUNK_PAGES * PAGE_BYTES);
+        assert_eq!(ring.pages.capacity(), 0);
+        ring.append(page());
+        assert_eq!(ring.pages.len(), 1);
         let mut ring = PageRing::new(3);
-        (0..10).for_each(|_| ring.append(&[1; PAGE_BYTES]));
-        assert_eq!(ring.memory_bytes(), 3 * PAGE_BYTES);
+        let pages: Vec<_> = (0..10).map(|_| page()).collect();
+        pages.iter().for_each(|page| ring.append(Arc::clone(page)));
+        let kept = pages.iter().map(|page| Arc::strong_count(page) - 1);
+        assert_eq!(kept.collect::<Vec<_>>(), [0, 0, 0, 0, 0, 0, 0, 1, 1, 1]);
+    }
+
+    #[test]
+    fn a_page_that_stays_longer_is_kept_alone() -> Result<(), Fault> {
+        /// Whether it is kept alone.
+        struct Told(bool);
+
+        impl Keep for Told {
+            fn page(&self) -> &Page {
+                &[0; PAGE_BYTES]
+            }
+
+            fn alone(&self) -> Self {
+                Self(true)
+            }
+        }
+
+        let mut ring = PageRing::new(4);
+        (0..3).for_each(|_| ring.append(Told(false)));
+        assert!(!ring.back(2)?.0);
+        ring.back(3)?;
+        let alone: Vec<_> = ring.pages.iter().map(|page| page.0).collect();
+        assert_eq!(alone, [false, false, false, true]);
+        Ok(())
     }
 }

@@ -38,6 +38,7 @@ pub use block::Block;
 pub use compress::Compression;
 pub use dictionary::{
     DigestRing,
+    Keep,
     PageRing,
     SenderDictionary, //
 };

@@ -45,6 +45,9 @@ pub struct Inbox {
 /// reader take what follows for the frame's rest, for as long as anything follows.
 const SLOWEST: u64 = 16 << 10;
 
+/// A frame of so many bytes is worth a buffer that is used again.
+const LARGE: usize = 64 << 10;
+
 /// Why there is no next frame.
 #[derive(Debug)]
 pub enum Broken {
@@ -75,6 +78,18 @@ impl Inbox {
     ///
     /// The link broke, the frame takes too long, or it is not what it must be.
     pub fn next(&mut self) -> Result<Option<Incoming>, Broken> {
+        self.next_into(|| None)
+    }
+
+    /// The same; `spare` may give a buffer that is used again for a large frame.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Inbox::next`].
+    pub fn next_into(
+        &mut self,
+        spare: impl FnOnce() -> Option<Vec<u8>>,
+    ) -> Result<Option<Incoming>, Broken> {
         let mut header = [0; twinpage_wire::HEADER_BYTES];
         self.due = self.deadline;
         self.link.set_deadline(self.due);
@@ -85,15 +100,16 @@ impl Inbox {
         let header = self.frames.header(header).map_err(Broken::Frame)?;
         let expected = header.body_bytes();
         self.allow(expected as u64);
-        let mut body = Vec::with_capacity(expected);
-        let got = (&mut self.link)
-            .take(expected as u64)
-            .read_to_end(&mut body);
-        let got = got.map_err(|error| self.broken(error))?;
-        if got < expected {
-            return Err(Broken::Link(io::ErrorKind::UnexpectedEof.into()));
-        }
-        self.bytes += (twinpage_wire::HEADER_BYTES + got) as u64;
+        let mut body = match expected < LARGE {
+            true => Vec::new(),
+            false => spare().unwrap_or_default(),
+        };
+        // No more than that: what is kept for its pages should be little else.
+        body.reserve_exact(expected.saturating_sub(body.len()));
+        body.resize(expected, 0);
+        let filled = self.fill_rest(&mut body);
+        filled.map_err(|error| self.broken(error))?;
+        self.bytes += (twinpage_wire::HEADER_BYTES + expected) as u64;
         let incoming = self.frames.accept(header, body).map_err(Broken::Frame)?;
         Ok(Some(incoming))
     }
@@ -142,6 +158,19 @@ impl Inbox {
             }
         }
         Ok(true)
+    }
+
+    /// Fills `into`, which is what is left of a frame.
+    fn fill_rest(&mut self, mut into: &mut [u8]) -> io::Result<()> {
+        while !into.is_empty() {
+            match self.link.read(into) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(got) => into = &mut into[got..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 

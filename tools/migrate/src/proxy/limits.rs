@@ -28,10 +28,11 @@ pub const BLOCK_STREAM_BYTES: usize = 1 << 20;
 ///   chunks of 256 KiB before the encoder, 10 blocks of at most 2 MiB after it, and 128 bytes for
 ///   each of the C entries of its dictionary;
 /// - the receiver holds at most 2 S of pages and literals, W of blocks that are not decoded yet,
-///   C * 4128 bytes of dictionary, and 12 blocks of at most 2 MiB that are in work or kept to be
-///   used again.
+///   C * 5552 bytes of dictionary (pages stay in the memory that they came in, if they are three
+///   quarters of it at least), and 20 blocks of at most 2 MiB that are in work or kept to be used
+///   again.
 ///
-/// With the defaults that is 90 MiB and 160 MiB at most; what is allocated grows with what is used.
+/// With the defaults that is 90 MiB and 200 MiB at most; what is allocated grows with what is used.
 /// Once for all channels: the filter (`filter_bytes`, twice that while it arrives).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {

@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io::{
     self,
+    IoSlice,
     Read,
     Write, //
 };
@@ -163,6 +164,14 @@ impl Write for QemuWriter {
         match self {
             Self::Socket(socket) => socket.write(bytes),
             Self::Pipe(Some(pipe)) => pipe.write(bytes),
+            Self::Pipe(None) => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Socket(socket) => socket.write_vectored(parts),
+            Self::Pipe(Some(pipe)) => pipe.write_vectored(parts),
             Self::Pipe(None) => Err(io::ErrorKind::BrokenPipe.into()),
         }
     }

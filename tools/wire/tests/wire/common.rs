@@ -3,7 +3,10 @@
 //! A sender and a receiver made of the parts of the crate.
 
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{
+    Arc,
+    LazyLock, //
+};
 
 use proptest::prelude::*;
 use rand::{
@@ -394,7 +397,7 @@ impl Receiver {
             Item::Page { header, start } => {
                 let page = block.page(start);
                 self.body(header, page);
-                self.pages.append(page);
+                self.pages.append(Arc::new(*page));
                 self.meanings.push(Meaning::Page(header, Digest::of(page)));
             }
             Item::Reference { header, index } => {
@@ -402,11 +405,11 @@ impl Receiver {
                 let number = SUPPLY.get(&digest).filter(|&&n| n < self.supply);
                 let page = number.map_or([0xee; PAGE_BYTES], |&n| page(n));
                 self.body(header, &page);
-                self.pages.append(&page);
+                self.pages.append(Arc::new(page));
                 self.meanings.push(Meaning::Reference(header, digest));
             }
             Item::Back { header, distance } => {
-                let page = *self.pages.back(distance)?;
+                let page = **self.pages.back(distance)?;
                 self.body(header, &page);
                 self.meanings.push(Meaning::Back(header, distance));
             }

@@ -5,6 +5,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::sync::Arc;
 use std::time::{
     Duration,
     Instant, //
@@ -148,10 +149,10 @@ fn blocks() {
             for item in block.items() {
                 match *item {
                     Item::Literal { start, len } => drop(block.literal(start, len).to_vec()),
-                    Item::Page { start, .. } => pages.append(block.page(start)),
+                    Item::Page { start, .. } => pages.append(Arc::new(*block.page(start))),
                     Item::Reference { index, .. } => {
                         assert!(block.references().get(index as usize).is_some());
-                        pages.append(&[0; PAGE_BYTES]);
+                        pages.append(Arc::new([0; PAGE_BYTES]));
                     }
                     Item::Back { distance, .. } => drop(pages.back(distance)),
                     Item::Zeros { .. } | Item::ZeroPage { .. } => {}

@@ -33,10 +33,11 @@ use crate::proxy::receive::decoder::{
     Acked,
     Decoder,
     LinkThread,
-    Spare,
     Work, //
 };
+use crate::proxy::receive::gather::Gather;
 use crate::proxy::receive::heals::Heals;
+use crate::proxy::receive::held::Spare;
 use crate::proxy::receive::offer;
 use crate::proxy::receive::resolve::Resolver;
 use crate::proxy::receive::returns;
@@ -59,7 +60,7 @@ pub struct Flow {
     pub heals: Arc<Heals>,
     /// What the writer has acknowledged.
     pub acked: Arc<Acked>,
-    /// Blocks to fill again.
+    /// Memory of blocks to fill again.
     pub spare: Arc<Spare>,
 }
 
@@ -190,7 +191,7 @@ fn writer(
         qemu,
         digests: DigestRing::new(agreed.dictionary_pages),
         pages: PageRing::new(agreed.dictionary_pages),
-        stage: Vec::new(),
+        stage: Gather::default(),
         done: Amount::default(),
         acked: Amount::default(),
         step: Amount {

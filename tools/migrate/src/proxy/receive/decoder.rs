@@ -14,14 +14,9 @@ use std::sync::mpsc::{
     Receiver,
     Sender, //
 };
-use std::sync::{
-    Arc,
-    Mutex,
-    PoisonError, //
-};
+use std::sync::Arc;
 
 use twinpage_wire::{
-    Block,
     BlockReader,
     Digest,
     Incoming,
@@ -37,6 +32,7 @@ use crate::proxy::pool::{
 };
 use crate::proxy::receive::channel::Flow;
 use crate::proxy::receive::heals::Refused;
+use crate::proxy::receive::held::Lent;
 use crate::proxy::receive::resolve::{
     Resolved,
     Resolver, //
@@ -48,9 +44,6 @@ use crate::proxy::window::{
 
 /// Pages that one job hashes or finds: as many as a buffer of the shelf holds.
 pub const GROUP_PAGES: usize = 64;
-
-/// Written blocks that are kept to be filled again.
-const SPARE_BLOCKS: usize = 8;
 
 /// What the writer has acknowledged.
 #[derive(Default)]
@@ -80,7 +73,7 @@ pub enum Work {
 /// A block whose pages are being hashed and found.
 pub struct Pending {
     /// The block.
-    pub block: Arc<Block>,
+    pub block: Arc<Lent>,
     /// The digests of its page bodies, in groups.
     pub bodies: Vec<Ticket<Vec<Digest>>>,
     /// The pages of its references, in groups.
@@ -88,10 +81,6 @@ pub struct Pending {
     /// What it counts against the window of the wire.
     pub charge: u64,
 }
-
-/// Blocks that were written.
-#[derive(Default)]
-pub struct Spare(Mutex<Vec<Block>>);
 
 /// The thread that reads the link.
 pub struct LinkThread {
@@ -131,23 +120,6 @@ impl Acked {
     }
 }
 
-impl Spare {
-    /// Keeps a block, if nobody else uses it.
-    pub fn put(&self, block: Arc<Block>) {
-        if let Ok(block) = Arc::try_unwrap(block) {
-            let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if spare.len() < SPARE_BLOCKS {
-                spare.push(block);
-            }
-        }
-    }
-
-    /// A block that was kept.
-    fn take(&self) -> Option<Block> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
-    }
-}
-
 impl LinkThread {
     /// Reads until the sender closes the link.
     pub fn run(mut self) {
@@ -163,7 +135,7 @@ impl LinkThread {
         let mut ended = false;
         let mut before = self.inbox.bytes();
         loop {
-            let incoming = self.inbox.next();
+            let incoming = self.inbox.next_into(|| self.flow.spare.buffer());
             let incoming = incoming.map_err(|broken| broken.into_error(&channel))?;
             let bytes = self.inbox.bytes() - before;
             before = self.inbox.bytes();
@@ -253,7 +225,7 @@ impl Decoder {
     /// Decodes a block and has its pages hashed and found.
     fn decode(&mut self, sealed: Sealed, charge: u64) -> Result<Work, Error> {
         let channel = &self.flow.channel;
-        if let Some(block) = self.flow.spare.take() {
+        if let Some(block) = self.flow.spare.block() {
             self.reader.recycle(block);
         }
         let block = self.reader.decode(sealed);
@@ -267,7 +239,7 @@ impl Decoder {
                 "{under_way} bytes of the stream under way, where {limit} are allowed"
             )));
         }
-        let block = Arc::new(block);
+        let block = Arc::new(Lent::new(block, &self.flow.spare));
         Ok(Work::Block(Pending {
             bodies: self.hash(&block),
             references: self.find(&block),
@@ -277,7 +249,7 @@ impl Decoder {
     }
 
     /// Has the page bodies hashed.
-    fn hash(&self, block: &Arc<Block>) -> Vec<Ticket<Vec<Digest>>> {
+    fn hash(&self, block: &Arc<Lent>) -> Vec<Ticket<Vec<Digest>>> {
         let bodies = block.bodies();
         let groups = (0..bodies).step_by(GROUP_PAGES);
         groups
@@ -291,7 +263,7 @@ impl Decoder {
     }
 
     /// Has the pages of references found.
-    fn find(&self, block: &Arc<Block>) -> Vec<Ticket<Resolved>> {
+    fn find(&self, block: &Arc<Lent>) -> Vec<Ticket<Resolved>> {
         let references = block.references().len();
         let groups = (0..references).step_by(GROUP_PAGES);
         groups

@@ -4,8 +4,10 @@
 
 mod channel;
 mod decoder;
+mod gather;
 mod greet;
 mod heals;
+mod held;
 mod offer;
 mod resolve;
 mod returns;

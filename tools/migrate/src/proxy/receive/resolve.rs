@@ -15,6 +15,10 @@ use twinpage_wire::{
 use crate::proxy::outbox::Outbox;
 use crate::proxy::progress::Progress;
 use crate::proxy::receive::heals::Heals;
+use crate::proxy::receive::held::{
+    is_worth_keeping,
+    Held, //
+};
 use crate::proxy::shelf::Shelf;
 
 /// Finds pages for one channel.
@@ -35,6 +39,8 @@ pub struct Resolver {
 pub struct Resolved {
     /// Their bytes, where they were found.
     buffer: Vec<u8>,
+    /// How many were asked for.
+    pages: usize,
     /// Which of them were not, in order.
     missing: Vec<usize>,
     /// Where the buffer goes in the end.
@@ -54,6 +60,7 @@ impl Resolver {
         }
         Resolved {
             buffer,
+            pages: digests.len(),
             missing,
             shelf: Arc::clone(&self.shelf),
         }
@@ -71,14 +78,23 @@ impl Resolver {
 }
 
 impl Resolved {
-    /// The `n`-th page; empty if it was not found.
-    pub fn page(&self, n: usize) -> Option<&Page> {
-        if self.missing.binary_search(&n).is_ok() {
-            return None;
-        }
-        let start = n.checked_mul(PAGE_BYTES)?;
-        let bytes = self.buffer.get(start..start + PAGE_BYTES)?;
-        bytes.try_into().ok()
+    /// The `n`-th page of `group`; empty if it was not found.
+    pub fn page(group: &Arc<Self>, n: usize) -> Option<Held> {
+        let is_found = n < group.pages && group.missing.binary_search(&n).is_err();
+        is_found.then(|| {
+            if is_worth_keeping(group.pages - group.missing.len(), group.buffer.len()) {
+                Held::Found(Arc::clone(group), n)
+            } else {
+                Held::Own(Arc::new(*group.bytes(n)))
+            }
+        })
+    }
+
+    /// The bytes of the `n`-th page; zeros if it was not found.
+    pub fn bytes(&self, n: usize) -> &Page {
+        let place = self.buffer.get(n * PAGE_BYTES..);
+        let page = place.and_then(|place| place.first_chunk());
+        page.unwrap_or(&[0; PAGE_BYTES])
     }
 }
 

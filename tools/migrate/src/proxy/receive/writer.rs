@@ -2,25 +2,20 @@
 
 //! Verifies blocks in order, and only then writes what they stand for to the destination QEMU.
 
-use std::io::{
-    self,
-    Write, //
-};
+use std::io;
 use std::sync::mpsc::{
     Receiver,
     TryRecvError, //
 };
+use std::sync::Arc;
 
 use twinpage_wire::{
     page_header,
-    write_zeros,
-    Block,
     Digest,
     DigestRing,
     Header,
     Item,
     Message,
-    Page,
     PageRing,
     PAGE_BYTES, //
 };
@@ -34,13 +29,15 @@ use crate::proxy::receive::decoder::{
     Work,
     GROUP_PAGES, //
 };
+use crate::proxy::receive::gather::Gather;
 use crate::proxy::receive::heals::Missing;
+use crate::proxy::receive::held::{
+    Held,
+    Lent, //
+};
 use crate::proxy::receive::resolve::Resolved;
 use crate::proxy::session::Event;
 use crate::proxy::window::Amount;
-
-/// Bytes that are gathered before they are written: they stay in the processor's cache.
-const STAGE_BYTES: usize = 256 << 10;
 
 /// Zero records that are made at once.
 const ZEROS_AT_ONCE: u32 = 4096;
@@ -56,9 +53,9 @@ pub struct Writer {
     /// Digests of earlier pages.
     pub digests: DigestRing,
     /// Earlier pages.
-    pub pages: PageRing,
+    pub pages: PageRing<Held>,
     /// Bytes on their way to QEMU.
-    pub stage: Vec<u8>,
+    pub stage: Gather,
     /// What is delivered.
     pub done: Amount,
     /// What was acknowledged.
@@ -81,7 +78,7 @@ struct Tally {
 }
 
 /// The pages of a block's references.
-struct Found(Vec<Resolved>);
+struct Found(Vec<Arc<Resolved>>);
 
 impl Writer {
     /// Writes until the stream ends.
@@ -119,11 +116,12 @@ impl Writer {
         let bodies = wait(pending.bodies).ok_or_else(|| self.flow.channel.bug())?;
         let bodies: Vec<Digest> = bodies.into_iter().flatten().collect();
         let found = wait(pending.references).ok_or_else(|| self.flow.channel.bug())?;
-        let block = &*pending.block;
+        let block = &pending.block;
         let verified = block.verify(&mut self.digests, &bodies);
         verified.map_err(|error| self.flow.channel.protocol(error))?;
         let mut tally = Tally::default();
-        self.put_items(block, &Found(found), &mut tally)?;
+        let found = Found(found.into_iter().map(Arc::new).collect());
+        self.put_items(block, &found, &mut tally)?;
         self.push_out()?;
         self.count(&tally, block.stream_bytes());
         self.done.stream += block.stream_bytes();
@@ -134,17 +132,22 @@ impl Writer {
         if due {
             self.acknowledge();
         }
-        self.flow.spare.put(pending.block);
         Ok(())
     }
 
     /// Puts out what the items of a block stand for.
-    fn put_items(&mut self, block: &Block, found: &Found, tally: &mut Tally) -> Result<(), Error> {
+    fn put_items(
+        &mut self,
+        block: &Arc<Lent>,
+        found: &Found,
+        tally: &mut Tally,
+    ) -> Result<(), Error> {
         for item in block.items() {
             match *item {
                 Item::Literal { start, len } => {
                     tally.literal += u64::from(len);
-                    self.put(block.literal(start, len))?;
+                    self.stage.literal(block, start, len);
+                    self.push_out_if_full()?;
                 }
                 Item::Zeros { first, count } => {
                     tally.zero += u64::from(count);
@@ -152,13 +155,13 @@ impl Writer {
                 }
                 Item::ZeroPage { header } => {
                     tally.zero_body += 1;
-                    self.put_page(header, &[0; PAGE_BYTES])?;
+                    self.put_header(header);
+                    self.stage.zero_page();
+                    self.push_out_if_full()?;
                 }
                 Item::Page { header, start } => {
                     tally.sent += 1;
-                    let page = block.page(start);
-                    self.put_page(header, page)?;
-                    self.pages.append(page);
+                    self.put_page(header, Held::sent(block, start))?;
                 }
                 Item::Reference { header, index } => {
                     tally.referenced += 1;
@@ -183,9 +186,7 @@ impl Writer {
         found: &Found,
     ) -> Result<(), Error> {
         if let Some(page) = found.page(index) {
-            self.put_page(header, page)?;
-            self.pages.append(page);
-            return Ok(());
+            return self.put_page(header, page);
         }
         // What came before may be what the sender waits for.
         self.push_out()?;
@@ -206,31 +207,31 @@ impl Writer {
                 },
             }
         })?;
-        self.put_page(header, &page)?;
-        self.pages.append(&page);
-        Ok(())
+        self.put_page(header, Held::Own(page.into()))
     }
 
     /// Puts out a page that was earlier in the stream.
     fn put_back(&mut self, header: Header, distance: u32) -> Result<(), Error> {
-        self.put_header(header)?;
         let page = self.pages.back(distance);
         let page = page.map_err(|error| self.flow.channel.protocol(error))?;
-        self.stage.extend_from_slice(page);
+        let page = page.clone();
+        self.put_header(header);
+        self.stage.page(page);
         self.push_out_if_full()
     }
 
-    /// Puts out a page and its header.
-    fn put_page(&mut self, header: Header, page: &Page) -> Result<(), Error> {
-        self.put_header(header)?;
-        self.put(page)
+    /// Puts out a page and its header, and remembers it.
+    fn put_page(&mut self, header: Header, page: Held) -> Result<(), Error> {
+        self.put_header(header);
+        self.stage.page(page.clone());
+        self.pages.append(page);
+        self.push_out_if_full()
     }
 
     /// Puts out the header of a page, if there is one.
-    fn put_header(&mut self, header: Header) -> Result<(), Error> {
-        match header {
-            Some(offset) => self.put(&page_header(offset)),
-            None => Ok(()),
+    fn put_header(&mut self, header: Header) {
+        if let Some(offset) = header {
+            self.stage.copy(&page_header(offset));
         }
     }
 
@@ -240,22 +241,16 @@ impl Writer {
         while done < count {
             let now = (count - done).min(ZEROS_AT_ONCE);
             let offset = first.wrapping_add(u64::from(done) * PAGE_BYTES as u64);
-            write_zeros(offset, now, &mut self.stage);
+            self.stage.zeros(offset, now);
             done += now;
             self.push_out_if_full()?;
         }
         Ok(())
     }
 
-    /// Puts out bytes.
-    fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.stage.extend_from_slice(bytes);
-        self.push_out_if_full()
-    }
-
     /// Writes what was gathered, once it is enough.
     fn push_out_if_full(&mut self) -> Result<(), Error> {
-        if self.stage.len() >= STAGE_BYTES {
+        if self.stage.is_full() {
             self.push_out()?;
         }
         Ok(())
@@ -266,7 +261,7 @@ impl Writer {
         let result = if self.deaf {
             Ok(())
         } else {
-            self.qemu.write_all(&self.stage)
+            self.stage.write_to(&mut self.qemu)
         };
         self.stage.clear();
         let Err(source) = result else {
@@ -332,9 +327,9 @@ impl Writer {
 
 impl Found {
     /// The page of the block's reference `index`; empty if no source has it.
-    fn page(&self, index: usize) -> Option<&Page> {
+    fn page(&self, index: usize) -> Option<Held> {
         let group = self.0.get(index / GROUP_PAGES)?;
-        group.page(index % GROUP_PAGES)
+        Resolved::page(group, index % GROUP_PAGES)
     }
 }
 
