@@ -12,10 +12,14 @@
 //!   so that pages which are in use stay;
 //! * zero pages have no number.
 
-use std::collections::hash_map::RandomState;
+use std::collections::hash_map::{
+    Entry,
+    RandomState, //
+};
 use std::collections::HashMap;
 use std::hash::{
     BuildHasher,
+    BuildHasherDefault,
     Hasher, //
 };
 use std::sync::Arc;
@@ -86,8 +90,11 @@ pub struct SenderDictionary {
     mirror: Mirror,
     /// Digests by slot.
     ring: Vec<Digest>,
-    /// The last number of each digest in the ring.
-    numbers: HashMap<Digest, u64, Keyed>,
+    /// The last number of each digest in the ring, by its keyed hash alone, which makes the table
+    /// small. The ring has the digest itself.
+    numbers: HashMap<u64, u64, Ready>,
+    /// What hashes.
+    keys: Keyed,
 }
 
 impl SenderDictionary {
@@ -96,13 +103,18 @@ impl SenderDictionary {
         Self {
             mirror: Mirror::new(pages),
             ring: Vec::new(),
-            numbers: HashMap::with_hasher(Keyed::new()),
+            numbers: HashMap::default(),
+            keys: Keyed::new(),
         }
     }
 
     /// The distance of the page of `digest`, if it is there.
     pub fn find(&self, digest: &Digest) -> Option<u32> {
-        let number = *self.numbers.get(digest)?;
+        let number = *self.numbers.get(&self.keys.hash(digest))?;
+        let there = self.ring.get(self.mirror.slot(number))?;
+        if there != digest {
+            return None;
+        }
         u32::try_from(self.mirror.next - number).ok()
     }
 
@@ -132,11 +144,13 @@ impl SenderDictionary {
     fn place(&mut self, slot: usize, number: u64, digest: Digest) {
         if let Some(old) = put(&mut self.ring, slot, digest) {
             let gone = number - u64::from(self.mirror.capacity);
-            if self.numbers.get(&old) == Some(&gone) {
-                self.numbers.remove(&old);
+            if let Entry::Occupied(entry) = self.numbers.entry(self.keys.hash(&old)) {
+                if *entry.get() == gone {
+                    entry.remove();
+                }
             }
         }
-        self.numbers.insert(digest, number);
+        self.numbers.insert(self.keys.hash(&digest), number);
     }
 }
 
@@ -257,8 +271,8 @@ fn put<T>(ring: &mut Vec<T>, slot: usize, new: T) -> Option<T> {
     }
 }
 
-/// Makes hashers of digests. A guest chooses pages, and could choose those whose digests fall
-/// together if it knew the keys.
+/// The keys of a hash of digests: two products of keyed halves, folded. A guest chooses pages, and
+/// could choose those whose digests fall together if it knew the keys.
 #[derive(Clone, Debug)]
 struct Keyed([u64; 4]);
 
@@ -267,43 +281,44 @@ impl Keyed {
     fn new() -> Self {
         Self(std::array::from_fn(|n| RandomState::new().hash_one(n)))
     }
-}
 
-impl BuildHasher for Keyed {
-    type Hasher = Folded;
-
-    fn build_hasher(&self) -> Folded {
-        Folded {
-            keys: self.0,
-            sum: 0,
-        }
-    }
-}
-
-/// Hashes a digest: two products of keyed halves, folded.
-struct Folded {
-    /// The keys.
-    keys: [u64; 4],
-    /// The hash.
-    sum: u64,
-}
-
-impl Hasher for Folded {
-    fn write(&mut self, bytes: &[u8]) {
-        let mut words = bytes.chunks_exact(8).zip(self.keys).map(|(chunk, key)| {
+    /// The hash of `digest`.
+    fn hash(&self, digest: &Digest) -> u64 {
+        let mut words = digest.0.chunks_exact(8).zip(self.0).map(|(chunk, key)| {
             let mut word = [0; 8];
             word.copy_from_slice(chunk);
             u64::from_le_bytes(word) ^ key
         });
+        let mut sum = 0;
         while let (Some(a), Some(b)) = (words.next(), words.next()) {
             let product = u128::from(a) * u128::from(b);
             // CAST: Both halves are used.
-            self.sum ^= product as u64 ^ (product >> 64) as u64;
+            sum ^= product as u64 ^ (product >> 64) as u64;
         }
+        sum
+    }
+}
+
+/// Makes hashers for what is a hash already.
+type Ready = BuildHasherDefault<Same>;
+
+/// Gives the number that it was given.
+#[derive(Default)]
+struct Same(u64);
+
+impl Hasher for Same {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes
+            .iter()
+            .for_each(|byte| self.0 = (self.0 << 8) | u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
     }
 
     fn finish(&self) -> u64 {
-        self.sum
+        self.0
     }
 }
 
