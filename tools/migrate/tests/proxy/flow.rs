@@ -3,6 +3,7 @@
 //! Nothing is held back, and no more is under way than allowed.
 
 use std::io::{
+    ErrorKind,
     Read,
     Write, //
 };
@@ -34,6 +35,7 @@ use crate::common::{
     finish,
     source,
     Destination,
+    Pair,
     Setup,
     Shelf,
     LIMIT,
@@ -45,7 +47,7 @@ use crate::{
 };
 
 /// A destination under the test's control, and the pair in front of it.
-fn manual(setup: Setup) -> (tempfile::TempDir, UnixListener, crate::common::Pair) {
+fn manual(setup: Setup) -> (tempfile::TempDir, UnixListener, Pair) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("qemu.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -53,12 +55,31 @@ fn manual(setup: Setup) -> (tempfile::TempDir, UnixListener, crate::common::Pair
     (dir, listener, pair)
 }
 
+/// The connection of the receiver to the destination; empty if the sender gives up before that,
+/// since then none may ever come.
+fn taken(listener: &UnixListener, pair: &Pair) -> Option<UnixStream> {
+    listener.set_nonblocking(true).unwrap();
+    let end = Instant::now() + LIMIT;
+    while Instant::now() < end {
+        let over = pair.sender.finished();
+        match listener.accept() {
+            Ok((socket, _)) => return Some(socket),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+        if over {
+            return None;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    panic!("the receiver does not connect to the destination");
+}
+
 #[test]
 fn every_byte_but_those_of_an_unfinished_page_arrives_at_once() {
     let stream = stream(&pages(3, 30), 3);
     let (_dir, listener, pair) = manual(Setup::default());
     let mut source = UnixStream::connect(&pair.path).unwrap();
-    let (mut destination, _) = listener.accept().unwrap();
+    let mut destination = taken(&listener, &pair).unwrap();
     destination.set_read_timeout(Some(LIMIT)).unwrap();
     let mut came = 0;
     let mut buffer = vec![0; 1 << 16];
@@ -85,7 +106,7 @@ fn every_byte_but_those_of_an_unfinished_page_arrives_at_once() {
 fn question_and_answer_take_no_time() {
     let (_dir, listener, pair) = manual(Setup::default());
     let mut source = UnixStream::connect(&pair.path).unwrap();
-    let (mut destination, _) = listener.accept().unwrap();
+    let mut destination = taken(&listener, &pair).unwrap();
     let mut head = Vec::new();
     Synth::begin(&mut head, 1 << 20).unwrap();
     source.write_all(&head[..40]).unwrap();
@@ -121,7 +142,7 @@ fn a_destination_that_does_not_read_holds_the_source_back() {
     let stream = stream(&pages(8000, 31), 3);
     let (path, whole) = (pair.path.clone(), stream.clone());
     let writer = thread::spawn(move || source(&path, &whole, usize::MAX, true));
-    let (mut destination, _) = listener.accept().unwrap();
+    let mut destination = taken(&listener, &pair).unwrap();
     // Longer than silence may be: both proxies are alive and say so.
     thread::sleep(Duration::from_millis(1500));
     let seen = pair.sender.progress().snapshot();
@@ -149,7 +170,7 @@ fn a_source_that_gives_up_while_the_destination_stands_still_is_noticed() {
     let (_dir, listener, pair) = manual(setup);
     let stream = stream(&pages(8000, 32), 3);
     let mut source = UnixStream::connect(&pair.path).unwrap();
-    let (_destination, _) = listener.accept().unwrap();
+    let _destination = taken(&listener, &pair).unwrap();
     source
         .set_write_timeout(Some(Duration::from_millis(500)))
         .unwrap();
@@ -161,6 +182,24 @@ fn a_source_that_gives_up_while_the_destination_stands_still_is_noticed() {
         "{error}"
     );
     assert!(finish(pair.receiver).is_err());
+}
+
+#[test]
+fn a_receiver_that_does_not_answer_is_given_up() {
+    let mut setup = Setup::default();
+    setup.send.silence = Duration::from_millis(500);
+    setup.send.ping = Duration::from_millis(100);
+    let mute = tempfile::tempdir().unwrap();
+    let path = mute.path().join("mute.sock");
+    let _mute = UnixListener::bind(&path).unwrap();
+    setup.via = Box::new(move |_| format!("unix:{}", path.display()));
+    let (_dir, listener, pair) = manual(setup);
+    assert!(source(&pair.path, b"QEVM", usize::MAX, true).is_empty());
+    // The receiver has heard of nothing and connects to nobody.
+    assert!(taken(&listener, &pair).is_none());
+    let error = finish(pair.sender).unwrap_err();
+    assert!(matches!(error, Error::Connect { .. }), "{error}");
+    assert!(error.to_string().contains("mute.sock"), "{error}");
 }
 
 #[test]
@@ -223,7 +262,7 @@ fn a_destination_that_leaves_in_the_middle_ends_the_source() {
     let (_dir, listener, pair) = manual(Setup::default());
     let (path, whole) = (pair.path.clone(), stream.clone());
     let writer = thread::spawn(move || source(&path, &whole, usize::MAX, true));
-    let (mut destination, _) = listener.accept().unwrap();
+    let mut destination = taken(&listener, &pair).unwrap();
     destination.read_exact(&mut vec![0; 1 << 20]).unwrap();
     drop(destination);
     assert!(writer.join().unwrap().is_empty());
