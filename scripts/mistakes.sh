@@ -18,7 +18,7 @@ set -euo pipefail
 need_root_user
 LOG=$TOP/build/log/mistakes
 TREE=$CACHE/mistakes/tree
-KERNELS=${KERNELS:-stock debug kasan}
+KERNELS=${KERNELS:-stock debug}
 PASSED=0 FAILED=0
 
 # fresh_tree: what is to be spoilt: the files of the checkout, as they are.
