@@ -121,15 +121,14 @@ impl<W: World> Visit<'_, W> {
     /// for a volatile page that has changed again.
     fn know(&mut self, hashed: &mut Hashed, node: u8) -> bool {
         let old = hashed.old;
+        let sample = self.world.sample(hashed.index, self.index.seed);
+        hashed.key = self.class(sample, node);
         let hash = old.has_whole_key().then(|| self.hash_of(hashed));
-        if hash.is_some_and(|hash| key::has_whole(old.key, hash)) {
-            hashed.key = key::class(old.key);
-            hashed.past = Past::Same;
-        } else {
-            let sample = self.world.sample(hashed.index, self.index.seed);
-            hashed.key = self.class(sample, node);
-            hashed.past = past(&old, hashed.key);
-        }
+        // Both count: a page that was written to between sample and hash has a key of neither.
+        hashed.past = match hash {
+            Some(hash) if old.key == key::of_whole(hashed.key, hash) => Past::Same,
+            _ => past(&old, hashed.key),
+        };
         if hashed.past == Past::Changed && old.has_sample() {
             self.change_again(hashed);
             return false;
@@ -137,7 +136,7 @@ impl<W: World> Visit<'_, W> {
         if hashed.stays() {
             return true;
         }
-        let sparse = hashed.key == self.class(self.index.zero_sample, node);
+        let sparse = sample == self.index.zero_sample;
         // Also of a page whose whole key is known: who came to its class when that was not crowded
         // is known there by a sample alone.
         match self.index.holder(hashed.key) {

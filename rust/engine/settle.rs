@@ -42,10 +42,16 @@ impl<W: World> Visit<'_, W> {
         if key::is_whole(key) {
             return;
         }
-        let frame = self.index.frame(copy);
-        if let Some(hash) = frame.map(|frame| self.world.hash_frame(frame, self.index.seed)) {
-            self.index.rekey_copy(copy, key::of_whole(key, hash));
+        let Some(frame) = self.index.frame(copy) else {
+            return;
+        };
+        let sample = self.world.sample_frame(frame, self.index.seed);
+        let hash = self.world.hash_frame(frame, self.index.seed);
+        if self.knobs.merge_across_nodes && key::of_sample(sample) != key {
+            // The page was written to between sample and snapshot.
+            return self.index.unlist_copy(copy, State::Odd);
         }
+        self.index.rekey_copy(copy, key::of_whole(key, hash));
     }
 
     /// Gives up the copies made in this step that nobody took.

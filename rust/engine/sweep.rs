@@ -51,7 +51,7 @@ impl<F> Index<F> {
                 self.drop_copy(copy);
                 swept.freed = swept.freed.saturating_add(1);
             } else if entry.state() == State::Full {
-                self.list_again(copy, knobs);
+                self.list_again(world, copy, knobs);
             }
         }
         swept
@@ -78,24 +78,30 @@ impl<F> Index<F> {
 
     /// Puts a copy that was full into the tree again if half of its pages have left it, unless
     /// another copy has its place.
-    fn list_again(&mut self, copy: CopyId, knobs: &Knobs) {
+    fn list_again<W: World<Frame = F>>(&mut self, world: &mut W, copy: CopyId, knobs: &Knobs) {
         let Some(entry) = self.store.copies.get(copy) else {
             return;
         };
         if entry.records() > knobs.max_page_sharing / 2 {
             return;
         }
-        let Some(key) = self.store.copies.node(copy).map(|node| node.key()) else {
-            return;
+        // Its class may be crowded now and not have been then, or the other way round.
+        let class = key::class(self.key_of(copy));
+        let (key, place) = match self.holder(class) {
+            Holder::Nobody => (class, None),
+            Holder::One(place) => (class, Some(place)),
+            Holder::Crowd => {
+                let hash = entry.frame().map(|frame| world.hash_frame(frame, self.seed));
+                let key = key::of_whole(class, hash.unwrap_or_default());
+                (key, self.find(key))
+            }
         };
+        self.rekey_copy(copy, key);
         let node = Place::Copy(copy);
-        // Whoever a sample alone tells in its class would never find it.
-        let hidden = key::is_whole(key) && matches!(self.holder(key::class(key)), Holder::One(_));
-        let listed = match self.holder(key) {
-            _ if hidden => false,
-            Holder::Nobody => self.tree.insert(&mut self.store, node.node()).is_ok(),
-            Holder::One(Place::Copy(_)) | Holder::Crowd => false,
-            Holder::One(page) => self.yield_place(page, node),
+        let listed = match place {
+            None => self.tree.insert(&mut self.store, node.node()).is_ok(),
+            Some(Place::Copy(_)) => false,
+            Some(page) => self.yield_place(page, node),
         };
         if listed {
             self.store.copies.set_state(copy, State::Listed);
