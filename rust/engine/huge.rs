@@ -6,11 +6,10 @@
 //! elsewhere would merge with gets that page's *vote*. A block is split when enough of its pages
 //! are parked, or when a page elsewhere would merge with one of it and enough are parked or voted
 //! for. Votes are forgotten whenever the block itself is looked at, and cast again by those that
-//! still have the same key.
+//! still have the same hash.
 
 use super::{
     mask::Mask,
-    moves::Holder,
     page::{
         Kind,
         Level,
@@ -61,15 +60,15 @@ impl<W: World> Visit<'_, W> {
             let Seen::Huge { node } = self.scratch.seen(index) else {
                 continue;
             };
-            if !record.waits_for_split() || record.key == self.zero_key(node) {
+            if !record.waits_for_split() || record.key == self.key(self.index.zero, node) {
                 continue;
             }
-            match self.index.holder(record.key) {
-                Holder::One(Place::Page(twin)) => {
+            match self.index.find(record.key) {
+                Some(Place::Page(twin)) => {
                     self.vote(twin);
                 }
-                Holder::One(Place::Copy(_)) | Holder::Crowd => {}
-                Holder::Nobody => {
+                Some(Place::Copy(_)) => {}
+                None => {
                     let kind = Kind::Listed;
                     self.index.set(page, Record { kind, ..record });
                 }

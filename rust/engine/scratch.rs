@@ -7,7 +7,6 @@ use super::{
         CopyId,
         PageId, //
     },
-    sight::Sight,
     world::{
         Seen,
         Shared,
@@ -46,7 +45,7 @@ pub(super) struct Fresh {
 #[derive(Debug)]
 pub struct Scratch {
     /// What a look found.
-    pub(super) seen: Sight,
+    pub(super) seen: KVVec<Seen>,
     /// What each page is going to map.
     pub(super) plan: KVVec<Plan>,
     /// Whether that is something else for any of them.
@@ -69,7 +68,7 @@ impl Scratch {
     /// [`AllocError`] if there is no memory.
     pub fn new() -> Result<Self, AllocError> {
         Ok(Self {
-            seen: Sight::new()?,
+            seen: KVVec::from_elem(Seen::Absent, BLOCK_PAGES, GFP_KERNEL)?,
             plan: KVVec::from_elem(Plan::Nothing, BLOCK_PAGES, GFP_KERNEL)?,
             planned: false,
             results: KVVec::from_elem(Shared::Busy, BLOCK_PAGES, GFP_KERNEL)?,
@@ -92,7 +91,7 @@ impl Scratch {
 
     /// Returns what the last look found at `index`.
     pub(super) fn seen(&self, index: usize) -> Seen {
-        self.seen.get(index)
+        self.seen.get(index).copied().unwrap_or(Seen::Absent)
     }
 
     /// Returns what the page at `index` is going to map.

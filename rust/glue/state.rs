@@ -15,7 +15,6 @@ use super::{
 };
 use crate::{
     engine::{
-        digests::Asked,
         index::{
             Found,
             Index,
@@ -68,8 +67,8 @@ const LEAVE_BLOCKS: usize = 64;
 /// at least, so that a round polls all of those that are of use.
 pub(crate) const SWEEP_COPIES: usize = BLOCK_PAGES / 2;
 
-/// Digests that are computed at once, without letting go of the mutex.
-pub(crate) const DIGEST_BUDGET: usize = 64;
+/// Digests that one search may compute at once.
+const DIGEST_BUDGET: usize = 64;
 
 /// Serial numbers that each index gets.
 const SERIALS: u64 = 1 << 40;
@@ -485,19 +484,21 @@ impl State {
         totals
     }
 
-    /// Tells the states of pages in order; says how many. As [`Index::page_states`].
+    /// States of `pages` neighbouring pages of a guest, from address `addr`, within one block.
     ///
     /// # Errors
     ///
     /// `ENOENT`, `ESRCH`, `EAGAIN`, `ENOMEM`.
     pub(crate) fn page_states(
         &mut self,
-        asked: Asked,
+        id: GuestId,
+        addr: u64,
+        pages: usize,
         tell: impl FnMut(PageState),
-    ) -> Result<usize> {
-        let (index, world, scratch) = self.parts(asked.guest).ok_or(ENOENT)?;
+    ) -> Result {
+        let (index, world, scratch) = self.parts(id).ok_or(ENOENT)?;
         let mut world = world.for_reading();
-        Ok(index.page_states(&mut world, scratch, asked, tell)?)
+        Ok(index.page_states(&mut world, scratch, id, addr, pages, tell)?)
     }
 
     /// Reads the merged copy of group `number` with that digest.

@@ -47,18 +47,15 @@ enum twinpage_shim_skip {
 	TWINPAGE_SHIM_SKIP_POISON,
 };
 
-/* Neighbouring pages that are alike. */
 struct twinpage_shim_seen {
-	unsigned short class;
-	unsigned short end;	/* index after the last one */
+	unsigned int class;
 	unsigned int arg;
 	unsigned long pfn;
 };
 
-unsigned int twinpage_shim_look(void *mm, unsigned long block,
-				unsigned int first, unsigned int end,
-				const unsigned long long *wanted,
-				struct twinpage_shim_seen *seen, void **kept);
+void twinpage_shim_look(void *mm, unsigned long block, unsigned int first,
+			unsigned int end, const unsigned long long *wanted,
+			struct twinpage_shim_seen *seen, void **kept);
 void *twinpage_shim_page_map(void *page);
 void twinpage_shim_page_unmap(void *addr);
 void twinpage_shim_page_put(void *page);
@@ -76,9 +73,10 @@ enum twinpage_shim_result {
 	TWINPAGE_SHIM_NO_MEMORY,
 };
 
+void twinpage_shim_compare(void *mm, unsigned long addr, unsigned int n,
+			   void *const *targets, unsigned char *results);
 void twinpage_shim_share(void *mm, unsigned long addr, unsigned int n,
-			 unsigned int batch, void *const *targets,
-			 unsigned char *results);
+			 void *const *targets, unsigned char *results);
 int twinpage_shim_unshare(void *mm, unsigned long addr);
 int twinpage_shim_split(void *mm, unsigned long addr);
 
