@@ -6,7 +6,8 @@
 #	scripts/prepare.sh root|source|stock|debug|kasan|kcsan|initrd|peers...
 #
 # prints the path of each. What is there already costs nothing and needs no
-# network. "prepare.sh --newest" asks again which kernel is the newest.
+# network. "prepare.sh --newest" asks again which kernel is the newest, and
+# "prepare.sh --have THING" whether THING is there already.
 set -euo pipefail
 HERE=$(dirname "$0")
 # shellcheck source=scripts/lib.sh
@@ -26,6 +27,11 @@ HERE=$(dirname "$0")
 
 THINGS='root|source|stock|debug|kasan|kcsan|initrd|peers'
 [ $# -gt 0 ] || die "usage: scripts/prepare.sh $THINGS..."
+if [ "$1" = --have ]; then
+	[[ ${2:-} =~ ^($THINGS)$ ]] || die "prepare.sh knows $THINGS, not '${2:-}'"
+	[ -d "$("${2}_path")" ]
+	exit
+fi
 for thing in "$@"; do
 	case $thing in
 	root | source | stock | debug | kasan | kcsan | initrd | peers)

@@ -6,9 +6,11 @@
 #	scripts/test.sh [STAGE...]
 #
 # with the stages cargo, kunit, e2e-debug, e2e-stock, torture-debug and torture-kasan;
-# all of them if none is named. LANES of them (2) run at a time. ONLY=PATTERN chooses
-# among the end-to-end tests. Logs go to build/log; with EXECUTED=1 they say which
-# instructions of the module those tests ran (vm.sh --executed).
+# all of them if none is named. LANES of them (2) run at a time. With BUDGET=MINUTES
+# what may not end within them does not begin, and counts as skipped: a stage, or an
+# end-to-end test.
+# ONLY=PATTERN chooses among the end-to-end tests. Logs go to build/log; with EXECUTED=1
+# they say which instructions of the module those tests ran (vm.sh --executed).
 # The last line is "N passed, N failed", with ", N skipped" where some were.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -16,6 +18,7 @@ set -euo pipefail
 need_root_user
 LOG=$TOP/build/log
 LANES=${LANES:-2}
+BUDGET=${BUDGET:-}
 ALL=(cargo kunit e2e-debug e2e-stock torture-debug torture-kasan)
 WATCHED='^( {4})?(not ok|ok) [0-9]|^WRONG|^    .*: [0-9]+ steps, |^==> '
 WATCHED+='|^test result|^test .*FAILED|^error'
@@ -76,6 +79,12 @@ build_test_hmm() {
 	PAYLOAD+=(--file "$dir/test_hmm.ko:/test_hmm.ko")
 }
 
+# seconds_left: for tests to begin in, so that the last ones end within the budget.
+seconds_left() {
+	local left=$((BUDGET * 60 - SECONDS - 300))
+	echo $((left > 0 ? left : 0))
+}
+
 # stage_e2e KERNEL: the end-to-end program judges from inside the host, which has
 # two NUMA nodes.
 stage_e2e() {
@@ -83,7 +92,7 @@ stage_e2e() {
 	[ "$1" != stock ] || build_test_hmm
 	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 5400 --mem 3072 --numa 2 --check-log \
 		${EXECUTED:+--executed} --out "$LOG/e2e-$1" "${PAYLOAD[@]}" \
-		-- twinpage-e2e ${ONLY:+--only "$ONLY"}
+		-- twinpage-e2e ${ONLY:+--only "$ONLY"} ${BUDGET:+--seconds "$(seconds_left)"}
 }
 
 # stage_torture KERNEL: a slice of what "make torture" goes on with, always the
@@ -93,8 +102,8 @@ stage_torture() {
 	local seed=1
 	[ "$1" = debug ] || seed=3
 	build_payload "$1"
-	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 1500 --mem 3072 --numa 2 --check-log \
-		--out "$LOG/torture-$1" "${PAYLOAD[@]}" \
+	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 1200 --mem 3072 --numa 2 --check-log \
+		--append page_poison=1 --out "$LOG/torture-$1" "${PAYLOAD[@]}" \
 		-- sh -c "twinpage-torture --seconds 90 --seed $seed --qemu &&
 			twinpage-torture --seconds 60 --seed $((seed + 1)) &&
 			echo ok 1 - torture || { echo not ok 1 - torture; exit 1; }
@@ -157,6 +166,29 @@ run_stage() {
 	echo "$passed $failed $skipped" >"$LOG/$stage.count"
 }
 
+# minutes_of STAGE: what it may take on two processors that it has to share, with the
+# kernel that it may have to build first.
+minutes_of() {
+	local kernel=${1#*-} minutes=20
+	[ "$1" != kunit ] || kernel=debug
+	case $kernel in
+	debug | kasan) "$TOP/scripts/prepare.sh" --have "$kernel" || minutes=$((minutes + 35)) ;;
+	esac
+	echo "$minutes"
+}
+
+# fits STAGE: whether the budget has time for it; if not, that is its result.
+fits() {
+	local left minutes
+	[ -n "$BUDGET" ] || return 0
+	left=$((BUDGET - SECONDS / 60))
+	minutes=$(minutes_of "$1")
+	[ "$minutes" -gt "$left" ] || return 0
+	say "$1: skipped: it may take $minutes minutes, of $BUDGET (BUDGET) $left are left"
+	echo "0 0 1" >"$LOG/$1.count"
+	return 1
+}
+
 # add_up STAGE: its numbers, if it came to its end.
 add_up() {
 	local passed=0 failed=1 skipped=0
@@ -177,6 +209,7 @@ stop() {
 
 STAGES=("$@")
 [ $# -gt 0 ] || STAGES=("${ALL[@]}")
+[[ $BUDGET =~ ^([1-9][0-9]{0,3})?$ ]] || die "BUDGET is a number of minutes, not '$BUDGET'"
 [[ $LANES =~ ^[1-9]$ ]] || die "LANES is how many stages run at a time, not '$LANES'"
 for stage in "${STAGES[@]}"; do
 	title_of "$stage" >/dev/null
@@ -193,7 +226,7 @@ for stage in "${STAGES[@]}"; do
 	while [ "$(jobs -rp | wc -l)" -ge "$LANES" ]; do
 		wait -n || true
 	done
-	run_stage "$stage" "[$number/${#STAGES[@]}]" &
+	! fits "$stage" || run_stage "$stage" "[$number/${#STAGES[@]}]" &
 done
 wait
 for stage in "${STAGES[@]}"; do

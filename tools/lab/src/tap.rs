@@ -122,18 +122,23 @@ pub struct Tally {
     pub skipped: usize,
 }
 
-/// Runs tests, each as `THIS-PROGRAM ARGUMENTS --run NAME`.
+/// Runs tests, each as `THIS-PROGRAM ARGUMENTS --run NAME`. Those that have not begun within the
+/// time are skipped.
 ///
 /// # Errors
 ///
 /// The kernel's log cannot be read.
-pub fn run_all(tests: &[&Test], arguments: &[String]) -> io::Result<Tally> {
+pub fn run_all(tests: &[&Test], arguments: &[String], time: Duration) -> io::Result<Tally> {
+    let begin = Instant::now();
     adopt_orphans()?;
     println!("1..{}", tests.len());
     let mut tally = Tally::default();
     for (index, test) in tests.iter().enumerate() {
         let start = Instant::now();
-        let verdict = run_one(test, arguments)?;
+        let verdict = match begin.elapsed() < time {
+            true => run_one(test, arguments)?,
+            false => Verdict::Skipped("no time is left".into()),
+        };
         let seconds = start.elapsed().as_secs_f32();
         let (number, name) = (index + 1, test.name);
         match verdict {

@@ -4,7 +4,8 @@
 //!
 //! Prints TAP. `--list` names the tests, `--only PATTERN` chooses those whose name contains the
 //! pattern, `--from PATTERN` begins with the first such. `--transitions N` sets how many merge and
-//! unmerge transitions the long race makes; `--million` makes a million.
+//! unmerge transitions the long race makes; `--million` makes a million. With `--seconds N` tests
+//! that have not begun by then are skipped.
 
 mod callers;
 mod copies;
@@ -37,6 +38,7 @@ mod watch;
 
 use std::process::ExitCode;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use twinpage_lab::process;
 use twinpage_lab::tap::{
@@ -46,7 +48,8 @@ use twinpage_lab::tap::{
 
 /// How the program is called.
 const USAGE: &str = "\
-usage: twinpage-e2e [--list] [--only PATTERN] [--from PATTERN] [--transitions N | --million]";
+usage: twinpage-e2e [--list] [--only PATTERN] [--from PATTERN] [--transitions N | --million]
+                    [--seconds N]";
 
 /// Transitions of the long race, unless the caller wants another number.
 const TRANSITIONS: usize = 50_000;
@@ -59,6 +62,7 @@ struct Options {
     from: Option<String>,
     run: Option<String>,
     transitions: Option<usize>,
+    seconds: Option<u64>,
 }
 
 /// Set once at the start; tests are plain functions and look here.
@@ -79,6 +83,7 @@ impl Options {
                 "--from" => options.from = Some(words.next()?),
                 "--run" => options.run = Some(words.next()?),
                 "--transitions" => options.transitions = Some(words.next()?.parse().ok()?),
+                "--seconds" => options.seconds = Some(words.next()?.parse().ok()?),
                 "--million" => options.transitions = Some(1_000_000),
                 _ => return None,
             }
@@ -120,7 +125,8 @@ fn main() -> ExitCode {
         let status = test.map_or(2, |test| tap::run_here(test));
         std::process::exit(status);
     }
-    run(&tests, count)
+    let time = options.seconds.map_or(Duration::MAX, Duration::from_secs);
+    run(&tests, count, time)
 }
 
 /// The tests, in order of what they build upon.
@@ -153,7 +159,7 @@ const TESTS: &[&[Test]] = &[
     machine::TESTS,
 ];
 
-fn run(tests: &[&Test], transitions: usize) -> ExitCode {
+fn run(tests: &[&Test], transitions: usize, time: Duration) -> ExitCode {
     // KVM flips a static key with the first and the last VM, which emulated processors may survive
     // badly while others run that code: one VM always exists.
     let _idle = tinyvm::Vm::new();
@@ -161,7 +167,7 @@ fn run(tests: &[&Test], transitions: usize) -> ExitCode {
         println!("# MemFree may lag: {error}");
     }
     let arguments = ["--transitions".to_owned(), transitions.to_string()];
-    match tap::run_all(tests, &arguments) {
+    match tap::run_all(tests, &arguments, time) {
         Ok(tally) if tally.failed == 0 && tally.passed + tally.skipped > 0 => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
