@@ -67,13 +67,14 @@ stage_chaos() {
 # and its broken frames are looked at now and then.
 PIECE=1200
 
-# machine_piece KERNEL SECONDS PROGRAM...: one machine with this seed.
+# machine_piece KERNEL SECONDS PROGRAM...: one machine with this seed, which fills free
+# pages with a pattern and looks for changes of it.
 machine_piece() {
 	local kernel=$1 seconds=$2
 	shift 2
 	"$TOP/scripts/vm.sh" --kernel "$kernel" --timeout $((seconds * 2 + 1200)) --mem 3072 \
-		--numa 2 --check-log --out "$LOG/torture-$kernel-$SEED" "${PAYLOAD[@]}" \
-		-- "$@" --seconds "$seconds" --seed "$SEED"
+		--numa 2 --append page_poison=1 --check-log \
+		--out "$LOG/torture-$kernel-$SEED" "${PAYLOAD[@]}" -- "$@" --seconds "$seconds" --seed "$SEED"
 }
 
 # pieces KERNEL SECONDS PROGRAM...: one machine after the other, each with the

@@ -22,9 +22,6 @@
 #	                 kernel's modules that were ever run, a line each
 #	--check-log      fail when the kernel log has something to explain
 #
-# Kernels of our own fill free pages with a pattern and look for changes of it,
-# which costs a third of their speed (--append page_poison=0 does without).
-#
 # The command's output comes here as it is written, kernel messages go to
 # console.log. The exit status is the command's; 124: the time was up; 125: the
 # machine died; 126: the kernel log is not clean.
@@ -38,6 +35,7 @@ DISKS=() FILES=() CLOCK=() TRACE=() CPU=max,+svm,+npt
 # An emulated processor stands still while its machine is busy; that is no
 # lockup, nor a broken timer.
 KERNEL_LOG='loglevel=7 printk.time=1 watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=180'
+KERNEL_LOG+=' sysctl.kernel.hung_task_timeout_secs=600'
 # An interrupt in the middle of identify_cpu(), which clears the CPU's features for
 # a moment, finds KASAN in doubt about the depth of page tables: four levels then.
 ALWAYS="console=ttyS0 rdinit=/init panic=-1 no_timer_check no5lvl $KERNEL_LOG"
@@ -83,7 +81,6 @@ parse() {
 	stock | debug | kasan | kcsan) ;;
 	*) die "vm.sh: --kernel must be stock, debug, kasan or kcsan" ;;
 	esac
-	[ "$KERNEL" = stock ] || ALWAYS+=' page_poison=1'
 	case $NET in
 	'' | server:?* | client:?*) ;;
 	*) die "vm.sh: --net wants server:PATH or client:PATH, not '$NET'" ;;
