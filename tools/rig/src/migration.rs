@@ -100,12 +100,27 @@ impl Qemu {
     ///
     /// They have not in time, or the migration has failed.
     pub fn wait_rounds(&mut self, rounds: u64, limit: Duration) -> Result<(), Error> {
-        poll(&format!("Round {rounds} of the migration"), limit, || {
+        self.wait_until(&format!("Round {rounds}"), limit, |info| {
+            info["ram"]["dirty-sync-count"].as_u64() >= Some(rounds)
+        })
+    }
+
+    /// Waits until what is said of the migration is as wanted, or the migration is complete.
+    ///
+    /// # Errors
+    ///
+    /// It is not in time, or the migration has failed.
+    pub fn wait_until(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Result<(), Error> {
+        poll(&format!("{what} of the migration"), limit, || {
             self.process().must_run()?;
             let info = self.migration()?;
-            let begun = info["ram"]["dirty-sync-count"].as_u64().unwrap_or(0);
             let status = info["status"].as_str().unwrap_or("none");
-            if begun >= rounds || status == "completed" {
+            if wanted(&info) || status == "completed" {
                 return Ok(Ok(()));
             }
             if matches!(status, "failed" | "cancelled") {
