@@ -4,8 +4,9 @@
 
 use crate::{
     engine::{
+        sight::Sight,
         wire::ZERO_DIGEST,
-        world::{Seen, Shared, Skip, Target, Unshared, BLOCK_PAGES}, //
+        world::{Seen, Shared, Skip, Target, Unshared, BLOCK_PAGES, RUN_PAGES}, //
     },
     memory::{Kind, Memory},
     sys::{
@@ -25,7 +26,7 @@ struct Bench {
     memory: Memory,
     user: User,
     look: Look,
-    seen: KVVec<Seen>,
+    seen: Sight,
 }
 
 impl Bench {
@@ -36,7 +37,7 @@ impl Bench {
             memory,
             user,
             look: Look::new()?,
-            seen: KVVec::from_elem(Seen::Absent, BLOCK_PAGES, GFP_KERNEL)?,
+            seen: Sight::new()?,
         })
     }
 
@@ -63,14 +64,17 @@ impl Bench {
     fn look(&mut self, wanted: &[u64; BLOCK_PAGES / 64]) -> Result {
         let locked = self.user.try_lock().ok_or(EAGAIN)?;
         let block = self.memory.addr(0) as u64;
+        self.seen.clear();
         self.look
-            .at(&locked, block, 0..BLOCK_PAGES, wanted, &mut self.seen);
+            .at(&locked, block, 0..BLOCK_PAGES, wanted, |pages, seen| {
+                self.seen.put(pages, seen);
+            });
         Ok(())
     }
 
     fn see(&mut self, page: usize) -> Result<Seen> {
         self.look(&NONE)?;
-        self.seen.get(page).copied().ok_or(EINVAL)
+        Ok(self.seen.get(page))
     }
 
     /// A merged copy of a page.
@@ -84,7 +88,7 @@ impl Bench {
 
     fn share(&self, page: usize, targets: &[Target<'_, Frame>], results: &mut [Shared]) -> Result {
         let locked = self.user.try_lock().ok_or(EAGAIN)?;
-        locked.share(self.memory.addr(page), targets, results);
+        locked.share(self.memory.addr(page), RUN_PAGES as u32, targets, results);
         Ok(())
     }
 
@@ -303,9 +307,11 @@ mod tests {
         // The first block of any address space is kept free (mmap_min_addr).
         bench
             .look
-            .at(&locked, 0, 0..BLOCK_PAGES, &ALL, &mut bench.seen);
-        assert_eq!(bench.seen[0], Seen::Skip(Skip::NoVma));
-        assert_eq!(bench.seen[BLOCK_PAGES - 1], Seen::Skip(Skip::NoVma));
+            .at(&locked, 0, 0..BLOCK_PAGES, &ALL, |pages, seen| {
+                bench.seen.put(pages, seen);
+            });
+        assert_eq!(bench.seen.get(0), Seen::Skip(Skip::NoVma));
+        assert_eq!(bench.seen.get(BLOCK_PAGES - 1), Seen::Skip(Skip::NoVma));
         Ok(())
     }
 

@@ -7,6 +7,8 @@ use super::{
         split,
         Copies,
         Digested,
+        MergedCopy,
+        State,
         CHUNK, //
     },
     node::Node,
@@ -37,6 +39,20 @@ impl<F> Copies<F> {
         }
         let (chunk, index) = split(id);
         self.chunks.get(chunk)?.digests.get(index)
+    }
+
+    /// Returns the copy of that number, as [`get`](Self::get) does, and its digest if that is known
+    /// and in the tree of digests.
+    #[inline]
+    pub(super) fn with_digest(&self, id: CopyId) -> Option<(&MergedCopy<F>, Option<&Digest>)> {
+        let (number, index) = split(id);
+        let chunk = self.chunks.get(number)?;
+        let copy = chunk.entries.get(index)?;
+        let digest = match copy.digested {
+            Digested::Listed => chunk.digests.get(index),
+            Digested::No | Digested::Known => None,
+        };
+        (copy.state() != State::Free).then_some((copy, digest))
     }
 
     /// Returns the node of a copy in the tree of digests.
@@ -116,7 +132,6 @@ impl<F> Copies<F> {
 #[cfg_attr(not(test), kernel::macros::kunit_tests(twinpage_catalog))]
 mod tests {
     use super::*;
-    use crate::engine::copies::MergedCopy;
 
     fn add(copies: &mut Copies<u64>) -> Result<CopyId, AllocError> {
         copies.reserve()?;

@@ -8,7 +8,7 @@
 //! |---------|---------|-----------|------------------------------------------------------|
 //! | Listed  | yes     | yes       | yes, up to the cap                                   |
 //! | Full    | no      | yes       | no; listed again when it has few pages (see `sweep`) |
-//! | Odd     | no      | yes       | never: its content is not that of its hash           |
+//! | Odd     | no      | yes       | never: its content is not that of its key            |
 //! | Retired | no      | yes       | never, and never read: the frame is broken           |
 //! | Dead    | no      | no        | never; the number is kept while a record refers to it |
 //!
@@ -42,11 +42,11 @@ const NONE: u32 = u32::MAX;
 /// What a merged copy can be used for, see the module's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Others of the same hash find it.
+    /// Others of the same key find it.
     Listed,
     /// As many pages as allowed map it, and another has its place in the tree.
     Full,
-    /// Only one page took it, so it may not have the content that its hash is of.
+    /// Only one page took it, so it may not have the content that its key is of.
     Odd,
     /// Its frame is broken.
     Retired,

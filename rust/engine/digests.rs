@@ -5,6 +5,8 @@
 //! The digest of a merged copy is computed when somebody asks for it first, and kept: the copy
 //! cannot change. A second tree finds copies by the first 8 bytes of the digest.
 
+use core::ops::Range;
+
 use super::{
     catalog::Digest,
     copies::{
@@ -30,7 +32,6 @@ use super::{
         GuestId,
         Pfn,
         Seen,
-        Token,
         World,
         DIGEST_BYTES, //
     },
@@ -52,9 +53,22 @@ impl From<AllocError> for Untold {
     }
 }
 
+/// Pages whose states are asked for, all in one block.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// The guest.
+    pub guest: GuestId,
+    /// Address of the first page.
+    pub addr: u64,
+    /// How many pages.
+    pub pages: usize,
+    /// How many digests may be computed for them.
+    pub digests: usize,
+}
+
 impl<F> Index<F> {
-    /// Tells the states of `pages` pages from address `addr` on, all in one block, by calling
-    /// `tell` for each in order.
+    /// Tells the states of pages by calling `tell` for each in order. Returns how many it told: all
+    /// of them, unless more digests are missing than may be computed.
     ///
     /// # Errors
     ///
@@ -63,72 +77,98 @@ impl<F> Index<F> {
         &mut self,
         world: &mut W,
         scratch: &mut Scratch,
-        id: GuestId,
-        addr: u64,
-        pages: usize,
-        mut tell: impl FnMut(PageState),
-    ) -> Result<(), Untold> {
-        if self.guests.position(id).is_none() {
+        asked: Asked,
+        tell: impl FnMut(PageState),
+    ) -> Result<usize, Untold> {
+        if self.guests.position(asked.guest).is_none() {
             return Err(Untold::NoGuest);
         }
-        let range = indexes(addr, pages);
+        let range = indexes(asked.addr, asked.pages);
         let mut wanted = Mask::EMPTY;
         wanted.add_range(range.clone());
         world.look(
-            id,
-            block_of(addr),
+            asked.guest,
+            block_of(asked.addr),
             range.clone(),
             wanted.words(),
             &mut scratch.seen,
         )?;
-        let told = range.into_iter().try_for_each(|index| {
-            self.page_state(world, scratch.seen(index), index)
-                .map(&mut tell)
-        });
+        let told = self.tell_states(world, scratch, range, asked.digests, tell);
         world.release();
         told
     }
 
-    /// Returns the state of one page of the block last looked at.
+    /// Tells the states of pages of the block last looked at, until more than `digests` digests
+    /// are missing. Returns how many it told.
+    #[inline]
+    fn tell_states<W: World<Frame = F>>(
+        &mut self,
+        world: &mut W,
+        scratch: &Scratch,
+        range: Range<usize>,
+        mut digests: usize,
+        mut tell: impl FnMut(PageState),
+    ) -> Result<usize, Untold> {
+        let mut told = 0_usize;
+        for index in range {
+            let seen = scratch.seen(index);
+            if let Some(digest) = self.kept_digest(world, seen) {
+                tell(PageState::merged(digest));
+            } else if let Some(state) = self.page_state(world, seen, index, &mut digests)? {
+                tell(state);
+            } else {
+                break;
+            }
+            // OVERFLOW: At most `BLOCK_PAGES`.
+            told = told.wrapping_add(1);
+        }
+        Ok(told)
+    }
+
+    /// Returns the digest of the merged copy that a page maps, if nothing is left to do for it.
+    #[inline]
+    fn kept_digest<W: World<Frame = F>>(&self, world: &W, seen: Seen) -> Option<&Digest> {
+        let Seen::Merged { pfn, token } = seen else {
+            return None;
+        };
+        let (copy, digest) = self.store.copies.with_digest(CopyId(token.0))?;
+        digest.filter(|_| is_it(world, copy, pfn))
+    }
+
+    /// Returns the state of a page of the block last looked at; `None` if that takes one more
+    /// digest than may be computed.
+    #[inline(never)]
     fn page_state<W: World<Frame = F>>(
         &mut self,
         world: &mut W,
         seen: Seen,
         index: usize,
-    ) -> Result<PageState, Untold> {
+        digests: &mut usize,
+    ) -> Result<Option<PageState>, Untold> {
         Ok(match seen {
-            Seen::Absent => PageState::Absent,
-            Seen::Zero => PageState::Zero,
-            Seen::Skip(_) => PageState::Skipped,
-            Seen::Merged { pfn, token } => self.merged_state(world, pfn, token)?,
-            Seen::Anon { .. } | Seen::Huge { .. } => {
-                let frame = world.snapshot(index).ok_or(Untold::NoMemory)?;
-                PageState::Unmerged {
-                    digest: world.digest(&frame),
+            Seen::Absent => Some(PageState::Absent),
+            Seen::Zero => Some(PageState::Zero),
+            Seen::Skip(_) => Some(PageState::Skipped),
+            Seen::Merged { pfn, token } => {
+                let copy = CopyId(token.0);
+                let entry = self.store.copies.get(copy);
+                if !entry.is_some_and(|entry| is_it(world, entry, pfn)) {
+                    Some(PageState::Skipped)
+                } else if self.store.copies.digest(copy).is_some() || spend(digests) {
+                    Some(PageState::merged(&self.digest_of(world, copy)?))
+                } else {
+                    None
                 }
             }
-        })
-    }
-
-    /// Returns the state of a page that maps a merged copy, if that is one of this index and can be
-    /// read.
-    fn merged_state<W: World<Frame = F>>(
-        &mut self,
-        world: &mut W,
-        pfn: Pfn,
-        token: Token,
-    ) -> Result<PageState, AllocError> {
-        let copy = CopyId(token.0);
-        let known = self
-            .frame(copy)
-            .is_some_and(|frame| world.pfn(frame) == pfn);
-        if !known || !self.is_readable(copy) {
-            return Ok(PageState::Skipped);
-        }
-        let digest = self.digest_of(world, copy)?;
-        Ok(PageState::Merged {
-            serial: digest.serial,
-            digest: digest.sha256,
+            Seen::Anon { .. } | Seen::Huge { .. } => {
+                if !spend(digests) {
+                    return Ok(None);
+                }
+                let frame = world.snapshot(index).ok_or(Untold::NoMemory)?;
+                Some(PageState::Unmerged {
+                    digest: world.digest(&frame),
+                })
+            }
         })
     }
 
@@ -173,15 +213,12 @@ impl<F> Index<F> {
         mut budget: usize,
     ) -> Result<Computed, AllocError> {
         for _ in 0..budget.saturating_mul(VISITS_PER_DIGEST) {
-            let Some((copy, _)) = self.store.copies.next(self.digested) else {
+            let Some((copy, entry)) = self.store.copies.next(self.digested) else {
                 return Ok(Computed::None);
             };
-            if self.is_readable(copy) {
-                if self.store.copies.digest(copy).is_none() {
-                    let Some(left) = budget.checked_sub(1) else {
-                        break;
-                    };
-                    budget = left;
+            if is_readable(entry) {
+                if self.store.copies.digest(copy).is_none() && !spend(&mut budget) {
+                    break;
                 }
                 let digest = self.digest_of(world, copy)?;
                 if digest.sha256 == *wanted {
@@ -245,12 +282,36 @@ impl<F> Index<F> {
         }
         self.store.copies.clear_digest(copy);
     }
+}
 
-    /// Returns whether the content of a copy may be read.
-    fn is_readable(&self, copy: CopyId) -> bool {
-        let state = self.store.copies.get(copy).map(MergedCopy::state);
-        matches!(state, Some(State::Listed | State::Full | State::Odd))
+/// Returns whether the content of a copy may be read.
+fn is_readable<F>(copy: &MergedCopy<F>) -> bool {
+    matches!(copy.state(), State::Listed | State::Full | State::Odd)
+}
+
+/// Returns whether what maps the frame `pfn` maps that copy, and may read it.
+#[inline]
+fn is_it<W: World>(world: &W, copy: &MergedCopy<W::Frame>, pfn: Pfn) -> bool {
+    let frame = copy.frame().filter(|_| is_readable(copy));
+    frame.is_some_and(|frame| world.pfn(frame) == pfn)
+}
+
+impl PageState {
+    /// Returns the state of a page that maps the copy of that digest.
+    #[inline]
+    fn merged(digest: &Digest) -> Self {
+        Self::Merged {
+            serial: digest.serial,
+            digest: digest.sha256,
+        }
     }
+}
+
+/// Takes one of those that are left, if there is one.
+fn spend(left: &mut usize) -> bool {
+    let rest = left.checked_sub(1);
+    *left = rest.unwrap_or(0);
+    rest.is_some()
 }
 
 /// What computing digests has led to.
@@ -291,15 +352,18 @@ mod tests {
         ];
         let mut left = expected.iter();
         let mut right = true;
-        let told = toy.index.page_states(
-            &mut toy.world,
-            &mut toy.scratch,
-            GuestId(0),
-            0,
-            expected.len(),
-            |state| right &= left.next() == Some(&state),
-        );
-        assert_eq!(told, Ok(()));
+        let asked = Asked {
+            guest: GuestId(0),
+            addr: 0,
+            pages: expected.len(),
+            digests: 2,
+        };
+        let told = toy
+            .index
+            .page_states(&mut toy.world, &mut toy.scratch, asked, |state| {
+                right &= left.next() == Some(&state)
+            });
+        assert_eq!(told, Ok(expected.len()));
         assert!(right && left.next().is_none());
         Ok(())
     }

@@ -6,10 +6,11 @@
 //! elsewhere would merge with gets that page's *vote*. A block is split when enough of its pages
 //! are parked, or when a page elsewhere would merge with one of it and enough are parked or voted
 //! for. Votes are forgotten whenever the block itself is looked at, and cast again by those that
-//! still have the same hash.
+//! still have the same key.
 
 use super::{
     mask::Mask,
+    moves::Holder,
     page::{
         Kind,
         Level,
@@ -60,15 +61,15 @@ impl<W: World> Visit<'_, W> {
             let Seen::Huge { node } = self.scratch.seen(index) else {
                 continue;
             };
-            if !record.waits_for_split() || record.key == self.key(self.index.zero, node) {
+            if !record.waits_for_split() || record.key == self.zero_key(node) {
                 continue;
             }
-            match self.index.find(record.key) {
-                Some(Place::Page(twin)) => {
+            match self.index.holder(record.key) {
+                Holder::One(Place::Page(twin)) => {
                     self.vote(twin);
                 }
-                Some(Place::Copy(_)) => {}
-                None => {
+                Holder::One(Place::Copy(_)) | Holder::Crowd => {}
+                Holder::Nobody => {
                     let kind = Kind::Listed;
                     self.index.set(page, Record { kind, ..record });
                 }

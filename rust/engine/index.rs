@@ -12,6 +12,10 @@ use super::{
     blocks::Blocks,
     copies::Copies,
     guests::Guests,
+    key::{
+        self,
+        PAGE_WORDS, //
+    },
     moves::Store,
     page::CopyId,
     stats::{
@@ -28,9 +32,6 @@ use super::{
     xxh64::hash_words,
 };
 use crate::mem::AllocError;
-
-/// Words of 8 bytes in a page.
-const WORDS: usize = 512;
 
 /// Why a guest or its ranges are refused. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,13 +136,16 @@ pub enum Untold {
 /// # Invariants
 ///
 /// * The tree has exactly the [`Listed`](super::page::Kind::Listed) pages and the
-///   [`Listed`](super::copies::State::Listed) copies, by the hash of their content when last seen.
+///   [`Listed`](super::copies::State::Listed) copies, by the [`key`] of their content when last
+///   seen.
 /// * The gauges of a guest are what its pages' records say, see [`Index::check`].
 #[derive(Debug)]
 pub struct Index<F> {
     pub(super) seed: u64,
     /// Hash of a page of zeroes.
     pub(super) zero: u64,
+    /// Hash of its sample.
+    pub(super) zero_sample: u64,
     pub(super) serials: Range<u64>,
     pub(super) guests: Guests,
     pub(super) store: Store<F>,
@@ -168,7 +172,8 @@ impl<F> Index<F> {
     pub fn new(seed: u64, serials: Range<u64>) -> Self {
         Self {
             seed,
-            zero: hash_words(WORDS, |_| 0, seed),
+            zero: hash_words(PAGE_WORDS, |_| 0, seed),
+            zero_sample: key::sample(|_| 0, seed),
             serials,
             guests: Guests::new(),
             store: Store {

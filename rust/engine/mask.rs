@@ -16,21 +16,8 @@ impl Mask {
     /// The empty set.
     pub const EMPTY: Self = Self([0; WORDS]);
 
-    /// Returns the set of the indexes that are marked; `marks` are those of 0, 1 and so on.
-    #[inline]
-    pub fn of(mut marks: impl Iterator<Item = bool>) -> Self {
-        let mut words = [0; WORDS];
-        for word in &mut words {
-            let mut bit = 1_u64;
-            for mark in marks.by_ref().take(64) {
-                if mark {
-                    *word |= bit;
-                }
-                bit = bit.wrapping_shl(1);
-            }
-        }
-        Self(words)
-    }
+    /// The set of all indexes.
+    pub const ALL: Self = Self([u64::MAX; WORDS]);
 
     /// Returns the bits: index `i` is bit `i % 64` of word `i / 64`.
     pub const fn words(&self) -> &[u64; WORDS] {
@@ -51,12 +38,32 @@ impl Mask {
     }
 
     /// Adds all of `range`.
+    #[inline]
     pub fn add_range(&mut self, range: Range<usize>) {
-        for (at, word) in self.0.iter_mut().enumerate() {
+        let mut at = range.start / 64;
+        while let Some(word) = self.0.get_mut(at) {
             let base = at.wrapping_mul(64);
-            let first = range.start.saturating_sub(base);
             let end = range.end.saturating_sub(base);
-            *word |= below(end) & !below(first);
+            *word |= below(end) & !below(range.start.saturating_sub(base));
+            if end <= 64 {
+                return;
+            }
+            // OVERFLOW: Below `WORDS`.
+            at = at.wrapping_add(1);
+        }
+    }
+
+    /// Adds those of the eight indexes from `at * 8` on of which byte `index % 8` of `marks` is
+    /// odd.
+    #[inline]
+    pub fn add_eight(&mut self, at: usize, marks: u64) {
+        const LOW_BITS: u64 = 0x0101_0101_0101_0101;
+        // The product has the mark of byte `i` in bit `56 + i`, and no carries get there.
+        const GATHER: u64 = 0x0102_0408_1020_4080;
+        let bits = (marks & LOW_BITS).wrapping_mul(GATHER) >> 56;
+        if let Some(word) = self.0.get_mut(at / 8) {
+            // CAST: Below 64.
+            *word |= bits.wrapping_shl((at % 8 * 8) as u32);
         }
     }
 
@@ -81,6 +88,15 @@ impl Mask {
         both
     }
 
+    /// Returns the indexes that are in one of the sets.
+    pub fn or(&self, other: &Self) -> Self {
+        let mut either = *self;
+        for (word, more) in either.0.iter_mut().zip(&other.0) {
+            *word |= more;
+        }
+        either
+    }
+
     /// Returns the indexes that are in this set and not in `other`.
     pub fn without(&self, other: &Self) -> Self {
         let mut rest = *self;
@@ -97,6 +113,17 @@ impl Mask {
             word: 0,
             next: 0,
         }
+    }
+
+    /// Returns the first indexes from `from` on that are neighbours.
+    pub fn run(&self, from: usize) -> Option<Range<usize>> {
+        let mut rest = *self;
+        for (at, word) in rest.0.iter_mut().enumerate() {
+            *word &= !below(from.saturating_sub(at.wrapping_mul(64)));
+        }
+        let first = rest.iter().next()?;
+        let end = (first..BLOCK_PAGES).find(|index| !self.has(*index));
+        Some(first..end.unwrap_or(BLOCK_PAGES))
     }
 
     /// Returns the smallest range that has all indexes.
@@ -155,13 +182,34 @@ mod tests {
 
     #[test]
     fn what_is_marked_is_there() {
-        let some = Mask::of((0..BLOCK_PAGES).map(|index| index % 65 == 0));
-        assert!(some.iter().eq([0, 65, 130, 195, 260, 325, 390, 455]));
-        let few = Mask::of([false, true, true].into_iter());
-        assert!(few.iter().eq([1, 2]));
-        assert_eq!(Mask::of((0..2 * BLOCK_PAGES).map(|_| true)).count(), 512);
-        assert_eq!(few.and(&some), Mask::EMPTY);
-        assert_eq!(few.and(&few), few);
+        for marks in 0..=255_u64 {
+            // The other bits of the bytes do not matter.
+            let mut eight = 0xfefe_fefe_fefe_fefe;
+            for byte in 0..8 {
+                eight |= (marks >> byte & 1) << (8 * byte);
+            }
+            for at in [0, 7, 8, 63] {
+                let mut mask = Mask::EMPTY;
+                mask.add_eight(at, eight);
+                let marked = (0..8_usize).filter(|byte| marks >> byte & 1 == 1);
+                assert!(mask.iter().eq(marked.map(|byte| 8 * at + byte)));
+            }
+        }
+        let mut none = Mask::EMPTY;
+        none.add_eight(64, u64::MAX);
+        assert!(none.is_empty());
+    }
+
+    #[test]
+    fn sets_are_joined() {
+        let (mut some, mut few) = (Mask::EMPTY, Mask::EMPTY);
+        some.add_range(3..300);
+        few.add_range(299..302);
+        assert!(some.and(&few).iter().eq([299]));
+        assert!(some.or(&few).iter().eq(3..302));
+        assert!(few.without(&some).iter().eq([300, 301]));
+        assert_eq!(Mask::ALL.and(&few), few);
+        assert_eq!(Mask::ALL.count(), 512);
     }
 
     #[test]
@@ -209,6 +257,25 @@ mod tests {
         assert_eq!(all.hull(), 10..200);
         assert!(all.without(&some).iter().eq(10..20));
         assert!(some.without(&all).is_empty());
+    }
+
+    #[test]
+    fn runs_are_found_one_after_the_other() {
+        let mut mask = Mask::EMPTY;
+        mask.add_range(3..70);
+        mask.add_range(71..72);
+        mask.add_range(128..512);
+        let runs = [
+            (0, Some(3..70)),
+            (5, Some(5..70)),
+            (70, Some(71..72)),
+            (72, Some(128..512)),
+            (511, Some(511..512)),
+            (512, None),
+        ];
+        for (from, run) in runs {
+            assert_eq!(mask.run(from), run);
+        }
     }
 
     #[test]

@@ -3,11 +3,9 @@
 //! Doing what was planned, and recording what came of it.
 
 use super::{
-    copies::{
-        MergedCopy,
-        State, //
-    },
+    copies::MergedCopy,
     index::Index,
+    key,
     page::{
         CopyId,
         Kind,
@@ -24,12 +22,11 @@ use super::{
     },
     world::{
         GuestId,
-        Seen,
         Shared,
         Skip,
         Token,
-        Unshared,
-        World, //
+        World,
+        RUN_PAGES, //
     },
 };
 impl<F> Index<F> {
@@ -46,7 +43,7 @@ impl<F> Index<F> {
 }
 
 impl<W: World> Visit<'_, W> {
-    /// Gives the copies made in this step to the pages of the same hash that are not planned with
+    /// Gives the copies made in this step to the pages of the same key that are not planned with
     /// the block's own, as many neighbours at once as allowed.
     pub(super) fn share_twins(&mut self) {
         self.split_twins();
@@ -89,8 +86,7 @@ impl<W: World> Visit<'_, W> {
             return 0;
         };
         let mut len: usize = 0;
-        // CAST: `usize` is wider.
-        for fresh in twins.iter().take(self.knobs.merge_batch as usize) {
+        for fresh in twins.iter().take(RUN_PAGES) {
             // OVERFLOW: At most 1024.
             let next = first.twin.index().wrapping_add(len);
             let neighbour = fresh.twin.block() == first.twin.block() && fresh.twin.index() == next;
@@ -126,7 +122,12 @@ impl<W: World> Visit<'_, W> {
             plans: twins.map(|fresh| Plan::Copy(fresh.copy)),
             len,
         };
-        let shared = run.share(self.index, self.world, &mut self.scratch.results);
+        let shared = run.share(
+            self.index,
+            self.world,
+            self.knobs.merge_batch,
+            &mut self.scratch.results,
+        );
         for offset in 0..shared {
             // OVERFLOW: At most 512.
             let fresh = self.scratch.fresh.get(at.wrapping_add(offset)).copied();
@@ -151,7 +152,7 @@ impl<W: World> Visit<'_, W> {
                     plans: core::iter::once(Plan::Copy(fresh.copy)),
                     len: 1,
                 };
-                run.share(self.index, self.world, &mut again);
+                run.share(self.index, self.world, 1, &mut again);
                 [result] = again;
             }
         }
@@ -167,16 +168,11 @@ impl<W: World> Visit<'_, W> {
         }
         let page = self.page(fresh.index);
         let old = self.index.record(page);
-        let key = self
-            .index
-            .store
-            .copies
-            .node(fresh.copy)
-            .map(|node| node.key());
+        let key = self.index.key_of(fresh.copy);
         let listed = self.index.is_listed(fresh.copy);
-        if listed && old.kind == Kind::Parked && Some(old.key) == key {
+        if listed && old.kind == Kind::Parked && key::class(old.key) == key::class(key) {
             let kind = Kind::Listed;
-            let new = Record { kind, ..old };
+            let new = Record { kind, key, ..old };
             self.index.take_place(Place::Copy(fresh.copy), page, new);
         }
         self.index.drop_copy(fresh.copy);
@@ -193,7 +189,12 @@ impl<W: World> Visit<'_, W> {
                 plans: self.scratch.plan.iter().skip(at).copied(),
                 len,
             };
-            let shared = run.share(self.index, self.world, &mut self.scratch.results);
+            let shared = run.share(
+                self.index,
+                self.world,
+                self.knobs.merge_batch,
+                &mut self.scratch.results,
+            );
             self.record_run(at, shared);
             if shared == 0 {
                 // The copy has turned out to be broken. The page is parked, and finds another.
@@ -218,10 +219,8 @@ impl<W: World> Visit<'_, W> {
     /// Returns how many pages from `at` on are planned, at most as many as go together.
     fn run_length(&self, at: usize) -> usize {
         let mut len: usize = 0;
-        // CAST: `usize` is wider.
-        let most = self.knobs.merge_batch as usize;
         for plan in self.scratch.plan.get(at..).unwrap_or(&[]) {
-            if len >= most || *plan == Plan::Nothing {
+            if len >= RUN_PAGES || *plan == Plan::Nothing {
                 break;
             }
             // OVERFLOW: At most 512.
@@ -256,60 +255,17 @@ impl<W: World> Visit<'_, W> {
             return self.index.retire(Token(copy.0));
         }
         let old = self.index.record(page);
+        if let (Shared::Differs, Plan::Copy(copy)) = (shared, plan) {
+            if !old.has_whole_key() {
+                return self.crowd(copy);
+            }
+        }
         if let Some(new) = outcome(&old, plan, shared) {
             self.index.set(page, new);
         }
         if shared == Shared::Done {
             if let Some(block) = self.index.store.blocks.get(page.block()) {
                 self.count_merge(block.guest());
-            }
-        }
-    }
-
-    /// Gives up the copies made in this step that nobody took.
-    pub(super) fn settle_copies(&mut self) {
-        for at in 0..self.scratch.fresh.len() {
-            let Some(fresh) = self.scratch.fresh.get(at).copied() else {
-                return;
-            };
-            let copy = self.index.store.copies.get(fresh.copy);
-            match copy.map(MergedCopy::records) {
-                Some(0) => self.index.drop_copy(fresh.copy),
-                Some(1) => self.prove(&fresh),
-                _ => {}
-            }
-        }
-    }
-
-    /// Makes sure that a copy which only one page took can be found by others. The page may have
-    /// been written to between hash and snapshot: then the copy has not the content that its hash
-    /// is of, and the page gets its own copy back.
-    fn prove(&mut self, fresh: &Fresh) {
-        let node = match self.scratch.seen(fresh.index) {
-            Seen::Anon { node } | Seen::Huge { node } => node,
-            _ => 0,
-        };
-        let frame = self.index.frame(fresh.copy);
-        let hash = frame.map(|frame| self.world.hash_frame(frame, self.index.seed));
-        let key = self
-            .index
-            .store
-            .copies
-            .node(fresh.copy)
-            .map(|node| node.key());
-        if hash.map(|hash| self.key(hash, node)) == key {
-            return;
-        }
-        self.index.unlist_copy(fresh.copy, State::Odd);
-        for page in [self.page(fresh.index), fresh.twin] {
-            let record = self.index.record(page);
-            let taken = record.kind == Kind::Merged && record.copy == fresh.copy;
-            let Some((guest, address)) = self.index.guest_of(page).filter(|_| taken) else {
-                continue;
-            };
-            if self.world.unshare(guest, address) == Unshared::Done {
-                self.index.set(page, Record::UNSEEN);
-                self.index.drop_copy(fresh.copy);
             }
         }
     }
@@ -370,7 +326,7 @@ mod tests {
         toy.world.writes.push(write, GFP_KERNEL)
     }
 
-    /// A guest with a candidate that has changed since, and one with two pages of the hash that it
+    /// A guest with a candidate that has changed since, and one with two pages of the key that it
     /// had.
     fn changed_twin() -> Result<Toy, Untested> {
         let mut toy = Toy::new(2)?;
@@ -398,7 +354,7 @@ mod tests {
         toy.fill(0, 0..8, |index| Page::Own(1 + index));
         toy.fill(1, 0..8, |index| Page::Own(1 + index));
         toy.step(0)?;
-        write(&mut toy, Moment::Hashed, 3)?;
+        write(&mut toy, Moment::Sampled, 3)?;
         toy.step(1)?;
         assert_eq!(toy.index.check(), Ok(()));
         assert_eq!(toy.world.content(1, 3), 99);
@@ -430,10 +386,14 @@ mod tests {
     fn a_copy_that_nobody_took_is_freed_at_once() -> Result<(), Untested> {
         let mut toy = changed_twin()?;
         write(&mut toy, Moment::Copied, 1)?;
-        write(&mut toy, Moment::Hashed, 2)?;
+        write(&mut toy, Moment::Sampled, 2)?;
         toy.step(1)?;
         assert_eq!(toy.index.check(), Ok(()));
         assert_eq!(toy.index.copies(), 0);
+        // They are what they were before, and found to have changed at their next look.
+        assert_eq!(toy.gauge(1, Gauge::Unshared), 2);
+        assert!(toy.pass(2));
+        assert!(toy.pass(2));
         assert_eq!(toy.gauge(1, Gauge::Volatile), 2);
         Ok(())
     }
@@ -441,7 +401,7 @@ mod tests {
     #[test]
     fn a_copy_that_one_page_took_is_found_by_others() -> Result<(), Untested> {
         let mut toy = changed_twin()?;
-        write(&mut toy, Moment::Hashed, 2)?;
+        write(&mut toy, Moment::Sampled, 2)?;
         toy.step(1)?;
         assert_eq!(toy.index.check(), Ok(()));
         assert_eq!(toy.gauge(1, Gauge::Merged), 1);
@@ -457,7 +417,7 @@ mod tests {
     #[test]
     fn a_copy_of_other_content_than_its_hash_is_given_back() -> Result<(), Untested> {
         let mut toy = changed_twin()?;
-        write(&mut toy, Moment::Hashed, 1)?;
+        write(&mut toy, Moment::Sampled, 1)?;
         toy.step(1)?;
         assert_eq!(toy.index.check(), Ok(()));
         assert_eq!(toy.index.copies(), 0);
@@ -476,9 +436,69 @@ mod tests {
         toy.fill(1, 0..1, |_| Page::Own(5));
         toy.step(1)?;
         assert_eq!(toy.index.check(), Ok(()));
-        assert_eq!(toy.gauge(0, Gauge::Volatile), 1);
+        assert_eq!(toy.gauge(0, Gauge::Unshared), 1);
         assert_eq!(toy.gauge(1, Gauge::Unshared), 1);
         assert_eq!(toy.index.copies(), 0);
+        assert!(toy.pass(2));
+        assert!(toy.pass(2));
+        assert_eq!(toy.gauge(0, Gauge::Volatile), 1);
+        assert_eq!(toy.gauge(1, Gauge::Unshared), 1);
+        Ok(())
+    }
+
+    /// What is above it is not in the sample of a content.
+    const REST: u64 = 1 << 32;
+
+    #[test]
+    fn pages_of_one_sample_are_told_apart_by_all_of_it() -> Result<(), Untested> {
+        let mut toy = Toy::new(2)?;
+        for guest in 0..2 {
+            toy.fill(guest, 0..40, |index| Page::Own(5 + index % 20 * REST));
+        }
+        for _ in 0..4 {
+            assert!(toy.pass(2));
+            assert_eq!(toy.index.check(), Ok(()));
+        }
+        assert_eq!(toy.gauge(0, Gauge::Merged), 40);
+        assert_eq!(toy.gauge(1, Gauge::Merged), 40);
+        assert_eq!(toy.index.copies(), 20);
+        assert_eq!(toy.world.content(0, 39), 5 + 19 * REST);
+        Ok(())
+    }
+
+    #[test]
+    fn a_copy_is_found_after_its_class_was_crowded() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..2, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        toy.fill(0, 2..3, |_| Page::Own(5 + REST));
+        assert!(toy.pass(1));
+        toy.fill(0, 3..4, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Merged), 3);
+        assert_eq!(toy.gauge(0, Gauge::Unshared), 1);
+        assert_eq!(toy.index.copies(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_class_is_crowded_no_longer_than_somebody_is_in_it() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.knobs.smart_scan = false;
+        toy.fill(0, 0..4, |index| Page::Own(5 + index % 2 * REST));
+        for _ in 0..3 {
+            assert!(toy.pass(1));
+        }
+        assert_eq!(toy.gauge(0, Gauge::Merged), 4);
+        toy.fill(0, 0..4, |_| Page::Absent);
+        assert!(toy.pass(1));
+        assert!(toy.index.sweep(&mut toy.world, &toy.knobs, &mut 9).done);
+        let sampled = toy.world.sampled;
+        let hashed = toy.world.hashed;
+        toy.fill(0, 0..1, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        assert_eq!((toy.world.sampled, toy.world.hashed), (sampled + 1, hashed));
         Ok(())
     }
 
@@ -509,7 +529,6 @@ mod tests {
     #[test]
     fn long_runs_are_shared_too() -> Result<(), Untested> {
         let mut toy = Toy::new(1)?;
-        toy.knobs.merge_batch = 512;
         toy.fill(0, 0..PAGES, |_| Page::Own(0));
         assert!(toy.pass(1));
         assert_eq!(toy.gauge(0, Gauge::Zero), PAGES as u64);

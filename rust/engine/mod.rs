@@ -9,7 +9,7 @@
 //!
 //! * [`index::Index`] is the whole state of one sharing domain.
 //! * [`scan`] is one step: look at a block of pages, hash, find twins, share.
-//! * [`tree`] is the red-black tree that finds a page by the hash of its content.
+//! * [`tree`] is the red-black tree that finds a page by a hash of its content, its [`key`].
 //! * [`blocks`], [`copies`] and [`guests`] are what the tree's nodes live in.
 
 #![cfg_attr(not(TWINPAGE_KUNIT), forbid(unsafe_code))]
@@ -38,6 +38,8 @@ pub mod digests;
 pub mod guests;
 pub mod huge;
 pub mod index;
+pub mod key;
+pub mod kinds;
 pub mod knobs;
 pub mod layout;
 pub mod mask;
@@ -53,6 +55,8 @@ pub mod restraint;
 pub mod run;
 pub mod scan;
 pub mod scratch;
+pub mod settle;
+pub mod sight;
 pub mod sort;
 pub mod stats;
 pub mod sweep;

@@ -13,6 +13,7 @@ use super::{
         State, //
     },
     index::Index,
+    key,
     node::{
         Node,
         Nodes, //
@@ -67,6 +68,17 @@ impl<F> Nodes for DigestNodes<'_, F> {
     }
 }
 
+/// Who has the place of a key in the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holder {
+    /// Nobody.
+    Nobody,
+    /// This one.
+    One(Place),
+    /// It is the key of a class, and others have places in that by the hash of all of them.
+    Crowd,
+}
+
 impl<F> Index<F> {
     /// Returns what is remembered of a page.
     #[inline]
@@ -79,11 +91,22 @@ impl<F> Index<F> {
         self.tree.find(&self.store, key).map(Place::of_node)
     }
 
+    /// Returns who has the place of a key, or whether that is the key of a crowded class.
+    pub(super) fn holder(&self, key: u64) -> Holder {
+        let id = self.tree.find_from(&self.store, key);
+        let found = id.and_then(|id| Some((id, self.store.node(id)?.key())));
+        match found {
+            Some((id, found)) if found == key => Holder::One(Place::of_node(id)),
+            Some((_, found)) if key::class(found) == key => Holder::Crowd,
+            _ => Holder::Nobody,
+        }
+    }
+
     /// Keeps account of a page that changes from `old` to `new`. The tree node is up to the caller.
     fn settle(&mut self, page: PageId, old: &Record, new: &Record) {
         let keyed = matches!(new.kind, Kind::Merged | Kind::Skipped);
         if !keyed && old.meta() == new.meta() {
-            // Another hash, which nothing is counted by.
+            // Another key, which nothing is counted by.
             return;
         }
         let copy = |record: &Record| (record.kind == Kind::Merged).then_some(record.copy);
@@ -189,6 +212,19 @@ impl<F> Index<F> {
             State::Full | State::Odd | State::Retired => {}
         }
         self.store.copies.set_state(copy, state);
+    }
+
+    /// Gives a copy another key. If somebody has that one's place in the tree, it is full.
+    pub(super) fn rekey_copy(&mut self, copy: CopyId, key: u64) {
+        let listed = self.is_listed(copy);
+        self.unlist_copy(copy, State::Full);
+        if let Some(node) = self.store.copies.node_mut(copy) {
+            *node = Node::new(key);
+        }
+        let node = Place::Copy(copy).node();
+        if listed && self.tree.insert(&mut self.store, node).is_ok() {
+            self.store.copies.set_state(copy, State::Listed);
+        }
     }
 
     /// Gives up a copy that nobody maps.

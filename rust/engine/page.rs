@@ -8,29 +8,29 @@
 //! |----------|----------------|----------------|-------------|------------------------------|
 //! | Unseen   | -              | -              | no          | unseen                       |
 //! | Absent   | -              | -              | no          | absent                       |
-//! | Listed   | hash           | tree           | yes         | unshared                     |
-//! | Parked   | hash           | -              | no          | unshared; if huge: skip huge |
-//! | Volatile | sample or 0    | -              | no          | volatile                     |
+//! | Listed   | key            | tree           | yes         | unshared                     |
+//! | Parked   | key            | -              | no          | unshared; if huge: skip huge |
+//! | Volatile | class or 0     | -              | no          | volatile                     |
 //! | Merged   | -              | merged copy    | no          | merged                       |
 //! | Zero     | -              | -              | no          | zero                         |
 //! | Skipped  | reason         | -              | no          | skip of that reason          |
 //!
-//! *Listed* pages are candidates: others of the same hash find them. *Parked* is a page whose hash
-//! is known but whose place in the tree another page or a merged copy has, or which has just come
-//! to rest; it merges when it is looked at next and can. A *volatile* page is recognized by the
-//! hash of a part of it; one whose bytes differed from those of the same hash, by that hash.
+//! *Listed* pages are candidates: others of the same key ([`super::key`]) find them. *Parked* is a
+//! page whose key is known but whose place in the tree another page or a merged copy has, or which
+//! has just come to rest; it merges when it is looked at next and can. A *volatile* page is
+//! recognized by its class; one whose bytes differed from those of the same hash, by that hash.
 
 use super::{
+    key::{
+        self,
+        UNKNOWN, //
+    },
     stats::Gauge,
     world::{
-        Seen,
         Skip,
         BLOCK_PAGES, //
     },
 };
-
-/// The key of a page whose hash is not known. No hash is 0, see [`known`].
-pub const UNKNOWN: u64 = 0;
 
 /// Blocks that page numbers have room for.
 pub const MAX_BLOCKS: u32 = 1 << 21;
@@ -99,15 +99,6 @@ impl Place {
     }
 }
 
-/// Makes a hash a key: [`UNKNOWN`] stands for no hash.
-pub const fn known(hash: u64) -> u64 {
-    if hash == UNKNOWN {
-        1
-    } else {
-        hash
-    }
-}
-
 /// The state of a page, see the module's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -166,7 +157,13 @@ impl Meta {
     /// What a page starts as.
     pub const UNSEEN: Self = Self(0);
 
-    const HUGE: u8 = 1 << 6;
+    /// The low bits, which are the number of the [`Kind`].
+    pub const KIND_BITS: usize = 3;
+
+    /// The bit of pages that were in a large folio when last looked at.
+    pub const HUGE_BIT: u32 = 6;
+
+    const HUGE: u8 = 1 << Self::HUGE_BIT;
     const MARK: u8 = 1 << 7;
 
     /// Returns the state.
@@ -193,19 +190,9 @@ impl Meta {
         self.0 & Self::HUGE != 0
     }
 
-    /// Returns whether nothing is to be recorded of a page that was seen so, whatever else is
-    /// known of it.
-    pub const fn agrees(self, seen: Seen) -> bool {
-        match self.kind() {
-            Kind::Absent => matches!(seen, Seen::Absent),
-            Kind::Zero => matches!(seen, Seen::Zero),
-            Kind::Listed | Kind::Parked | Kind::Volatile => match seen {
-                Seen::Anon { .. } => !self.is_huge(),
-                Seen::Huge { .. } => self.is_huge(),
-                _ => false,
-            },
-            Kind::Unseen | Kind::Merged | Kind::Skipped => false,
-        }
+    /// Returns all of it.
+    pub const fn byte(self) -> u8 {
+        self.0
     }
 }
 
@@ -214,7 +201,7 @@ impl Meta {
 pub struct Record {
     /// State.
     pub kind: Kind,
-    /// Hash, sample, or reason of skipping.
+    /// Key of the content, or reason of skipping.
     pub key: u64,
     /// The merged copy that a [`Kind::Merged`] page maps.
     pub copy: CopyId,
@@ -300,9 +287,19 @@ impl Record {
         }
     }
 
-    /// Returns whether the key is the hash of a part of the page.
+    /// Returns whether something is known of the page's content.
+    pub fn has_key(&self) -> bool {
+        matches!(self.kind, Kind::Listed | Kind::Parked | Kind::Volatile) && self.key != UNKNOWN
+    }
+
+    /// Returns whether that is the hash of all of it.
+    pub fn has_whole_key(&self) -> bool {
+        self.has_key() && key::is_whole(self.key)
+    }
+
+    /// Returns whether it is a volatile page of which only a sample is known.
     pub fn has_sample(&self) -> bool {
-        self.kind == Kind::Volatile && !self.mark && self.key != UNKNOWN
+        self.kind == Kind::Volatile && self.has_key() && !key::is_whole(self.key)
     }
 
     /// Returns whether it is a huge page that would merge if it were split.
@@ -349,39 +346,6 @@ mod tests {
                 };
                 assert_eq!(Record::unpack(record.meta(), record.key, 77), record);
             }
-        }
-    }
-
-    #[test]
-    fn a_record_agrees_with_what_it_says() {
-        let seen = [
-            Seen::Absent,
-            Seen::Zero,
-            Seen::Anon { node: 1 },
-            Seen::Huge { node: 0 },
-            Seen::Skip(Skip::Zero),
-        ];
-        let agreeing = |kind: Kind, huge: bool| {
-            let meta = Record {
-                huge,
-                ..Record::of(kind)
-            };
-            let agrees = |seen: &Seen| meta.meta().agrees(*seen);
-            (
-                seen.iter().filter(|seen| agrees(seen)).count(),
-                seen.iter().position(agrees),
-            )
-        };
-        for kind in KINDS {
-            let (small, huge) = match kind {
-                Kind::Absent => ((1, Some(0)), (1, Some(0))),
-                Kind::Zero => ((1, Some(1)), (1, Some(1))),
-                Kind::Listed | Kind::Parked | Kind::Volatile => ((1, Some(2)), (1, Some(3))),
-                // Those need more of the record, or are news whatever is seen.
-                Kind::Unseen | Kind::Merged | Kind::Skipped => ((0, None), (0, None)),
-            };
-            assert_eq!(agreeing(kind, false), small);
-            assert_eq!(agreeing(kind, true), huge);
         }
     }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a page shall map, by the hash of its content.
+//! What a page shall map, by the [`key`] of its content.
 //!
-//! | who has the hash's place in the tree | the page is new or unchanged           | it changed |
+//! | who has the key's place in the tree  | the page is new or unchanged           | it changed |
 //! |--------------------------------------|----------------------------------------|------------|
 //! | nobody (all zeroes)                  | zero page                              | zero page  |
 //! | a copy with room                     | that copy                              | that copy  |
@@ -13,25 +13,28 @@
 //!
 //! Another page whose guest is backed off ([`super::restraint`]) is met by taking its place.
 //!
-//! Of a page that changed only a sample is remembered, and it is not hashed again before a look at
-//! which the sample is the same. Then it counts as unchanged, but a small page for which nobody has
-//! the place is parked and takes it at its next look: the rest of it may go on changing.
+//! Of a page that changed only the class is remembered, and nobody is looked up for it before a
+//! look at which that is the same. Then it counts as unchanged, but a small page for which nobody
+//! has the place is parked and takes it at its next look: the rest of it may go on changing.
 //!
 //! A page in a large folio cannot map anything else until that is split; it is parked where a small
 //! page would merge. See [`super::huge`].
 
 use super::{
     copies::MergedCopy,
+    key::{
+        self,
+        UNKNOWN, //
+    },
     mask::Mask,
+    moves::Holder,
     page::{
-        known,
         CopyId,
         Kind,
         Level,
         PageId,
         Place,
-        Record,
-        UNKNOWN, //
+        Record, //
     },
     scan::Visit,
     scratch::{
@@ -45,32 +48,38 @@ use super::{
     },
 };
 
-/// Spreads NUMA nodes over the keys.
-const NODE_PRIME: u64 = 0x9e37_79b1_85eb_ca87;
-
 /// What is known of a page's content before this look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Past {
     /// Nothing.
     New,
-    /// It had the same hash.
+    /// It had the same key, as far as it was read.
     Same,
-    /// It had the same sample.
+    /// It was volatile, and had the same class.
     Sampled,
-    /// It had another hash.
+    /// It had another key.
     Changed,
 }
 
-/// A page that was hashed.
+/// A page whose content was looked at.
 #[derive(Clone, Copy, Debug)]
 struct Hashed {
     index: usize,
     page: PageId,
     key: u64,
+    /// Who has the key's place in the tree; not looked up for a candidate that stays one.
+    place: Option<Place>,
     zero: bool,
     past: Past,
     old: Record,
     huge: bool,
+}
+
+impl Hashed {
+    /// Returns whether it is a candidate, and has the key that it had.
+    fn stays(&self) -> bool {
+        self.old.kind == Kind::Listed && self.old.key == self.key
+    }
 }
 
 impl<W: World> Visit<'_, W> {
@@ -86,22 +95,19 @@ impl<W: World> Visit<'_, W> {
             // OVERFLOW: At most 512.
             scanned = scanned.wrapping_add(1);
             let page = self.page(index);
-            let old = self.index.record(page);
-            if self.changes_again(index, page, &old) {
-                continue;
-            }
-            let hash = self.world.hash(index, self.index.seed);
-            let key = self.key(hash, node);
-            let hashed = Hashed {
+            let mut hashed = Hashed {
                 index,
                 page,
-                key,
-                zero: self.knobs.use_zero_pages && hash == self.index.zero,
-                past: past(&old, key),
-                old,
+                key: UNKNOWN,
+                place: None,
+                zero: false,
+                past: Past::New,
+                old: self.index.record(page),
                 huge,
             };
-            self.place(&hashed);
+            if self.know(&mut hashed, node) {
+                self.place(&hashed);
+            }
         }
         self.step.scanned = self.step.scanned.wrapping_add(scanned);
         self.index.count(self.position, |counters| {
@@ -110,31 +116,78 @@ impl<W: World> Visit<'_, W> {
         self.revote(due);
     }
 
-    /// Whether a volatile page has changed since its last look, as far as a sample tells. Most that
-    /// changed once go on doing so, and a sample costs an eighth of a hash.
-    fn changes_again(&mut self, index: usize, page: PageId, old: &Record) -> bool {
-        if !old.has_sample() {
-            return false;
-        }
-        let key = self.sample(index);
-        if key == old.key {
-            return false;
-        }
-        let new = Record {
-            key,
-            level: old.level.raised(),
-            ..*old
+    /// Reads as much of a page as tells it from those that have a place in the tree: a sample, and
+    /// all of it if its class is crowded. Returns whether there is something to plan: there is not
+    /// for a volatile page that has changed again.
+    fn know(&mut self, hashed: &mut Hashed, node: u8) -> bool {
+        let old = hashed.old;
+        let sample = self.world.sample(hashed.index, self.index.seed);
+        hashed.key = self.class(sample, node);
+        let hash = old.has_whole_key().then(|| self.hash_of(hashed));
+        // Both count: a page that was written to between sample and hash has a key of neither.
+        hashed.past = match hash {
+            Some(hash) if old.key == key::of_whole(hashed.key, hash) => Past::Same,
+            _ => past(&old, hashed.key),
         };
-        self.index.set(page, new);
+        if hashed.past == Past::Changed && old.has_sample() {
+            self.change_again(hashed);
+            return false;
+        }
+        if hashed.stays() {
+            return true;
+        }
+        let sparse = sample == self.index.zero_sample;
+        // Also of a page whose whole key is known: who came to its class when that was not crowded
+        // is known there by a sample alone.
+        match self.index.holder(hashed.key) {
+            Holder::One(place) => hashed.place = Some(place),
+            Holder::Nobody if !sparse => {}
+            Holder::Nobody | Holder::Crowd => {
+                let hash = match hash {
+                    Some(hash) => hash,
+                    None if sparse => self.hash_of_sparse(hashed),
+                    None => self.hash_of(hashed),
+                };
+                self.know_whole(hashed, hash);
+            }
+        }
         true
     }
 
-    /// Returns the key of a volatile page.
-    fn sample(&mut self, index: usize) -> u64 {
-        known(self.world.sample(index, self.index.seed))
+    /// Takes note of the hash of the whole page.
+    fn know_whole(&self, hashed: &mut Hashed, hash: u64) {
+        hashed.key = key::of_whole(hashed.key, hash);
+        hashed.zero = self.knobs.use_zero_pages && hash == self.index.zero;
+        if !hashed.stays() {
+            hashed.place = self.index.find(hashed.key);
+        }
     }
 
-    /// Plans what a page that was just split off a large folio shall map, by the hash that it had
+    fn hash_of(&mut self, hashed: &Hashed) -> u64 {
+        self.world.hash(hashed.index, self.index.seed)
+    }
+
+    /// Returns the hash of a page that is zeroes for the most part.
+    fn hash_of_sparse(&mut self, hashed: &Hashed) -> u64 {
+        if self.world.is_zero(hashed.index) {
+            self.index.zero
+        } else {
+            self.hash_of(hashed)
+        }
+    }
+
+    /// A volatile page has changed since its last look, as far as a sample tells. Most that changed
+    /// once go on doing so.
+    fn change_again(&mut self, hashed: &Hashed) {
+        let new = Record {
+            key: hashed.key,
+            level: hashed.old.level.raised(),
+            ..hashed.old
+        };
+        self.index.set(hashed.page, new);
+    }
+
+    /// Plans what a page that was just split off a large folio shall map, by the key that it had
     /// there.
     pub(super) fn place_split(&mut self, index: usize) {
         let page = self.page(index);
@@ -149,21 +202,31 @@ impl<W: World> Visit<'_, W> {
             index,
             page,
             key: old.key,
-            zero: self.knobs.use_zero_pages && old.key == self.key(self.index.zero, node),
+            place: match self.index.holder(old.key) {
+                Holder::One(place) => Some(place),
+                Holder::Nobody => None,
+                // It is hashed at its next look.
+                Holder::Crowd => return,
+            },
+            zero: self.knobs.use_zero_pages && old.key == self.zero_key(node),
             past: Past::Same,
             old,
             huge: false,
         });
     }
 
-    /// Returns the key of a page of that hash on that NUMA node.
-    pub(super) fn key(&self, hash: u64, node: u8) -> u64 {
+    /// Returns the key of the class of pages of that sample on that NUMA node.
+    pub(super) fn class(&self, sample: u64, node: u8) -> u64 {
         if self.knobs.merge_across_nodes {
-            known(hash)
+            key::of_sample(sample)
         } else {
-            let number = u64::from(node).wrapping_add(1);
-            known(hash ^ number.wrapping_mul(NODE_PRIME))
+            key::of_sample_on(sample, node)
         }
+    }
+
+    /// Returns the key of zeroes on that NUMA node.
+    pub(super) fn zero_key(&self, node: u8) -> u64 {
+        key::of_whole(self.class(self.index.zero_sample, node), self.index.zero)
     }
 
     /// Plans what the page shall map, see the module's table.
@@ -172,11 +235,10 @@ impl<W: World> Visit<'_, W> {
             self.park(hashed);
             return self.plan(hashed, Plan::Zero);
         }
-        if hashed.old.kind == Kind::Listed && hashed.past == Past::Same {
+        if hashed.stays() {
             return self.stay(hashed);
         }
-        let place = self.index.find(hashed.key);
-        match place {
+        match hashed.place {
             Some(Place::Copy(copy)) if self.has_room(copy, hashed.page) => {
                 self.park(hashed);
                 self.plan(hashed, Plan::Copy(copy));
@@ -184,17 +246,15 @@ impl<W: World> Visit<'_, W> {
             _ if hashed.past == Past::Changed => self.change(hashed),
             None if hashed.past == Past::Sampled && !hashed.huge => self.park(hashed),
             None => self.index.set(hashed.page, self.listed(hashed)),
-            Some(Place::Copy(_)) => {
+            Some(full @ Place::Copy(_)) => {
                 let listed = self.listed(hashed);
-                if let Some(full) = place {
-                    self.index.take_place(full, hashed.page, listed);
-                }
+                self.index.take_place(full, hashed.page, listed);
             }
             Some(Place::Page(twin)) => self.meet(hashed, twin),
         }
     }
 
-    /// Another page has the same hash.
+    /// Another page has the same key.
     fn meet(&mut self, hashed: &Hashed, twin: PageId) {
         if self.index.is_restrained(twin) {
             // The twin finds this one when its guest merges again.
@@ -291,7 +351,7 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
-    /// The hash is known, but another has its place in the tree.
+    /// The key is known, but another has its place in the tree.
     fn park(&mut self, hashed: &Hashed) {
         let level = match (hashed.past, hashed.huge) {
             (Past::Same, true) => self.patient(hashed.old.level),
@@ -314,7 +374,7 @@ impl<W: World> Visit<'_, W> {
             _ => Level::SECOND,
         };
         let new = Record {
-            key: self.sample(hashed.index),
+            key: key::class(hashed.key),
             level,
             huge: hashed.huge,
             ..Record::of(Kind::Volatile)
@@ -343,19 +403,16 @@ impl<W: World> Visit<'_, W> {
     }
 }
 
-/// Compares the hash of a page with what is recorded.
-fn past(old: &Record, key: u64) -> Past {
-    match old.kind {
-        // It would not be here if the sample had changed.
-        Kind::Volatile if old.has_sample() => Past::Sampled,
-        Kind::Listed | Kind::Parked | Kind::Volatile if old.key != UNKNOWN => {
-            if old.key == key {
-                Past::Same
-            } else {
-                Past::Changed
-            }
-        }
-        _ => Past::New,
+/// Compares the class of a page, whose whole key is not the recorded one, with what is recorded.
+fn past(old: &Record, class: u64) -> Past {
+    if !old.has_key() {
+        Past::New
+    } else if old.key != class {
+        Past::Changed
+    } else if old.kind == Kind::Volatile {
+        Past::Sampled
+    } else {
+        Past::Same
     }
 }
 
@@ -401,19 +458,56 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_out_of_the_sample_is_held_back_by_its_hash() -> Result<(), Untested> {
+    fn what_changes_out_of_the_sample_counts_as_unchanged() -> Result<(), Untested> {
         let mut toy = volatile()?;
-        for round in 1..4 {
-            toy.fill(0, 9..10, |_| Page::Own(11 + round * 2 * REST));
+        for round in 1..5 {
+            toy.fill(0, 9..10, |_| Page::Own(11 + round * REST));
+            let hashed = toy.world.hashed;
             assert!(toy.pass(1));
             assert_eq!(toy.gauge(0, Gauge::Unshared), 1);
-            // It is not found by its hash, which is soon another one.
-            assert_eq!(toy.index.tree.len(), 1);
-            toy.fill(0, 9..10, |_| Page::Own(11 + (round * 2 + 1) * REST));
-            assert!(toy.pass(1));
-            assert_eq!(toy.gauge(0, Gauge::Volatile), 1);
+            assert_eq!(toy.world.hashed, hashed);
+            // It rests for a look before others find it.
+            assert_eq!(toy.index.tree.len(), 1 + u32::from(round > 1));
             assert_eq!(toy.index.check(), Ok(()));
         }
+        Ok(())
+    }
+
+    #[test]
+    fn in_a_crowded_class_each_change_is_seen() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.knobs.smart_scan = false;
+        toy.fill(0, 0..2, |index| Page::Own(5 + index * REST));
+        for _ in 0..3 {
+            assert!(toy.pass(1));
+            assert_eq!(toy.gauge(0, Gauge::Unshared), 2);
+        }
+        toy.fill(0, 1..2, |_| Page::Own(5 + 2 * REST));
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Volatile), 1);
+        assert_eq!(toy.index.check(), Ok(()));
+        Ok(())
+    }
+
+    #[test]
+    fn who_knows_more_of_itself_is_found() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.knobs.smart_scan = false;
+        // Page 3 comes to a class that is crowded, and rests there under its whole key.
+        toy.fill(0, 0..2, |index| Page::Own(5 + (1 + index) * REST));
+        toy.fill(0, 3..4, |_| Page::Own(9));
+        assert!(toy.pass(1));
+        assert!(toy.pass(1));
+        toy.fill(0, 3..4, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        assert!(toy.pass(1));
+        // The others go, and page 2 is the first of the class again.
+        toy.fill(0, 0..2, |_| Page::Absent);
+        toy.fill(0, 2..3, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        assert!(toy.pass(1));
+        assert_eq!(toy.gauge(0, Gauge::Merged), 2);
+        assert_eq!(toy.index.check(), Ok(()));
         Ok(())
     }
 

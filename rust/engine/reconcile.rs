@@ -3,14 +3,14 @@
 //! What the page table says against what is recorded, without reading any page.
 
 use super::{
+    key::UNKNOWN,
+    kinds::Kinds,
     mask::Mask,
     node::Node,
     page::{
         CopyId,
         Kind,
-        Meta,
-        Record,
-        UNKNOWN, //
+        Record, //
     },
     scan::Visit,
     world::{
@@ -37,19 +37,20 @@ impl<W: World> Visit<'_, W> {
     /// Returns the pages that were seen otherwise than recorded, which are few, and counts those
     /// that are there.
     fn news(&mut self) -> Mask {
-        let seen = self.scratch.seen.iter();
-        let there = Mask::of(seen.clone().map(|seen| !matches!(seen, Seen::Absent)));
-        self.step.present = self.cover.and(&there).count();
+        let seen = &self.scratch.seen;
+        self.step.present = self.cover.without(seen.absent()).count();
         let blocks = &self.index.store.blocks;
-        let pages = blocks.metas(self.block).iter();
-        let known = |((meta, node), seen): ((&Meta, &Node), &Seen)| match *seen {
-            Seen::Merged { pfn, .. } => {
-                meta.kind() == Kind::Merged && self.is_frame(CopyId(node.link()), pfn)
+        let kinds = Kinds::of(blocks.metas(self.block));
+        let mut known = kinds.agreeing(seen);
+        let nodes = blocks.nodes(self.block);
+        let merged = kinds.are(Kind::Merged);
+        for (index, pfn) in seen.copies() {
+            let copy = nodes.get(index).map(Node::link).map(CopyId);
+            if merged.has(index) && copy.is_some_and(|copy| self.is_frame(copy, pfn)) {
+                known.add(index);
             }
-            seen => meta.agrees(seen),
-        };
-        let pages = pages.zip(blocks.nodes(self.block)).zip(seen);
-        self.cover.without(&Mask::of(pages.map(known)))
+        }
+        self.cover.without(&known)
     }
 
     fn reconcile_page(&mut self, index: usize) {

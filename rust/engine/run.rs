@@ -11,16 +11,10 @@ use super::{
         GuestId,
         Shared,
         Target,
-        World, //
+        World,
+        RUN_PAGES, //
     },
 };
-use crate::mem::{
-    KVVec,
-    GFP_KERNEL, //
-};
-
-/// Pages that can be replaced together without allocating.
-const SMALL: usize = 32;
 
 /// Neighbouring pages of a block, and what each shall map.
 pub(super) struct Run<P> {
@@ -30,28 +24,21 @@ pub(super) struct Run<P> {
     pub(super) address: u64,
     /// What they shall map.
     pub(super) plans: P,
-    /// How many they are.
+    /// How many they are, at most [`RUN_PAGES`].
     pub(super) len: usize,
 }
 
 impl<P: Iterator<Item = Plan>> Run<P> {
-    /// Replaces the pages, or fewer of them if memory is short, and writes what became of each to
-    /// `results`. Returns how many.
+    /// Replaces the pages, at most `batch` at once, and writes what became of each to `results`.
+    /// Returns how many those are: fewer if a copy has turned out to be broken.
     pub(super) fn share<W: World>(
         self,
         index: &Index<W::Frame>,
         world: &mut W,
+        batch: u32,
         results: &mut [Shared],
     ) -> usize {
-        let mut small = [const { Target::Zero }; SMALL];
-        let mut large = KVVec::new();
-        let targets: &mut [Target<'_, W::Frame>] =
-            if self.len > SMALL && large.reserve(self.len, GFP_KERNEL).is_ok() {
-                while large.push_within_capacity(Target::Zero).is_ok() {}
-                &mut large
-            } else {
-                &mut small
-            };
+        let mut targets = [const { Target::Zero }; RUN_PAGES];
         let mut ready: usize = 0;
         for (target, plan) in targets.iter_mut().zip(self.plans.take(self.len)) {
             *target = match plan {
@@ -62,7 +49,7 @@ impl<P: Iterator<Item = Plan>> Run<P> {
                 },
                 Plan::Nothing => break,
             };
-            // OVERFLOW: At most 512.
+            // OVERFLOW: At most `RUN_PAGES`.
             ready = ready.wrapping_add(1);
         }
         let (Some(targets), Some(results)) = (targets.get(..ready), results.get_mut(..ready))
@@ -71,7 +58,7 @@ impl<P: Iterator<Item = Plan>> Run<P> {
         };
         results.fill(Shared::Busy);
         if ready > 0 {
-            world.share(self.guest, self.address, targets, results);
+            world.share(self.guest, self.address, batch, targets, results);
         }
         ready
     }

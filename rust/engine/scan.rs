@@ -26,6 +26,7 @@ use super::{
         Index,
         Step, //
     },
+    kinds::Kinds,
     knobs::Knobs,
     mask::Mask,
     page::{
@@ -248,8 +249,9 @@ impl<'a, W: World> Visit<'a, W> {
         let pass = guest.map_or(0, |guest| guest.stats.counters.passes);
         let stride = self.stride();
         let metas = self.index.store.blocks.metas(self.block);
-        let unmerged = |meta: &Meta| !matches!(meta.kind(), Kind::Merged | Kind::Zero);
-        let all = self.cover.and(&Mask::of(metas.iter().map(unmerged)));
+        let kinds = Kinds::of(metas);
+        let merged = kinds.are(Kind::Merged).or(&kinds.are(Kind::Zero));
+        let all = self.cover.without(&merged);
         if !self.knobs.smart_scan {
             return (all, Mask::EMPTY);
         }
@@ -354,14 +356,8 @@ impl<'a, W: World> Visit<'a, W> {
     /// Counts the looks at private pages that backing off saved: those of this visit at pages that
     /// are patient, and those at all of them in passes without a visit.
     fn count_skipped(&mut self, due: &Mask, patient: &Mask) {
-        let private = |index: &usize| {
-            matches!(
-                self.scratch.seen(*index),
-                Seen::Anon { .. } | Seen::Huge { .. }
-            )
-        };
-        // CAST: `usize` is 64 bits wide.
-        let count = |pages: &Mask| pages.iter().filter(private).count() as u64;
+        let private = self.scratch.seen.small().or(self.scratch.seen.huge());
+        let count = |pages: &Mask| u64::from(pages.and(&private).count());
         let (due, patient, stride) = (count(due), count(patient), self.stride());
         // OVERFLOW: At most 4 times 512, and a stride is not 0.
         let skipped = due

@@ -7,6 +7,7 @@ use super::{
         CopyId,
         PageId, //
     },
+    sight::Sight,
     world::{
         Seen,
         Shared,
@@ -45,7 +46,7 @@ pub(super) struct Fresh {
 #[derive(Debug)]
 pub struct Scratch {
     /// What a look found.
-    pub(super) seen: KVVec<Seen>,
+    pub(super) seen: Sight,
     /// What each page is going to map.
     pub(super) plan: KVVec<Plan>,
     /// Whether that is something else for any of them.
@@ -68,7 +69,7 @@ impl Scratch {
     /// [`AllocError`] if there is no memory.
     pub fn new() -> Result<Self, AllocError> {
         Ok(Self {
-            seen: KVVec::from_elem(Seen::Absent, BLOCK_PAGES, GFP_KERNEL)?,
+            seen: Sight::new()?,
             plan: KVVec::from_elem(Plan::Nothing, BLOCK_PAGES, GFP_KERNEL)?,
             planned: false,
             results: KVVec::from_elem(Shared::Busy, BLOCK_PAGES, GFP_KERNEL)?,
@@ -91,7 +92,7 @@ impl Scratch {
 
     /// Returns what the last look found at `index`.
     pub(super) fn seen(&self, index: usize) -> Seen {
-        self.seen.get(index).copied().unwrap_or(Seen::Absent)
+        self.seen.get(index)
     }
 
     /// Returns what the page at `index` is going to map.

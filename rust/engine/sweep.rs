@@ -11,7 +11,9 @@ use super::{
         Index,
         Swept, //
     },
+    key,
     knobs::Knobs,
+    moves::Holder,
     page::{
         CopyId,
         Place, //
@@ -49,7 +51,7 @@ impl<F> Index<F> {
                 self.drop_copy(copy);
                 swept.freed = swept.freed.saturating_add(1);
             } else if entry.state() == State::Full {
-                self.list_again(copy, knobs);
+                self.list_again(world, copy, knobs);
             }
         }
         swept
@@ -76,18 +78,27 @@ impl<F> Index<F> {
 
     /// Puts a copy that was full into the tree again if half of its pages have left it, unless
     /// another copy has its place.
-    fn list_again(&mut self, copy: CopyId, knobs: &Knobs) {
+    fn list_again<W: World<Frame = F>>(&mut self, world: &mut W, copy: CopyId, knobs: &Knobs) {
         let Some(entry) = self.store.copies.get(copy) else {
             return;
         };
         if entry.records() > knobs.max_page_sharing / 2 {
             return;
         }
-        let Some(key) = self.store.copies.node(copy).map(|node| node.key()) else {
-            return;
+        // Its class may be crowded now and not have been then, or the other way round.
+        let class = key::class(self.key_of(copy));
+        let (key, place) = match self.holder(class) {
+            Holder::Nobody => (class, None),
+            Holder::One(place) => (class, Some(place)),
+            Holder::Crowd => {
+                let hash = entry.frame().map(|frame| world.hash_frame(frame, self.seed));
+                let key = key::of_whole(class, hash.unwrap_or_default());
+                (key, self.find(key))
+            }
         };
+        self.rekey_copy(copy, key);
         let node = Place::Copy(copy);
-        let listed = match self.find(key) {
+        let listed = match place {
             None => self.tree.insert(&mut self.store, node.node()).is_ok(),
             Some(Place::Copy(_)) => false,
             Some(page) => self.yield_place(page, node),

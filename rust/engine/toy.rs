@@ -14,8 +14,10 @@ use super::{
         Span,
         Step, //
     },
+    key,
     knobs::Knobs,
     scratch::Scratch,
+    sight::Sight,
     stats::Gauge,
     world::{
         Away,
@@ -62,7 +64,9 @@ pub enum Page {
 /// When a page changes behind the engine's back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// When it was hashed.
+    /// When its sample was hashed.
+    Sampled,
+    /// When all of it was hashed.
     Hashed,
     /// When a copy of it was made.
     Copied,
@@ -110,6 +114,10 @@ pub struct Guests {
     looked: usize,
     /// Splits that were asked for.
     pub splits: u32,
+    /// Pages hashed.
+    pub hashed: u32,
+    /// Samples hashed.
+    pub sampled: u32,
     /// Whether there is memory for frames.
     pub has_memory: bool,
     /// Pages that change behind the engine's back, each once.
@@ -129,6 +137,8 @@ impl Toy {
                 made: KVVec::new(),
                 looked: 0,
                 splits: 0,
+                hashed: 0,
+                sampled: 0,
                 has_memory: true,
                 writes: KVVec::new(),
             },
@@ -269,10 +279,11 @@ impl World for Guests {
         block: u64,
         pages: Range<usize>,
         _wanted: &[u64; BLOCK_PAGES / 64],
-        seen: &mut [Seen],
+        seen: &mut Sight,
     ) -> Result<(), Away> {
         let first = Self::page_at(block);
         self.looked = Self::place(guest.0, first);
+        seen.clear();
         for index in pages {
             let found = match self.get(guest.0, first.wrapping_add(index)) {
                 Page::Absent => Seen::Absent,
@@ -287,22 +298,29 @@ impl World for Guests {
                         .map_or(Token(0), |made| made.token),
                 },
             };
-            if let Some(slot) = seen.get_mut(index) {
-                *slot = found;
-            }
+            seen.put(index..index.wrapping_add(1), found);
         }
         Ok(())
     }
 
     fn hash(&mut self, index: usize, seed: u64) -> u64 {
+        self.hashed = self.hashed.wrapping_add(1);
         let hash = hash_of(self.looked_at(index), seed);
         self.write_behind(Moment::Hashed, index);
         hash
     }
 
-    /// What is above 2^32 of a content is not in the sample.
     fn sample(&mut self, index: usize, seed: u64) -> u64 {
-        hash_of(self.looked_at(index) & 0xffff_ffff, seed)
+        self.sampled = self.sampled.wrapping_add(1);
+        let sample = sample_of(self.looked_at(index), seed);
+        self.write_behind(Moment::Sampled, index);
+        sample
+    }
+
+    fn is_zero(&mut self, index: usize) -> bool {
+        let zero = self.looked_at(index) == 0;
+        self.write_behind(Moment::Hashed, index);
+        zero
     }
 
     fn snapshot(&mut self, index: usize) -> Option<Frame> {
@@ -324,6 +342,7 @@ impl World for Guests {
         &mut self,
         guest: GuestId,
         addr: u64,
+        _batch: u32,
         targets: &[Target<'_, Frame>],
         results: &mut [Shared],
     ) {
@@ -373,6 +392,11 @@ impl World for Guests {
         hash_of(made.map_or(0, |made| made.content), seed)
     }
 
+    fn sample_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
+        let made = self.made.get(frame.0 as usize);
+        sample_of(made.map_or(0, |made| made.content), seed)
+    }
+
     fn mappings(&self, frame: &Frame) -> u32 {
         self.made
             .get(frame.0 as usize)
@@ -394,6 +418,11 @@ fn hash_of(content: u64, seed: u64) -> u64 {
         0 => hash_words(512, |_| 0, seed),
         content => hash_words(1, |_| content, seed),
     }
+}
+
+/// Returns the hash of the sample of a page of that content: what is above 2^32 is not in it.
+fn sample_of(content: u64, seed: u64) -> u64 {
+    key::sample(|word| (content & 0xffff_ffff) * u64::from(word == 0), seed)
 }
 
 /// What stands for the digest of a page of that content.

@@ -104,6 +104,25 @@ impl Tree {
         None
     }
 
+    /// Returns the node with the least key that is not below `key`.
+    pub fn find_from<N: Nodes>(&self, nodes: &N, key: u64) -> Option<u32> {
+        let mut id = self.root;
+        let mut least = None;
+        for _ in 0..MAX_DEPTH {
+            let Some(node) = nodes.node(id) else {
+                return least;
+            };
+            if node.key() == key {
+                return Some(id);
+            }
+            if node.key() > key {
+                least = Some(id);
+            }
+            id = node.child(side_of(key, node));
+        }
+        None
+    }
+
     /// Inserts the node `id`, which is in no tree, with the key that it has.
     ///
     /// # Errors

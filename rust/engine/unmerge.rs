@@ -23,10 +23,9 @@ use super::{
     sort::first_not,
     stats::Gauge,
     world::{
-        self,
         Away,
         GuestId,
-        Seen,
+        Unshared,
         World,
         BLOCK_BYTES, //
     },
@@ -85,20 +84,25 @@ impl<W: World> Visit<'_, W> {
         if let Kept::Block(_) = kept {
             self.reconcile();
         }
-        let cover = self.cover;
-        for index in cover.iter() {
-            if !matches!(self.scratch.seen(index), Seen::Merged { .. }) {
-                continue;
+        let merged = self.cover.and(self.scratch.seen.merged());
+        let mut next: usize = 0;
+        while let Some(run) = merged.run(next) {
+            let (first, pages) = (run.start, run.len());
+            let address = self.address(first);
+            let (done, last) = self.world.unshare_run(self.guest, address, pages);
+            for index in run.take(done) {
+                unmerged.unmerged = unmerged.unmerged.saturating_add(1);
+                self.forget_merged(kept, index);
             }
-            match self.world.unshare(self.guest, self.address(index)) {
-                world::Unshared::Done => {
-                    unmerged.unmerged = unmerged.unmerged.saturating_add(1);
-                    self.forget_merged(kept, index);
-                }
-                world::Unshared::Busy => {
+            // OVERFLOW: At most 512.
+            next = first.wrapping_add(done.min(pages));
+            match last {
+                Unshared::Done => {}
+                Unshared::Busy => {
                     unmerged.busy = unmerged.busy.saturating_add(1);
+                    next = next.wrapping_add(1);
                 }
-                world::Unshared::NoMemory => {
+                Unshared::NoMemory => {
                     unmerged.state = UnmergeState::NoMemory;
                     return Ok(());
                 }

@@ -141,13 +141,15 @@ impl Header {
 
 impl Record {
     /// Returns the bytes of the record.
+    #[inline]
     pub fn encode(&self) -> [u8; RECORD_BYTES] {
-        let (state, serial, digest): (u32, u64, &[u8]) = match &self.state {
-            PageState::Absent => (0, 0, &[]),
+        const NONE: [u8; DIGEST_BYTES] = [0; DIGEST_BYTES];
+        let (state, serial, digest): (u32, u64, _) = match &self.state {
+            PageState::Absent => (0, 0, &NONE),
             PageState::Unmerged { digest } => (1, 0, digest),
             PageState::Merged { serial, digest } => (2, *serial, digest),
             PageState::Zero => (3, 0, &ZERO_DIGEST),
-            PageState::Skipped => (4, 0, &[]),
+            PageState::Skipped => (4, 0, &NONE),
         };
         let mut out = [0; RECORD_BYTES];
         put(&mut out, 0, &self.gfn.to_le_bytes());
@@ -182,20 +184,21 @@ impl Record {
     }
 }
 
-/// Writes `field` at byte `at`.
-fn put(out: &mut [u8], at: usize, field: &[u8]) {
-    for (slot, byte) in out.iter_mut().skip(at).zip(field) {
-        *slot = *byte;
+/// Writes `field` at byte `at`, where there is room for it.
+#[inline]
+fn put<const N: usize>(out: &mut [u8], at: usize, field: &[u8; N]) {
+    let rest = out.get_mut(at..);
+    if let Some(slot) = rest.and_then(|rest| rest.first_chunk_mut()) {
+        *slot = *field;
     }
 }
 
-/// Reads `N` bytes at byte `at`.
+/// Reads the `N` bytes that are at byte `at`.
+#[inline]
 fn take<const N: usize>(from: &[u8], at: usize) -> [u8; N] {
-    let mut field = [0; N];
-    for (slot, byte) in field.iter_mut().zip(from.iter().skip(at)) {
-        *slot = *byte;
-    }
-    field
+    let rest = from.get(at..);
+    rest.and_then(|rest| rest.first_chunk().copied())
+        .unwrap_or([0; N])
 }
 
 #[cfg(any(test, TWINPAGE_KUNIT))]

@@ -8,8 +8,13 @@
 //! acts on it: guests write at any moment. Only [`World::share`] is exact, because it compares
 //! bytes while nobody can write.
 
+use super::sight::Sight;
+
 /// Pages in a block: as many as one page table holds.
 pub const BLOCK_PAGES: usize = 512;
+
+/// Pages that [`World::share`] is given at most.
+pub const RUN_PAGES: usize = 64;
 
 /// Bytes in a page.
 pub const PAGE_BYTES: u64 = 4096;
@@ -195,8 +200,8 @@ pub trait World {
     /// keep it alive.
     type Frame;
 
-    /// Looks at the pages `pages` of the block at address `block` and writes what it found to the
-    /// same indexes of `seen` ([`BLOCK_PAGES`] long).
+    /// Looks at the pages `pages` of the block at address `block` and puts what it found into
+    /// `seen`, which it clears before.
     ///
     /// Pages with their bit set in `wanted` (bit `i % 64` of word `i / 64`) that turn out to be
     /// [`Seen::Anon`] or [`Seen::Huge`] are kept for [`hash`](Self::hash) and
@@ -211,7 +216,7 @@ pub trait World {
         block: u64,
         pages: core::ops::Range<usize>,
         wanted: &[u64; BLOCK_PAGES / 64],
-        seen: &mut [Seen],
+        seen: &mut Sight,
     ) -> Result<(), Away>;
 
     /// XXH64 with `seed` of page `index` of the block last looked at, which must have been kept.
@@ -219,8 +224,12 @@ pub trait World {
     /// The guest may write while it is read.
     fn hash(&mut self, index: usize, seed: u64) -> u64;
 
-    /// The same of an eighth of the page, spread over it, in an eighth of the time.
+    /// The same of the page's sample ([`key::sample`](super::key::sample)), in an eighth of the
+    /// time.
     fn sample(&mut self, index: usize, seed: u64) -> u64;
+
+    /// Whether page `index` of the block last looked at, which must have been kept, holds zeroes.
+    fn is_zero(&mut self, index: usize) -> bool;
 
     /// Copies page `index` of the block last looked at, which must have been kept, into a fresh
     /// frame on the same NUMA node; `None` if there is no memory.
@@ -230,19 +239,37 @@ pub trait World {
     fn release(&mut self);
 
     /// Replaces a run of neighbouring pages of `guest`, the first at address `addr`, each by its
-    /// target if the bytes are equal, and writes what became of page `i` to `results[i]`.
+    /// target if the bytes are equal, and writes what became of page `i` to `results[i]`. At most
+    /// `batch` pages are replaced at once, while the guest cannot reach them.
     ///
-    /// The run lies within one block; `targets` and `results` have the same length, at least 1.
+    /// The run lies within one block; `targets` and `results` have the same length, at least 1 and
+    /// at most [`RUN_PAGES`].
     fn share(
         &mut self,
         guest: GuestId,
         addr: u64,
+        batch: u32,
         targets: &[Target<'_, Self::Frame>],
         results: &mut [Shared],
     );
 
     /// Gives the page of `guest` at `addr` its own copy, if it maps a merged one.
     fn unshare(&mut self, guest: GuestId, addr: u64) -> Unshared;
+
+    /// Does the same with `pages` neighbouring pages, the first at `addr`, which lie within one
+    /// block. Returns how many are done, perhaps not all of them, and, if it was not possible with
+    /// the page after these, why.
+    fn unshare_run(&mut self, guest: GuestId, addr: u64, pages: usize) -> (usize, Unshared) {
+        for done in 0..pages {
+            // CAST: `usize` is 64 bits wide. OVERFLOW: The page exists.
+            let ahead = (done as u64).wrapping_mul(PAGE_BYTES);
+            match self.unshare(guest, addr.wrapping_add(ahead)) {
+                Unshared::Done => {}
+                why => return (done, why),
+            }
+        }
+        (pages, Unshared::Done)
+    }
 
     /// Splits the large folio that is mapped at `addr`. `true` if the pages there are small now.
     fn split(&mut self, guest: GuestId, addr: u64) -> bool;
@@ -255,6 +282,9 @@ pub trait World {
 
     /// XXH64 with `seed` of a merged copy.
     fn hash_frame(&mut self, frame: &Self::Frame, seed: u64) -> u64;
+
+    /// XXH64 with `seed` of the sample of a merged copy.
+    fn sample_frame(&mut self, frame: &Self::Frame, seed: u64) -> u64;
 
     /// How many page table entries map the copy; 0 is final, as nothing can map it again.
     fn mappings(&self, frame: &Self::Frame) -> u32;

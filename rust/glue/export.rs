@@ -5,8 +5,12 @@
 //! `Documentation/export.rst` has the formats. Everything is put together in kernel memory under
 //! the mutex and copied to the reader without it: a reader's page fault must not hold up the rest.
 
-use super::shared::Shared;
+use super::{
+    shared::Shared,
+    state::DIGEST_BUDGET, //
+};
 use crate::engine::{
+    digests::Asked,
     stats::Gauge,
     wire::{
         Header,
@@ -17,6 +21,7 @@ use crate::engine::{
     world::{
         GuestId,
         BLOCK_BYTES,
+        BLOCK_PAGES,
         PAGE_BYTES, //
     },
 };
@@ -39,8 +44,11 @@ use kernel::{
     uaccess::UserSliceWriter, //
 };
 
-/// Records that one `read` gives at most.
-const RECORDS_A_READ: u64 = 64;
+/// Records that one `read` gives at most: 32 KiB.
+const RECORDS_A_READ: u64 = BLOCK_PAGES as u64;
+
+/// The bytes of some records.
+type Records = KVVec<[u8; RECORD_BYTES]>;
 
 /// The debugfs files of one guest; dropping them waits for readers.
 pub(crate) struct Export {
@@ -161,71 +169,93 @@ impl BinaryWriter for Digests {
         offset: &mut file::Offset,
     ) -> Result<usize> {
         let at = u64::try_from(*offset).map_err(|_| EINVAL)?;
-        let mut bytes = KVVec::new();
-        let skip = if at < HEADER_BYTES as u64 {
-            self.header(&mut bytes)?;
-            at as usize
-        } else {
-            let beyond = at - HEADER_BYTES as u64;
-            let wanted = (writer.len() / RECORD_BYTES) as u64 + 2;
-            let first = beyond / RECORD_BYTES as u64;
-            self.records(first, wanted.min(RECORDS_A_READ), &mut bytes)?;
-            (beyond % RECORD_BYTES as u64) as usize
+        let written = match at.checked_sub(HEADER_BYTES as u64) {
+            None => writer.write_slice_partial(&self.header()?.encode(), at as usize)?,
+            Some(beyond) => {
+                let first = beyond / RECORD_BYTES as u64;
+                let skip = beyond as usize % RECORD_BYTES;
+                let wanted = writer.len().saturating_add(skip).div_ceil(RECORD_BYTES) as u64;
+                let records = self.records(first, wanted.min(RECORDS_A_READ))?;
+                writer.write_slice_partial(records.as_flattened(), skip)?
+            }
         };
-        let written = writer.write_slice_partial(&bytes, skip)?;
         *offset += written as file::Offset;
         Ok(written)
     }
 }
 
 impl Digests {
-    fn header(&self, bytes: &mut KVVec<u8>) -> Result {
+    fn header(&self) -> Result<Header> {
         let View { shared, id } = &self.0;
         let mut state = shared.state.lock();
         state.refresh(*id)?;
         let guest = state.guest(*id).ok_or(ENOENT)?;
-        let header = Header {
+        Ok(Header {
             id: id.0,
             domain: guest.domain().number(),
             records: guest.layout().pages(),
             layout: guest.layout().version(),
-        };
-        Ok(bytes.extend_from_slice(&header.encode(), GFP_KERNEL)?)
+        })
     }
 
-    /// Appends up to `most` records from number `first` on.
-    fn records(&self, first: u64, most: u64, bytes: &mut KVVec<u8>) -> Result {
-        let View { shared, id } = &self.0;
-        bytes.reserve(most as usize * RECORD_BYTES, GFP_KERNEL)?;
-        let mut number = first;
-        let end = first.saturating_add(most);
-        while number < end {
-            let mut state = shared.state.lock();
-            let guest = state.guest(*id).ok_or(ENOENT)?;
-            let Some(page) = guest.layout().page(number) else {
-                break;
-            };
-            // As many as lie next to one another in memory, within one block.
-            let in_block = (BLOCK_BYTES - page.addr % BLOCK_BYTES) / PAGE_BYTES;
-            let pages = guest.layout().run(number).min(in_block).min(end - number);
-            let mut gfn = page.gfn;
-            let told = state.page_states(*id, page.addr, pages as usize, |state| {
-                let record = Record { gfn, state };
-                // Room was reserved for all of them.
-                let _ = bytes.extend_from_slice(&record.encode(), GFP_KERNEL);
-                gfn += 1;
-            });
-            drop(state);
-            match told {
-                Ok(()) => number += pages,
+    /// Up to `most` records from number `first` on.
+    fn records(&self, first: u64, most: u64) -> Result<Records> {
+        let mut records = Records::with_capacity(most as usize, GFP_KERNEL)?;
+        // When digests are missing, no more pages are looked at than can be told at once.
+        let mut at_once = RECORDS_A_READ;
+        while (records.len() as u64) < most {
+            let whole = records.len();
+            let asked = at_once.min(most - whole as u64);
+            match self.append(first.saturating_add(whole as u64), asked, &mut records) {
+                Ok(Told::All) => {}
+                Ok(Told::Some) => at_once = DIGEST_BUDGET as u64,
+                Ok(Told::End) => break,
                 Err(error) if error == EAGAIN && !kernel::current!().signal_pending() => {
                     // What was told before the lock was contended is told again.
-                    bytes.truncate((number - first) as usize * RECORD_BYTES);
+                    records.truncate(whole);
                     kernel::time::delay::fsleep(kernel::time::Delta::from_millis(1));
                 }
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(records)
     }
+
+    /// Appends up to `most` records from number `first` on, as many as can be told at once: of
+    /// pages that lie next to one another in memory, within one block.
+    fn append(&self, first: u64, most: u64, records: &mut Records) -> Result<Told> {
+        let View { shared, id } = &self.0;
+        let mut state = shared.state.lock();
+        let layout = state.guest(*id).ok_or(ENOENT)?.layout();
+        let Some(page) = layout.page(first) else {
+            return Ok(Told::End);
+        };
+        let in_block = (BLOCK_BYTES - page.addr % BLOCK_BYTES) / PAGE_BYTES;
+        let asked = Asked {
+            guest: *id,
+            addr: page.addr,
+            pages: layout.run(first).min(in_block).min(most) as usize,
+            digests: DIGEST_BUDGET,
+        };
+        let mut gfn = page.gfn;
+        let told = state.page_states(asked, |state| {
+            // The caller has made room for all of them.
+            let _ = records.push_within_capacity(Record { gfn, state }.encode());
+            gfn += 1;
+        })?;
+        Ok(match told == asked.pages {
+            true => Told::All,
+            false => Told::Some,
+        })
+    }
+}
+
+/// Which of the records that were asked for there are.
+enum Told {
+    /// All that lie in one piece.
+    All,
+    /// Fewer, as digests are missing.
+    Some,
+    /// None: these are no pages.
+    End,
 }

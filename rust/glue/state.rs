@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     engine::{
+        digests::Asked,
         index::{
             Found,
             Index,
@@ -67,8 +68,8 @@ const LEAVE_BLOCKS: usize = 64;
 /// at least, so that a round polls all of those that are of use.
 pub(crate) const SWEEP_COPIES: usize = BLOCK_PAGES / 2;
 
-/// Digests that one search may compute at once.
-const DIGEST_BUDGET: usize = 64;
+/// Digests that are computed at once, without letting go of the mutex.
+pub(crate) const DIGEST_BUDGET: usize = 64;
 
 /// Serial numbers that each index gets.
 const SERIALS: u64 = 1 << 40;
@@ -484,21 +485,19 @@ impl State {
         totals
     }
 
-    /// States of `pages` neighbouring pages of a guest, from address `addr`, within one block.
+    /// Tells the states of pages in order; says how many. As [`Index::page_states`].
     ///
     /// # Errors
     ///
     /// `ENOENT`, `ESRCH`, `EAGAIN`, `ENOMEM`.
     pub(crate) fn page_states(
         &mut self,
-        id: GuestId,
-        addr: u64,
-        pages: usize,
+        asked: Asked,
         tell: impl FnMut(PageState),
-    ) -> Result {
-        let (index, world, scratch) = self.parts(id).ok_or(ENOENT)?;
+    ) -> Result<usize> {
+        let (index, world, scratch) = self.parts(asked.guest).ok_or(ENOENT)?;
         let mut world = world.for_reading();
-        Ok(index.page_states(&mut world, scratch, id, addr, pages, tell)?)
+        Ok(index.page_states(&mut world, scratch, asked, tell)?)
     }
 
     /// Reads the merged copy of group `number` with that digest.

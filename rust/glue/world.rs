@@ -8,6 +8,13 @@ use super::{
 };
 use crate::{
     engine::{
+        key::{
+            self,
+            LINE_WORDS,
+            PAGE_WORDS, //
+        },
+        layout::Layout,
+        sight::Sight,
         world::{
             Away,
             GuestId,
@@ -21,7 +28,8 @@ use crate::{
             World,
             BLOCK_PAGES,
             DIGEST_BYTES,
-            PAGE_BYTES, //
+            PAGE_BYTES,
+            RUN_PAGES, //
         },
         xxh64, //
     },
@@ -36,18 +44,7 @@ use crate::{
 };
 use core::ops::Range;
 
-/// Words of 8 bytes in a page.
-const PAGE_WORDS: usize = PAGE_BYTES as usize / 8;
-
-/// Words of 8 bytes in a sample: one cache line of 64 bytes in each 512 bytes.
-const SAMPLE_WORDS: usize = PAGE_WORDS / 8;
-
-/// Where word `word` of a sample is in the page: lines are 576 bytes apart, each another distance
-/// away from a multiple of 512, so that structures of a common size are not missed in one place.
-#[inline(always)]
-fn sampled(word: usize) -> usize {
-    word + word / 8 * 64
-}
+const _: () = assert!(RUN_PAGES <= RUN_MAX);
 
 /// The attached guests, and room for one look.
 pub(crate) struct HostWorld<'a> {
@@ -90,23 +87,30 @@ impl<'a> HostWorld<'a> {
     }
 }
 
-/// Refuses private pages of a guest that is not to merge now, if `paused`, and those that only the
-/// guest sees.
-fn refuse(guest: &Guest, paused: bool, block: u64, pages: Range<usize>, seen: &mut [Seen]) {
-    let gmem = guest.layout().has_gmem();
-    if !paused && !gmem {
-        return;
-    }
-    for (index, seen) in seen
-        .iter_mut()
-        .enumerate()
-        .take(pages.end)
-        .skip(pages.start)
-    {
-        if gmem && guest.layout().is_gmem(block + index as u64 * PAGE_BYTES) {
-            *seen = Seen::Skip(Skip::Gmem);
-        } else if paused && matches!(*seen, Seen::Anon { .. } | Seen::Huge { .. }) {
-            *seen = Seen::Skip(Skip::Paused);
+/// Why pages of a guest are not to merge now, whatever they hold.
+struct Refusal<'a> {
+    layout: &'a Layout,
+    /// Private ones are not.
+    paused: bool,
+    /// Those that only the guest sees are not, and there are some.
+    gmem: bool,
+}
+
+impl Refusal<'_> {
+    /// Puts what was found of `pages` of the block at address `block` into `seen`.
+    #[inline]
+    fn put(&self, block: u64, pages: Range<usize>, found: Seen, seen: &mut Sight) {
+        let found = match found {
+            Seen::Anon { .. } | Seen::Huge { .. } if self.paused => Seen::Skip(Skip::Paused),
+            _ => found,
+        };
+        if !self.gmem {
+            return seen.put(pages, found);
+        }
+        for index in pages {
+            let only = self.layout.is_gmem(block + index as u64 * PAGE_BYTES);
+            let found = if only { Seen::Skip(Skip::Gmem) } else { found };
+            seen.put(index..index + 1, found);
         }
     }
 }
@@ -120,14 +124,21 @@ impl World for HostWorld<'_> {
         block: u64,
         pages: Range<usize>,
         wanted: &[u64; BLOCK_PAGES / 64],
-        seen: &mut [Seen],
+        seen: &mut Sight,
     ) -> Result<(), Away> {
         let (guest, user) = self.user(guest)?;
         let locked = user.try_lock().ok_or(Away::Busy)?;
-        self.look.at(&locked, block, pages.clone(), wanted, seen);
-        let paused = self.merging && guest.layout().is_migrating();
-        refuse(guest, paused, block, pages, seen);
-        if paused {
+        let layout = guest.layout();
+        let refusal = Refusal {
+            layout,
+            paused: self.merging && layout.is_migrating(),
+            gmem: layout.has_gmem(),
+        };
+        seen.clear();
+        self.look.at(&locked, block, pages, wanted, |pages, found| {
+            refusal.put(block, pages, found, seen);
+        });
+        if refusal.paused {
             self.look.release();
         }
         Ok(())
@@ -146,7 +157,19 @@ impl World for HostWorld<'_> {
             return 0;
         };
         let words = page.words();
-        xxh64::hash_words(SAMPLE_WORDS, |word| words.get(sampled(word)), seed)
+        key::sample(|word| words.get(word), seed)
+    }
+
+    fn is_zero(&mut self, index: usize) -> bool {
+        let Some(page) = self.look.kept(index) else {
+            return false;
+        };
+        let words = page.words();
+        let line =
+            |first: usize| (first..first + LINE_WORDS).fold(0, |all, at| all | words.get(at));
+        (0..PAGE_WORDS)
+            .step_by(LINE_WORDS)
+            .all(|first| line(first) == 0)
     }
 
     fn snapshot(&mut self, index: usize) -> Option<Frame> {
@@ -161,6 +184,7 @@ impl World for HostWorld<'_> {
         &mut self,
         guest: GuestId,
         addr: u64,
+        batch: u32,
         targets: &[Target<'_, Frame>],
         results: &mut [Shared],
     ) {
@@ -174,28 +198,35 @@ impl World for HostWorld<'_> {
         let Some(locked) = user.try_lock() else {
             return;
         };
-        let mut at = addr as usize;
-        for (targets, results) in targets.chunks(RUN_MAX).zip(results.chunks_mut(RUN_MAX)) {
-            locked.share(at, targets, results);
-            at += targets.len() * kernel::page::PAGE_SIZE;
-        }
+        locked.share(addr as usize, batch, targets, results);
     }
 
     fn unshare(&mut self, guest: GuestId, addr: u64) -> Unshared {
+        self.unshare_run(guest, addr, 1).1
+    }
+
+    fn unshare_run(&mut self, guest: GuestId, addr: u64, pages: usize) -> (usize, Unshared) {
         let Ok((guest, user)) = self.user(guest) else {
-            return Unshared::Done;
+            return (pages, Unshared::Done);
         };
-        if self.allowance == 0 {
-            self.allowance = headroom::allowance(guest.space());
-        }
-        let Some(left) = self.allowance.checked_sub(1) else {
-            return Unshared::NoMemory;
-        };
-        self.allowance = left;
         let Some(locked) = user.try_lock() else {
-            return Unshared::Busy;
+            return (0, Unshared::Busy);
         };
-        locked.unshare(addr as usize)
+        let pages = pages.min(RUN_PAGES);
+        for done in 0..pages {
+            if self.allowance == 0 {
+                self.allowance = headroom::allowance(guest.space());
+            }
+            let Some(left) = self.allowance.checked_sub(1) else {
+                return (done, Unshared::NoMemory);
+            };
+            self.allowance = left;
+            match locked.unshare(addr as usize + done * kernel::page::PAGE_SIZE) {
+                Unshared::Done => {}
+                why => return (done, why),
+            }
+        }
+        (pages, Unshared::Done)
     }
 
     fn split(&mut self, guest: GuestId, addr: u64) -> bool {
@@ -219,6 +250,11 @@ impl World for HostWorld<'_> {
     fn hash_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
         let words = frame.words();
         xxh64::hash_words(PAGE_WORDS, |word| words.get(word), seed)
+    }
+
+    fn sample_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
+        let words = frame.words();
+        key::sample(|word| words.get(word), seed)
     }
 
     fn mappings(&self, frame: &Frame) -> u32 {

@@ -56,19 +56,20 @@ impl Look {
         })
     }
 
-    /// Looks at the pages `pages` of the block at address `block`, lets go of what was kept before,
-    /// and keeps those pages of `wanted` that can be hashed.
+    /// Looks at the pages `pages` of the block at address `block` and tells `see` of runs of pages
+    /// that are alike. Lets go of what was kept before, and keeps those pages of `wanted` that can
+    /// be hashed.
     ///
     /// # Context
     ///
-    /// Takes the page table lock once. Does not sleep.
+    /// Takes the page table lock for some entries at a time. Does not sleep.
     pub(crate) fn at(
         &mut self,
         mm: &Locked<'_>,
         block: u64,
         pages: Range<usize>,
         wanted: &[u64; BLOCK_PAGES / 64],
-        seen: &mut [Seen],
+        mut see: impl FnMut(Range<usize>, Seen),
     ) {
         self.release();
         self.keeping = wanted.iter().any(|word| *word != 0);
@@ -76,9 +77,10 @@ impl Look {
         let first = pages.start.min(end);
         // SAFETY: `mm` is valid and its mmap lock is held: `mm` borrows the guard. `first..end`
         // lies within the `BLOCK_PAGES` elements that `wanted` (as bits), `self.seen` and
-        // `self.kept` have by the invariant of `self`, and they live until the call returns.
+        // `self.kept` have by the invariant of `self`, so there is room for a run for each page,
+        // and they live until the call returns.
         // INVARIANT: What the call writes to `kept` are pages with a reference, and wanted ones.
-        unsafe {
+        let runs = unsafe {
             bindings::twinpage_shim_look(
                 mm.as_ptr(),
                 block as usize,
@@ -89,10 +91,11 @@ impl Look {
                 self.kept.as_mut_ptr(),
             )
         };
-        if let (Some(to), Some(from)) = (seen.get_mut(first..end), self.seen.get(first..end)) {
-            for (to, from) in to.iter_mut().zip(from) {
-                *to = decode(from);
-            }
+        let mut from = first;
+        for run in self.seen.iter().take(runs as usize) {
+            let end = usize::from(run.end);
+            see(from..end, decode(run));
+            from = end;
         }
     }
 
@@ -189,7 +192,7 @@ impl Drop for Words<'_> {
 
 fn decode(seen: &bindings::twinpage_shim_seen) -> Seen {
     use bindings::*;
-    match seen.class {
+    match u32::from(seen.class) {
         TWINPAGE_SHIM_ABSENT => Seen::Absent,
         TWINPAGE_SHIM_ANON => Seen::Anon {
             node: seen.arg as u8,

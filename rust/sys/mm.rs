@@ -95,13 +95,18 @@ impl Locked<'_> {
 
     /// Makes a run of pages from `addr` on map their targets where the bytes are equal.
     ///
-    /// Takes at most [`RUN_MAX`] pages of one page table. Pages that look different are found
-    /// before anything is flushed, and split the run, so that no page loses its mapping in vain.
+    /// Takes at most [`RUN_MAX`] pages of one page table, and replaces at most `batch` at once.
     ///
     /// # Context
     ///
     /// Sleeps: MMU notifiers.
-    pub(crate) fn share(&self, addr: usize, targets: &[Target<'_, Frame>], out: &mut [Shared]) {
+    pub(crate) fn share(
+        &self,
+        addr: usize,
+        batch: u32,
+        targets: &[Target<'_, Frame>],
+        out: &mut [Shared],
+    ) {
         let n = targets.len().min(out.len()).min(RUN_MAX);
         let mut pages = [ptr::null_mut(); RUN_MAX];
         let mut results = [0u8; RUN_MAX];
@@ -114,28 +119,15 @@ impl Locked<'_> {
         // `RUN_MAX`, the length of both arrays, which live until the call returns. The frames in
         // `pages` are valid: `targets` borrows them.
         unsafe {
-            bindings::twinpage_shim_compare(
+            bindings::twinpage_shim_share(
                 self.mm,
                 addr,
                 n as u32,
+                batch,
                 pages.as_ptr(),
                 results.as_mut_ptr(),
             )
         };
-        let mut from = 0;
-        while let Some((start, end)) = next_equal(&results[..n], from) {
-            // SAFETY: As above; `start < end <= n`, so the pointers stay within the arrays.
-            unsafe {
-                bindings::twinpage_shim_share(
-                    self.mm,
-                    addr + start * kernel::page::PAGE_SIZE,
-                    (end - start) as u32,
-                    pages[start..].as_ptr(),
-                    results[start..].as_mut_ptr(),
-                )
-            };
-            from = end;
-        }
         for (to, result) in out.iter_mut().zip(&results[..n]) {
             *to = decode(u32::from(*result));
         }
@@ -166,14 +158,6 @@ impl Locked<'_> {
         // SAFETY: `mm` is valid and its mmap lock held, as `self` has the guard.
         unsafe { bindings::twinpage_shim_split(self.mm, addr) == 0 }
     }
-}
-
-/// The next run of equal pages from `from` on: its start, and the index after its end.
-fn next_equal(results: &[u8], from: usize) -> Option<(usize, usize)> {
-    let equal = |result: &u8| u32::from(*result) == bindings::TWINPAGE_SHIM_DONE;
-    let start = from + results.get(from..)?.iter().position(equal)?;
-    let len = results[start..].iter().take_while(|r| equal(r)).count();
-    Some((start, start + len))
 }
 
 fn decode(result: u32) -> Shared {

@@ -27,7 +27,8 @@ peers_programs() {
 peers_key() {
 	{
 		printf '%s\n' "peers 2" "$PEERS_SUITES"
-		declare -f peers_packages peers_programs peers_bootstrap peers_starter peers_starters
+		declare -f peers_packages peers_programs peers_bootstrap peers_starter \
+			peers_starters
 	} | hash_of
 }
 
@@ -54,7 +55,8 @@ peers_starter() {
 	local libraries=usr/lib/x86_64-linux-gnu firmware=
 	# shellcheck disable=SC2016 # The program that is written expands it.
 	[ "$3" = "${3#qemu-}" ] ||
-		firmware=$(printf ' -L "$top/%s"' usr/share/qemu usr/share/seabios usr/lib/ipxe/qemu)
+		firmware=$(printf ' -L "$top/%s"' usr/share/qemu usr/share/seabios \
+			usr/lib/ipxe/qemu)
 	cat >"$1/start/$3" <<-END
 		#!/bin/sh
 		top=\$(dirname "\$(dirname "\$0")")/$2

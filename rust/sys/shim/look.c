@@ -69,155 +69,191 @@ int twinpage_vma_refusal(struct vm_area_struct *vma)
 	return -1;
 }
 
-static void set(struct twinpage_shim_seen *seen, unsigned int class,
-		unsigned int arg)
+/* One look: what is wanted of it, and what it has found so far. */
+struct look {
+	const unsigned long long *wanted;
+	struct twinpage_shim_seen *seen;
+	unsigned int runs;
+	void **kept;
+	int refusal;	/* why private pages of this mapping are refused, or -1 */
+};
+
+static struct twinpage_shim_seen found(unsigned int class, unsigned int arg)
 {
-	seen->class = class;
-	seen->arg = arg;
-	seen->pfn = 0;
+	return (struct twinpage_shim_seen){ .class = class, .arg = arg };
 }
 
-static void fill(struct twinpage_shim_seen *seen, unsigned int from,
-		 unsigned int to, unsigned int class, unsigned int arg)
+/* The pages from the end of the last run up to end are so. */
+static void see(struct look *look, unsigned int end,
+		struct twinpage_shim_seen now)
 {
-	while (from < to)
-		set(&seen[from++], class, arg);
+	struct twinpage_shim_seen *next = look->seen + look->runs;
+
+	if (look->runs && next[-1].class == now.class &&
+	    next[-1].arg == now.arg && next[-1].pfn == now.pfn) {
+		next[-1].end = end;
+		return;
+	}
+	now.end = end;
+	*next = now;
+	look->runs++;
 }
 
-/* Says what a mapped page is; true if its bytes may be hashed. */
-static bool classify_page(struct page *page, struct twinpage_shim_seen *seen)
+static struct twinpage_shim_seen classify_page(const struct look *look,
+					       struct page *page)
 {
 	struct folio *folio = page_folio(page);
+	struct twinpage_shim_seen copy;
 
-	if (folio_is_zone_device(folio)) {
-		set(seen, TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_SPECIAL);
-	} else if (PageHWPoison(page)) {
-		set(seen, TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_POISON);
-	} else if (twinpage_is_copy(folio)) {
-		set(seen, TWINPAGE_SHIM_MERGED, page_private(page));
-		seen->pfn = page_to_pfn(page);
-	} else if (!folio_test_anon(folio)) {
-		set(seen, TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_SHARED);
-	} else if (folio_test_ksm(folio)) {
-		set(seen, TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_KSM);
-	} else {
-		set(seen, folio_test_large(folio) ? TWINPAGE_SHIM_HUGE :
-						    TWINPAGE_SHIM_ANON,
-		    folio_nid(folio));
-		return true;
+	if (folio_is_zone_device(folio))
+		return found(TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_SPECIAL);
+	if (PageHWPoison(page))
+		return found(TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_POISON);
+	if (twinpage_is_copy(folio)) {
+		copy = found(TWINPAGE_SHIM_MERGED, page_private(page));
+		copy.pfn = page_to_pfn(page);
+		return copy;
 	}
-	return false;
+	if (!folio_test_anon(folio))
+		return found(TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_SHARED);
+	if (folio_test_ksm(folio))
+		return found(TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_KSM);
+	if (look->refusal >= 0)
+		return found(TWINPAGE_SHIM_SKIP, look->refusal);
+	return found(folio_test_large(folio) ? TWINPAGE_SHIM_HUGE :
+					       TWINPAGE_SHIM_ANON,
+		     folio_nid(folio));
 }
 
-static bool classify_pte(pte_t pte, struct twinpage_shim_seen *seen)
+static struct twinpage_shim_seen classify_pte(const struct look *look, pte_t pte)
 {
 	if (!pte_present(pte))
-		set(seen, TWINPAGE_SHIM_ABSENT, 0);
-	else if (is_zero_pfn(pte_pfn(pte)))
-		set(seen, TWINPAGE_SHIM_ZERO, 0);
-	else if (pte_special(pte))
-		set(seen, TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_SPECIAL);
-	else if (pte_uffd(pte))
-		set(seen, TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_UFFD);
-	else
-		return classify_page(pte_page(pte), seen);
-	return false;
+		return found(TWINPAGE_SHIM_ABSENT, 0);
+	if (is_zero_pfn(pte_pfn(pte)))
+		return found(TWINPAGE_SHIM_ZERO, 0);
+	if (pte_special(pte))
+		return found(TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_SPECIAL);
+	if (pte_uffd(pte))
+		return found(TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_UFFD);
+	return classify_page(look, pte_page(pte));
 }
 
-static bool wants(const unsigned long long *wanted, unsigned int i)
+static bool is_private(struct twinpage_shim_seen now)
 {
-	return wanted[i / 64] >> (i % 64) & 1;
+	return now.class == TWINPAGE_SHIM_ANON || now.class == TWINPAGE_SHIM_HUGE;
 }
 
-static void keep(struct page *page, void **kept)
+/* Keeps a private page if it is wanted: its bytes may be hashed. */
+static void keep(const struct look *look, unsigned int i, struct page *page)
 {
+	if (!(look->wanted[i / 64] >> (i % 64) & 1))
+		return;
 	folio_get(page_folio(page));
-	*kept = page;
+	look->kept[i] = page;
+}
+
+static void look_folio(struct look *look, struct page *head, unsigned int first,
+		       unsigned int end)
+{
+	unsigned int i;
+
+	for (i = first; i < end; i++) {
+		struct twinpage_shim_seen now = classify_page(look, head + i);
+
+		see(look, i + 1, now);
+		if (is_private(now))
+			keep(look, i, head + i);
+	}
 }
 
 /* Looks at a huge pmd. False if it is not one any more. */
-static bool look_huge(struct mm_struct *mm, pmd_t *pmd, unsigned int first,
-		      unsigned int end, const unsigned long long *wanted,
-		      struct twinpage_shim_seen *seen, void **kept)
+static bool look_huge(struct look *look, struct mm_struct *mm, pmd_t *pmd,
+		      unsigned int first, unsigned int end)
 {
 	spinlock_t *ptl = pmd_lock(mm, pmd);
 	pmd_t val = pmdp_get(pmd);
-	struct page *head;
-	unsigned int i;
+	bool huge = pmd_present(val) && pmd_trans_huge(val);
 
-	if (!pmd_present(val) || !pmd_trans_huge(val)) {
-		spin_unlock(ptl);
-		return false;
-	}
-	head = pmd_page(val);
-	for (i = first; i < end; i++) {
-		struct page *page = head + i;
-
-		/* The huge zero folio is neither anonymous nor a copy of ours. */
-		if (pmd_uffd(val))
-			set(&seen[i], TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_UFFD);
-		else if (!folio_test_anon(page_folio(head)))
-			set(&seen[i], TWINPAGE_SHIM_ZERO, 0);
-		else if (classify_page(page, &seen[i]) && wants(wanted, i))
-			keep(page, &kept[i]);
-	}
+	/* The huge zero folio is neither anonymous nor a copy of ours. */
+	if (huge && pmd_uffd(val))
+		see(look, end, found(TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_UFFD));
+	else if (huge && !folio_test_anon(page_folio(pmd_page(val))))
+		see(look, end, found(TWINPAGE_SHIM_ZERO, 0));
+	else if (huge)
+		look_folio(look, pmd_page(val), first, end);
 	spin_unlock(ptl);
-	return true;
+	return huge;
 }
 
-static void look_table(struct vm_area_struct *vma, unsigned long block,
-		       unsigned int first, unsigned int end,
-		       const unsigned long long *wanted,
-		       struct twinpage_shim_seen *seen, void **kept)
+/* How many of the next entries are val. */
+static unsigned int equal_entries(pte_t *pte, pte_t val, unsigned int most)
+{
+	unsigned int n = 0;
+
+	while (n < most && pte_same(ptep_get(pte + n), val))
+		n++;
+	return n;
+}
+
+/*
+ * An entry that is not of a private page is of the zero page, of a copy, or
+ * empty, and so are those after it that are equal.
+ */
+static void look_entries(struct look *look, pte_t *pte, unsigned int first,
+			 unsigned int end)
+{
+	unsigned int i = first;
+
+	while (i < end) {
+		pte_t val = ptep_get(pte + (i - first));
+		struct twinpage_shim_seen now = classify_pte(look, val);
+
+		if (is_private(now))
+			keep(look, i, pte_page(val));
+		i++;
+		if (!is_private(now))
+			i += equal_entries(pte + (i - first), val, end - i);
+		see(look, i, now);
+	}
+}
+
+/* Entries that are looked at under one hold of the page table lock. */
+#define HOLD 128
+
+static void look_table(struct look *look, struct vm_area_struct *vma,
+		       unsigned long block, unsigned int first,
+		       unsigned int end)
 {
 	struct mm_struct *mm = vma->vm_mm;
-	unsigned long addr = block + first * PAGE_SIZE;
-	pmd_t *pmd = twinpage_find_pmd(mm, addr);
+	pmd_t *pmd = twinpage_find_pmd(mm, block + first * PAGE_SIZE);
 	spinlock_t *ptl;
-	unsigned int i;
 	pte_t *pte;
 
-	fill(seen, first, end, TWINPAGE_SHIM_ABSENT, 0);
-	if (!pmd)
+	if (pmd && pmd_trans_huge(pmdp_get_lockless(pmd)) &&
+	    look_huge(look, mm, pmd, first, end))
 		return;
-	if (pmd_trans_huge(pmdp_get_lockless(pmd)) &&
-	    look_huge(mm, pmd, first, end, wanted, seen, kept))
-		return;
-	pte = twinpage_pte_lock(mm, pmd, addr, &ptl);
-	if (!pte)
-		return;
-	for (i = first; i < end; i++) {
-		pte_t val = ptep_get(pte + (i - first));
+	while (pmd && first < end) {
+		unsigned int until = min(end, first + HOLD);
 
-		if (classify_pte(val, &seen[i]) && wants(wanted, i))
-			keep(pte_page(val), &kept[i]);
+		pte = twinpage_pte_lock(mm, pmd, block + first * PAGE_SIZE, &ptl);
+		if (!pte)
+			break;
+		look_entries(look, pte, first, until);
+		twinpage_pte_unlock(pte, ptl);
+		first = until;
 	}
-	twinpage_pte_unlock(pte, ptl);
+	if (first < end)
+		see(look, end, found(TWINPAGE_SHIM_ABSENT, 0));
 }
 
 /*
  * The mapping may have been mlocked, watched or made read-only after pages of
- * it were merged.
+ * it were merged: copies are reported, private pages are refused.
  */
 static bool may_hold_copies(struct vm_area_struct *vma)
 {
 	return vma_is_anonymous(vma) && !is_vm_hugetlb_page(vma) &&
 	       !(vma->vm_flags & (VM_SHARED | VM_MAYSHARE | VM_SPECIAL));
-}
-
-/* Copies are reported, private pages are refused. */
-static void look_refused(struct vm_area_struct *vma, unsigned long block,
-			 unsigned int first, unsigned int end, int refusal,
-			 struct twinpage_shim_seen *seen)
-{
-	static const unsigned long long none[TWINPAGE_SHIM_TABLE_PAGES / 64];
-	unsigned int i;
-
-	look_table(vma, block, first, end, none, seen, NULL);
-	for (i = first; i < end; i++)
-		if (seen[i].class == TWINPAGE_SHIM_ANON ||
-		    seen[i].class == TWINPAGE_SHIM_HUGE)
-			set(&seen[i], TWINPAGE_SHIM_SKIP, refusal);
 }
 
 /**
@@ -227,42 +263,47 @@ static void look_refused(struct vm_area_struct *vma, unsigned long block,
  * @first: index of the first page to look at.
  * @end: index after the last one, at most TWINPAGE_SHIM_TABLE_PAGES.
  * @wanted: bitmap by page index: pages to keep.
- * @seen: out, by page index: what was found.
+ * @seen: out: runs of pages that are alike, room for @end - @first of them; the
+ *	first one begins with @first, each other where the one before ends.
  * @kept: in and out, by page index: a wanted page that is ANON or HUGE is
  *	written here with a reference; other entries are left as they are.
  *
- * The page table lock is taken once, and not held on return.
+ * The page table lock is taken for some entries at a time, and not held on
+ * return.
+ *
+ * Return: how many runs there are.
  */
-void twinpage_shim_look(void *mm, unsigned long block, unsigned int first,
-			unsigned int end, const unsigned long long *wanted,
-			struct twinpage_shim_seen *seen, void **kept)
+unsigned int twinpage_shim_look(void *mm, unsigned long block,
+				unsigned int first, unsigned int end,
+				const unsigned long long *wanted,
+				struct twinpage_shim_seen *seen, void **kept)
 {
+	struct look look = { .wanted = wanted, .seen = seen, .kept = kept };
+
 	while (first < end) {
 		unsigned long addr = block + first * PAGE_SIZE;
 		struct vm_area_struct *vma = find_vma(mm, addr);
 		unsigned int until = end;
-		int refusal;
 
 		if (!vma || vma->vm_start > addr) {
 			if (vma)
 				until = min_t(unsigned long, end,
 					      (vma->vm_start - block) / PAGE_SIZE);
-			fill(seen, first, until, TWINPAGE_SHIM_SKIP,
-			     TWINPAGE_SHIM_SKIP_NO_VMA);
+			see(&look, until, found(TWINPAGE_SHIM_SKIP,
+						TWINPAGE_SHIM_SKIP_NO_VMA));
 			first = until;
 			continue;
 		}
 		until = min_t(unsigned long, end,
 			      (vma->vm_end - block) / PAGE_SIZE);
-		refusal = twinpage_vma_refusal(vma);
-		if (refusal < 0)
-			look_table(vma, block, first, until, wanted, seen, kept);
-		else if (may_hold_copies(vma))
-			look_refused(vma, block, first, until, refusal, seen);
+		look.refusal = twinpage_vma_refusal(vma);
+		if (look.refusal < 0 || may_hold_copies(vma))
+			look_table(&look, vma, block, first, until);
 		else
-			fill(seen, first, until, TWINPAGE_SHIM_SKIP, refusal);
+			see(&look, until, found(TWINPAGE_SHIM_SKIP, look.refusal));
 		first = until;
 	}
+	return look.runs;
 }
 
 /**

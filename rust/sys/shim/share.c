@@ -23,10 +23,7 @@ static unsigned long differ(const unsigned long *a, const unsigned long *b)
 	       (a[4] ^ b[4]) | (a[5] ^ b[5]) | (a[6] ^ b[6]) | (a[7] ^ b[7]);
 }
 
-/*
- * Are two pages equal? Guests may write to @page meanwhile unless its entry is
- * cleared; then the answer is only a hint. A NULL @target stands for zeroes.
- */
+/* Are two pages equal? Nobody may write to them. A NULL @target: zeroes. */
 static bool pages_equal(struct page *page, struct page *target)
 {
 	const unsigned long *a = kmap_local_page(page);
@@ -79,56 +76,30 @@ static struct vm_area_struct *find_run(struct mm_struct *mm, unsigned long addr,
 	return vma;
 }
 
-/**
- * twinpage_shim_compare - which pages look equal to their targets.
- * @mm: the struct mm_struct; its mmap lock is held for reading.
- * @addr: address of the first page.
- * @n: how many neighbouring pages, 1..TWINPAGE_SHIM_RUN_MAX, in one page table.
- * @targets: for each page a frame, or NULL for zeroes.
- * @results: out: DONE if it looks equal, else why it cannot be replaced. A
- *	target with a hardware memory error is not read.
- *
- * A hint that costs no flush; twinpage_shim_share() decides. Sleeps.
+/*
+ * Which pages could be replaced, and whose target can be read: DONE, or why not.
+ * A hint that costs no flush: what is pinned should not lose its mapping in the
+ * VM again and again.
  */
-void twinpage_shim_compare(void *mm, unsigned long addr, unsigned int n,
-			   void *const *targets, unsigned char *results)
+static void check_run(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
+		      unsigned int n, void *const *targets,
+		      unsigned char *results)
 {
-	struct page *pages[TWINPAGE_SHIM_RUN_MAX];
-	unsigned int mapped = n, i;
-	pte_t *pte = NULL;
 	spinlock_t *ptl;
-	pmd_t *pmd;
+	unsigned int i;
+	pte_t *pte;
 
-	memset(results, TWINPAGE_SHIM_GONE, n);
-	if (!find_run(mm, addr, &mapped)) {
-		memset(results, TWINPAGE_SHIM_REFUSED, n);
-		return;
-	}
-	pmd = twinpage_find_pmd(mm, addr);
-	if (pmd)
-		pte = twinpage_pte_lock(mm, pmd, addr, &ptl);
+	pte = twinpage_pte_lock(mm, pmd, addr, &ptl);
 	if (!pte)
 		return;
-	for (i = 0; i < mapped; i++) {
-		pages[i] = candidate(ptep_get(pte + i), &results[i]);
-		if (!pages[i])
+	for (i = 0; i < n; i++) {
+		if (!candidate(ptep_get(pte + i), &results[i]))
 			continue;
 		results[i] = TWINPAGE_SHIM_DONE;
 		if (targets[i] && PageHWPoison((struct page *)targets[i]))
 			results[i] = TWINPAGE_SHIM_POISONED;
-		else
-			folio_get(page_folio(pages[i]));
 	}
 	twinpage_pte_unlock(pte, ptl);
-
-	for (i = 0; i < mapped; i++) {
-		if (results[i] != TWINPAGE_SHIM_DONE)
-			continue;
-		/* Guests write meanwhile: what decides is compared later. */
-		if (!data_race(pages_equal(pages[i], targets[i])))
-			results[i] = TWINPAGE_SHIM_DIFFERS;
-		folio_put(page_folio(pages[i]));
-	}
 }
 
 /* Locks the page and clears its entry: from the flush on, nobody can write. */
@@ -169,7 +140,7 @@ static bool may_replace(struct page_move *move, struct page *target,
 	return true;
 }
 
-/* Entry for a merged copy, with the rmap and the counters that go with it. */
+/* Entry for a merged copy, with the rmap that goes with it. */
 static pte_t map_copy(struct vm_area_struct *vma, unsigned long addr,
 		      struct page *copy)
 {
@@ -180,8 +151,6 @@ static pte_t map_copy(struct vm_area_struct *vma, unsigned long addr,
 	static_call(twinpage_add_rmap)(folio, copy, 1, vma, addr, RMAP_NONE);
 #else
 	static_call(twinpage_add_rmap)(folio, copy, 1, vma);
-	percpu_counter_add(&vma->vm_mm->rss_stat[MM_ANONPAGES], -1);
-	percpu_counter_add(&vma->vm_mm->rss_stat[MM_FILEPAGES], 1);
 #endif
 	return mk_pte(copy, vma->vm_page_prot);
 }
@@ -192,7 +161,6 @@ static pte_t map_copy(struct vm_area_struct *vma, unsigned long addr,
  */
 static pte_t map_zero(struct vm_area_struct *vma, unsigned long addr)
 {
-	percpu_counter_add(&vma->vm_mm->rss_stat[MM_ANONPAGES], -1);
 	return pte_mkspecial(pfn_pte(zero_pfn(addr), vma->vm_page_prot));
 }
 
@@ -216,10 +184,20 @@ static void replace(struct vm_area_struct *vma, unsigned long addr, pte_t *pte,
 		static_call(twinpage_free_swap)(folio);
 }
 
+/* The counters that go with pages which map copies and the zero page now. */
+static void count_replaced(struct mm_struct *mm, long copies, long zeroes)
+{
+	long files = TWINPAGE_COPY_IS_ANON ? 0 : copies;
+
+	percpu_counter_add(&mm->rss_stat[MM_ANONPAGES], -(files + zeroes));
+	percpu_counter_add(&mm->rss_stat[MM_FILEPAGES], files);
+}
+
 static void replace_run(struct vm_area_struct *vma, unsigned long addr,
 			pte_t *pte, unsigned int n, struct page_move *moves,
 			void *const *targets, unsigned char *results)
 {
+	long copies = 0, zeroes = 0;
 	bool frozen = false;
 	unsigned int i;
 
@@ -237,12 +215,60 @@ static void replace_run(struct vm_area_struct *vma, unsigned long addr,
 
 		if (!moves[i].page)
 			continue;
-		if (may_replace(&moves[i], targets[i], &results[i]))
+		if (may_replace(&moves[i], targets[i], &results[i])) {
 			replace(vma, at, pte + i, &moves[i], targets[i]);
-		else
+			copies += !!targets[i];
+			zeroes += !targets[i];
+		} else {
 			set_pte_at(vma->vm_mm, at, pte + i, moves[i].old);
+		}
 		folio_unlock(page_folio(moves[i].page));
 	}
+	count_replaced(vma->vm_mm, copies, zeroes);
+}
+
+/* Gives up the page table's references to the pages that it no longer maps. */
+static void put_replaced(unsigned int n, const struct page_move *moves,
+			 const unsigned char *results)
+{
+	struct page *gone[TWINPAGE_SHIM_RUN_MAX];
+	unsigned int i, count = 0;
+
+	for (i = 0; i < n; i++)
+		if (results[i] == TWINPAGE_SHIM_DONE)
+			gone[count++] = moves[i].page;
+	release_pages(gone, count);
+}
+
+/* One notifier range and one flush for a run of pages that could be replaced. */
+static void share_run(struct vm_area_struct *vma, pmd_t *pmd,
+		      unsigned long addr, unsigned int n,
+		      struct page_move *moves, void *const *targets,
+		      unsigned char *results)
+{
+	struct mm_struct *mm = vma->vm_mm;
+	struct mmu_notifier_range range;
+	spinlock_t *ptl;
+	unsigned int i;
+	pte_t *pte;
+
+	for (i = 0; i < n; i++) {
+		moves[i].page = NULL;
+		results[i] = TWINPAGE_SHIM_GONE;
+	}
+	mmu_notifier_range_init(&range, MMU_NOTIFY_CLEAR,
+				MMU_NOTIFIER_RANGE_BLOCKABLE, mm, addr,
+				addr + n * PAGE_SIZE);
+	if (mm_has_notifiers(mm))
+		static_call(twinpage_range_start)(&range);
+	pte = twinpage_pte_lock(mm, pmd, addr, &ptl);
+	if (pte) {
+		replace_run(vma, addr, pte, n, moves, targets, results);
+		twinpage_pte_unlock(pte, ptl);
+	}
+	if (mm_has_notifiers(mm))
+		static_call(twinpage_range_end)(&range);
+	put_replaced(n, moves, results);
 }
 
 /**
@@ -250,21 +276,22 @@ static void replace_run(struct vm_area_struct *vma, unsigned long addr,
  * @mm: the struct mm_struct; its mmap lock is held for reading.
  * @addr: address of the first page.
  * @n: how many neighbouring pages, 1..TWINPAGE_SHIM_RUN_MAX, in one page table.
+ * @batch: how many are replaced at once, at least 1.
  * @targets: for each page a frame, or NULL for the shared zero page.
  * @results: out: DONE, or why nothing was changed.
  *
- * One notifier range and one TLB flush for all of them. Bytes are compared with
- * the entries cleared, while nobody can write. Sleeps.
+ * One notifier range and one TLB flush for a batch, and none for pages that
+ * cannot be replaced, which divide the rest. Bytes are compared with the entries cleared,
+ * while nobody can write. A target with a hardware memory error is not read.
+ * Sleeps.
  */
 void twinpage_shim_share(void *mm, unsigned long addr, unsigned int n,
-			 void *const *targets, unsigned char *results)
+			 unsigned int batch, void *const *targets,
+			 unsigned char *results)
 {
-	struct page_move moves[TWINPAGE_SHIM_RUN_MAX] = {};
-	struct mmu_notifier_range range;
+	struct page_move moves[TWINPAGE_SHIM_RUN_MAX];
+	unsigned int mapped = n, from, end;
 	struct vm_area_struct *vma;
-	unsigned int mapped = n, i;
-	pte_t *pte = NULL;
-	spinlock_t *ptl;
 	pmd_t *pmd;
 
 	memset(results, TWINPAGE_SHIM_GONE, n);
@@ -276,22 +303,18 @@ void twinpage_shim_share(void *mm, unsigned long addr, unsigned int n,
 	pmd = twinpage_find_pmd(mm, addr);
 	if (!pmd)
 		return;
-	mmu_notifier_range_init(&range, MMU_NOTIFY_CLEAR,
-				MMU_NOTIFIER_RANGE_BLOCKABLE, mm, addr,
-				addr + mapped * PAGE_SIZE);
-	if (mm_has_notifiers(mm))
-		static_call(twinpage_range_start)(&range);
-	pte = twinpage_pte_lock(mm, pmd, addr, &ptl);
-	if (pte) {
-		replace_run(vma, addr, pte, mapped, moves, targets, results);
-		twinpage_pte_unlock(pte, ptl);
+	check_run(mm, pmd, addr, mapped, targets, results);
+	for (from = 0; from < mapped; from = end) {
+		end = from;
+		while (end < mapped && end - from < batch &&
+		       results[end] == TWINPAGE_SHIM_DONE)
+			end++;
+		if (end == from)
+			end++;
+		else
+			share_run(vma, pmd, addr + from * PAGE_SIZE, end - from,
+				  moves, targets + from, results + from);
 	}
-	if (mm_has_notifiers(mm))
-		static_call(twinpage_range_end)(&range);
-	/* The page table's reference, for those that it no longer maps. */
-	for (i = 0; i < mapped; i++)
-		if (moves[i].page && results[i] == TWINPAGE_SHIM_DONE)
-			folio_put(page_folio(moves[i].page));
 }
 
 /*
@@ -303,10 +326,10 @@ static pmd_t *find_mapped_pmd(struct mm_struct *mm, unsigned long addr)
 	return vma_lookup(mm, addr) ? twinpage_find_pmd(mm, addr) : NULL;
 }
 
-/* Does addr map a merged copy? */
+/* Does addr, which is in a mapping, map a merged copy? */
 static bool maps_copy(struct mm_struct *mm, unsigned long addr)
 {
-	pmd_t *pmd = find_mapped_pmd(mm, addr);
+	pmd_t *pmd = twinpage_find_pmd(mm, addr);
 	bool copy = false;
 	spinlock_t *ptl;
 	pte_t *pte;
@@ -337,18 +360,16 @@ static bool maps_copy(struct mm_struct *mm, unsigned long addr)
  */
 int twinpage_shim_unshare(void *mm, unsigned long addr)
 {
+	/* Faults that may not be retried keep the lock, and the mapping with it. */
+	struct vm_area_struct *vma = vma_lookup(mm, addr);
 	/* A page table that comes and goes under us ends the loop sooner. */
 	unsigned int tries = 3;
 
-	while (maps_copy(mm, addr)) {
-		struct vm_area_struct *vma;
+	while (vma && maps_copy(mm, addr)) {
 		vm_fault_t fault;
 
 		if (!tries--)
 			return TWINPAGE_SHIM_BUSY;
-		vma = find_vma(mm, addr);
-		if (!vma || vma->vm_start > addr)
-			return TWINPAGE_SHIM_DONE;
 		fault = handle_mm_fault(vma, addr,
 					FAULT_FLAG_UNSHARE | FAULT_FLAG_REMOTE,
 					NULL);

@@ -47,15 +47,18 @@ enum twinpage_shim_skip {
 	TWINPAGE_SHIM_SKIP_POISON,
 };
 
+/* Neighbouring pages that are alike. */
 struct twinpage_shim_seen {
-	unsigned int class;
+	unsigned short class;
+	unsigned short end;	/* index after the last one */
 	unsigned int arg;
 	unsigned long pfn;
 };
 
-void twinpage_shim_look(void *mm, unsigned long block, unsigned int first,
-			unsigned int end, const unsigned long long *wanted,
-			struct twinpage_shim_seen *seen, void **kept);
+unsigned int twinpage_shim_look(void *mm, unsigned long block,
+				unsigned int first, unsigned int end,
+				const unsigned long long *wanted,
+				struct twinpage_shim_seen *seen, void **kept);
 void *twinpage_shim_page_map(void *page);
 void twinpage_shim_page_unmap(void *addr);
 void twinpage_shim_page_put(void *page);
@@ -73,10 +76,9 @@ enum twinpage_shim_result {
 	TWINPAGE_SHIM_NO_MEMORY,
 };
 
-void twinpage_shim_compare(void *mm, unsigned long addr, unsigned int n,
-			   void *const *targets, unsigned char *results);
 void twinpage_shim_share(void *mm, unsigned long addr, unsigned int n,
-			 void *const *targets, unsigned char *results);
+			 unsigned int batch, void *const *targets,
+			 unsigned char *results);
 int twinpage_shim_unshare(void *mm, unsigned long addr);
 int twinpage_shim_split(void *mm, unsigned long addr);
 

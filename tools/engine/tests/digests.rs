@@ -12,6 +12,7 @@ use host::{
     },
 };
 use twinpage_engine::engine::{
+    digests::Asked,
     index::{
         Found,
         Untold, //
@@ -33,21 +34,36 @@ use twinpage_engine::engine::{
     },
 };
 
-/// The states of pages of a guest, all in one block.
-fn states(driver: &mut Driver, guest: u32, first: u64, pages: usize) -> Vec<PageState> {
+/// The states of pages of a guest, all in one block, as far as they can be told if `digests`
+/// digests may be computed.
+fn states_within(
+    driver: &mut Driver,
+    guest: u32,
+    first: u64,
+    pages: usize,
+    digests: usize,
+) -> Vec<PageState> {
     let mut states = Vec::new();
     let number = driver.index_of(guest);
     let index = driver.indexes.get_mut(&number).expect("an index");
-    let told = index.page_states(
-        &mut driver.host,
-        &mut driver.scratch,
-        GuestId(guest),
-        first * PAGE_BYTES,
+    let asked = Asked {
+        guest: GuestId(guest),
+        addr: first * PAGE_BYTES,
         pages,
-        |state| states.push(state),
-    );
-    assert_eq!(told, Ok(()));
+        digests,
+    };
+    let told = index.page_states(&mut driver.host, &mut driver.scratch, asked, |state| {
+        states.push(state)
+    });
+    assert_eq!(told, Ok(states.len()));
     driver.check(number);
+    states
+}
+
+/// The states of pages of a guest, all in one block.
+fn states(driver: &mut Driver, guest: u32, first: u64, pages: usize) -> Vec<PageState> {
+    let states = states_within(driver, guest, first, pages, pages);
+    assert_eq!(states.len(), pages);
     states
 }
 
@@ -104,6 +120,49 @@ fn every_kind_of_page_is_told() {
     // Asking changes nothing.
     assert_eq!(states(&mut driver, 0, 0, 6), expected);
     assert_eq!(driver.gauge(0, Gauge::Merged), 2);
+    driver.finish();
+}
+
+#[test]
+fn no_more_digests_are_computed_than_allowed() {
+    let mut driver = Driver::new(1);
+    driver.add_guest(0, 0, BLOCK);
+    // Three merged pages of each content, then zeroes, pages of their own, and none.
+    for page in 0..30 {
+        driver.host.write(0, page, 1 + page / 3);
+        driver.host.write(0, 40 + page, 100 + page);
+    }
+    for page in 30..40 {
+        driver.host.write(0, page, 0);
+    }
+    driver.round();
+    for (first, digests, told) in [
+        (0, 0, 0),
+        (0, 4, 12),
+        // These are known by now.
+        (0, 0, 12),
+        (0, 6, 40),
+        (0, 5, 45),
+        (0, 29, 69),
+        (0, 30, 80),
+        // What is private is read again each time.
+        (39, 0, 1),
+        (70, 0, 10),
+    ] {
+        let pages = 80 - first as usize;
+        let states = states_within(&mut driver, 0, first, pages, digests);
+        assert_eq!(states.len(), told, "from {first} on, with {digests}");
+        for (page, state) in (first..).zip(states) {
+            let right = match state {
+                PageState::Merged { digest, .. } => page < 30 && digest == digest_of(1 + page / 3),
+                PageState::Zero => (30..40).contains(&page),
+                PageState::Unmerged { digest } => page < 70 && digest == digest_of(60 + page),
+                PageState::Absent => page >= 70,
+                PageState::Skipped => false,
+            };
+            assert!(right, "page {page}: {state:?}");
+        }
+    }
     driver.finish();
 }
 
@@ -291,7 +350,13 @@ fn errors_are_told_apart() {
     let index = driver.indexes.get_mut(&0).expect("an index");
     let (host, scratch) = (&mut driver.host, &mut driver.scratch);
     let mut tell = |host: &mut host::Host, guest| {
-        index.page_states(host, scratch, GuestId(guest), 3 * PAGE_BYTES, 1, |_| {})
+        let asked = Asked {
+            guest: GuestId(guest),
+            addr: 3 * PAGE_BYTES,
+            pages: 1,
+            digests: 1,
+        };
+        index.page_states(host, scratch, asked, |_| {})
     };
     assert_eq!(tell(host, 9), Err(Untold::NoGuest));
     host.chaos.no_memory = 1000;

@@ -16,6 +16,7 @@ use twinpage_engine::engine::{
     },
     knobs::Knobs,
     scratch::Scratch,
+    sight::Sight,
     world::{
         Away,
         GuestId,
@@ -57,13 +58,15 @@ impl World for Plain {
         block: u64,
         pages: Range<usize>,
         _wanted: &[u64; BLOCK_PAGES / 64],
-        seen: &mut [Seen],
+        seen: &mut Sight,
     ) -> Result<(), Away> {
         let first = (block / PAGE_BYTES) as usize;
         self.looked = (guest.0 as usize, first);
         let found = &self.pages[self.looked.0][first..];
-        for (slot, page) in seen[pages.clone()].iter_mut().zip(&found[pages]) {
-            *slot = if page & MERGED == 0 {
+        seen.clear();
+        for index in pages {
+            let page = found[index];
+            let what = if page & MERGED == 0 {
                 Seen::Anon { node: 0 }
             } else {
                 let number = (page & !MERGED) as u32;
@@ -72,6 +75,7 @@ impl World for Plain {
                     token: Token(number),
                 }
             };
+            seen.put(index..index + 1, what);
         }
         Ok(())
     }
@@ -83,6 +87,10 @@ impl World for Plain {
 
     fn sample(&mut self, index: usize, seed: u64) -> u64 {
         self.hash(index, seed)
+    }
+
+    fn is_zero(&mut self, _: usize) -> bool {
+        false
     }
 
     fn snapshot(&mut self, index: usize) -> Option<u32> {
@@ -97,6 +105,7 @@ impl World for Plain {
         &mut self,
         guest: GuestId,
         addr: u64,
+        _batch: u32,
         targets: &[Target<'_, u32>],
         results: &mut [Shared],
     ) {
@@ -126,6 +135,10 @@ impl World for Plain {
 
     fn hash_frame(&mut self, frame: &u32, seed: u64) -> u64 {
         (self.frames[*frame as usize] ^ seed).wrapping_mul(0x9e37_79b1_85eb_ca87)
+    }
+
+    fn sample_frame(&mut self, frame: &u32, seed: u64) -> u64 {
+        self.hash_frame(frame, seed)
     }
 
     fn mappings(&self, _: &u32) -> u32 {

@@ -28,6 +28,8 @@ use rand::{
 };
 use twinpage_engine::engine::{
     index::Span,
+    key,
+    sight::Sight,
     world::{
         Away,
         GuestId,
@@ -42,7 +44,8 @@ use twinpage_engine::engine::{
         BLOCK_BYTES,
         BLOCK_PAGES,
         DIGEST_BYTES,
-        PAGE_BYTES, //
+        PAGE_BYTES,
+        RUN_PAGES, //
     },
     xxh64::hash_words,
 };
@@ -203,6 +206,8 @@ pub struct Host {
     pub mms: BTreeMap<u32, Mm>,
     pub chaos: Chaos,
     pub hashes: Hashes,
+    /// So many contents in a row have one sample.
+    pub alike: u64,
     pub rng: SmallRng,
     /// Index that the engine is working on.
     pub current: u32,
@@ -229,6 +234,7 @@ impl Host {
             mms: BTreeMap::new(),
             chaos: Chaos::default(),
             hashes: Hashes::Good,
+            alike: 1,
             rng: SmallRng::seed_from_u64(seed),
             current: 0,
             contents: 50,
@@ -609,13 +615,25 @@ impl Host {
         }
     }
 
-    fn hash_of(&self, content: u64, seed: u64) -> u64 {
+    /// What a hash sees of a content.
+    fn hashed_part(&self, content: u64) -> u64 {
         match self.hashes {
-            _ if content == 0 => hash_words(BLOCK_PAGES, |_| 0, seed),
-            Hashes::Good => hash_words(1, |_| content, seed),
-            Hashes::Few(few) => hash_words(1, |_| content % few, seed),
-            Hashes::CraftedFrom(first) => hash_words(1, |_| content.min(first), seed),
+            Hashes::Good => content,
+            Hashes::Few(few) => content % few,
+            Hashes::CraftedFrom(first) => content.min(first),
         }
+    }
+
+    fn hash_of(&self, content: u64, seed: u64) -> u64 {
+        if content == 0 {
+            return hash_words(BLOCK_PAGES, |_| 0, seed);
+        }
+        hash_words(1, |_| self.hashed_part(content), seed)
+    }
+
+    fn sample_of(&self, content: u64, seed: u64) -> u64 {
+        let part = self.hashed_part(content) / self.alike;
+        key::sample(|word| if word == 0 { part } else { 0 }, seed)
     }
 
     fn share_page(&mut self, guest: u32, page: u64, target: &Target<'_, Frame>) -> Shared {
@@ -670,11 +688,10 @@ impl World for Host {
         block: u64,
         pages: Range<usize>,
         wanted: &[u64; BLOCK_PAGES / 64],
-        seen: &mut [Seen],
+        seen: &mut Sight,
     ) -> Result<(), Away> {
         self.happen();
         assert_eq!(block % BLOCK_BYTES, 0);
-        assert_eq!(seen.len(), BLOCK_PAGES);
         assert!(pages.start < pages.end && pages.end <= BLOCK_PAGES);
         assert!(
             self.kept.is_empty(),
@@ -686,15 +703,17 @@ impl World for Host {
         if self.chance(self.chaos.busy) {
             return Err(Away::Busy);
         }
+        seen.clear();
         for index in 0..BLOCK_PAGES {
-            // What is not asked for means nothing.
-            seen[index] = Seen::Skip(Skip::Special);
             if !pages.contains(&index) {
+                // What is not asked for means nothing.
+                seen.put(index..index + 1, Seen::Skip(Skip::Special));
                 continue;
             }
             let page = block / PAGE_BYTES + index as u64;
-            seen[index] = self.see(guest.0, page);
-            let private = matches!(seen[index], Seen::Anon { .. } | Seen::Huge { .. });
+            let found = self.see(guest.0, page);
+            seen.put(index..index + 1, found);
+            let private = matches!(found, Seen::Anon { .. } | Seen::Huge { .. });
             if private && (wanted[index / 64] >> (index % 64)) & 1 != 0 {
                 if let Pte::Frame(pfn) = self.pte(guest.0, page) {
                     self.frames.borrow_mut().hold(pfn);
@@ -720,11 +739,19 @@ impl World for Host {
         hash
     }
 
-    /// Each two contents have one sample.
     fn sample(&mut self, index: usize, seed: u64) -> u64 {
         let pfn = self.kept[&index];
         let content = self.frames.borrow().get(pfn).content;
-        hash_words(1, |_| content / 2, seed)
+        let sample = self.sample_of(content, seed);
+        self.happen();
+        sample
+    }
+
+    fn is_zero(&mut self, index: usize) -> bool {
+        let pfn = self.kept[&index];
+        let zero = self.frames.borrow().get(pfn).content == 0;
+        self.happen();
+        zero
     }
 
     fn snapshot(&mut self, index: usize) -> Option<Frame> {
@@ -763,6 +790,7 @@ impl World for Host {
         &mut self,
         guest: GuestId,
         addr: u64,
+        batch: u32,
         targets: &[Target<'_, Frame>],
         results: &mut [Shared],
     ) {
@@ -771,8 +799,10 @@ impl World for Host {
         let first = addr / PAGE_BYTES;
         let last = first + targets.len() as u64 - 1;
         assert_eq!(first / BLOCK_PAGES as u64, last / BLOCK_PAGES as u64);
-        self.share_calls += 1;
-        self.longest_run = self.longest_run.max(targets.len());
+        assert!(targets.len() <= RUN_PAGES);
+        let batch = batch as usize;
+        self.share_calls += targets.len().div_ceil(batch) as u64;
+        self.longest_run = self.longest_run.max(targets.len().min(batch));
         let gone = self.mms.get(&guest.0).is_none_or(|mm| mm.gone);
         for ((target, result), page) in targets.iter().zip(results).zip(first..) {
             self.happen();
@@ -837,6 +867,11 @@ impl World for Host {
     fn hash_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
         let content = self.frames.borrow().get(frame.pfn).content;
         self.hash_of(content, seed)
+    }
+
+    fn sample_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
+        let content = self.frames.borrow().get(frame.pfn).content;
+        self.sample_of(content, seed)
     }
 
     fn digest(&mut self, frame: &Frame) -> [u8; DIGEST_BYTES] {

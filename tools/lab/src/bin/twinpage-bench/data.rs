@@ -2,6 +2,7 @@
 
 //! Guests, and what their memory holds.
 
+use std::ops;
 use std::os::fd::{
     AsRawFd,
     RawFd, //
@@ -27,6 +28,9 @@ pub const GUESTS: usize = 4;
 
 /// Words at the end of a page in which pages of [`Data::Tail`] differ: 64 bytes.
 const TAIL: usize = 8;
+
+/// Words in which pages of [`Data::Unsampled`] differ: 64 bytes that Twinpage does not sample.
+pub const UNSAMPLED: ops::Range<usize> = 8..16;
 
 /// A VM that never runs, and its memory.
 pub struct Guest {
@@ -69,6 +73,8 @@ pub enum Data {
     Unique,
     /// No page is found twice, and all differ in their last 64 bytes alone.
     Tail,
+    /// The same, in 64 bytes that Twinpage does not sample.
+    Unsampled,
     /// Zeroes.
     Zero,
 }
@@ -82,6 +88,7 @@ impl Data {
             Data::Mixed => "D3 mixed",
             Data::Unique => "unique",
             Data::Tail => "D6 tail",
+            Data::Unsampled => "D6 unsampled",
             Data::Zero => "zero",
         }
     }
@@ -92,7 +99,7 @@ impl Data {
             Data::Equal => size - 1,
             Data::Copies => size - size / GUESTS,
             Data::Mixed => size / 2 - size / 2 / GUESTS + size / 4,
-            Data::Unique | Data::Tail => 0,
+            Data::Unique | Data::Tail | Data::Unsampled => 0,
             Data::Zero => size,
         }
     }
@@ -107,10 +114,8 @@ impl Data {
                 Data::Mixed if page < pages / 2 => fill(memory, page, page as u64),
                 Data::Mixed if page >= pages - pages / 4 => fill(memory, page, own(page)),
                 Data::Unique => fill(memory, page, own(page)),
-                Data::Tail => {
-                    fill(memory, page, 1);
-                    (WORDS - TAIL..WORDS).for_each(|word| memory.set_word(page, word, own(page)));
-                }
+                Data::Tail => differ(memory, page, WORDS - TAIL..WORDS, own(page)),
+                Data::Unsampled => differ(memory, page, UNSAMPLED, own(page)),
                 // Written, so that it is a page of its own.
                 Data::Zero | Data::Mixed => memory.set_word(page, 0, 0),
             }
@@ -129,6 +134,12 @@ impl Data {
         };
         (0..GUESTS).map(new).collect()
     }
+}
+
+/// Fills a page with what all have, but for some words.
+fn differ(memory: &Memory, page: usize, words: ops::Range<usize>, own: u64) {
+    fill(memory, page, 1);
+    words.for_each(|word| memory.set_word(page, word, own));
 }
 
 /// Changes a word of every page.

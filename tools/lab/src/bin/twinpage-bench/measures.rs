@@ -3,6 +3,7 @@
 //! What is measured.
 
 use std::fs;
+use std::io::Read;
 use std::time::Instant;
 
 use twinpage_lab::module::DEBUGFS;
@@ -15,7 +16,8 @@ use crate::curves::{
 };
 use crate::data::{
     rewrite,
-    Data, //
+    Data,
+    UNSAMPLED, //
 };
 use crate::invalidations;
 use crate::locks;
@@ -147,25 +149,33 @@ fn steady(
         })?;
         Ok(Row::of(metric, data.name(), size, EACH, cost))
     };
-    [Data::Unique, Data::Tail, Data::Zero, Data::Copies]
-        .into_iter()
-        .map(row)
-        .collect()
+    [
+        Data::Unique,
+        Data::Tail,
+        Data::Unsampled,
+        Data::Zero,
+        Data::Copies,
+    ]
+    .into_iter()
+    .map(row)
+    .collect()
 }
 
-/// What a pass costs while every page is rewritten all the time, where Twinpage's sample of it is
-/// and where it is not.
+/// What a pass costs while every page is rewritten all the time: where Twinpage's sample of it is,
+/// where it is not, and there in pages that all have one sample.
 fn volatile(size: usize) -> Result<Vec<Row>, Failure> {
+    let unsampled = UNSAMPLED.start;
     Ok(vec![
-        rewritten_at(0, "volatile", size)?,
-        rewritten_at(8, "volatile, unsampled", size)?,
+        rewritten_at(0, Data::Unique, "volatile", size)?,
+        rewritten_at(unsampled, Data::Unique, "volatile, unsampled", size)?,
+        rewritten_at(unsampled, Data::Unsampled, "volatile, one sample", size)?,
     ])
 }
 
 /// What a pass costs while that word of every page is rewritten all the time.
-fn rewritten_at(word: usize, data: &str, size: usize) -> Result<Row, Failure> {
+fn rewritten_at(word: usize, data: Data, name: &str, size: usize) -> Result<Row, Failure> {
     let cost = both(|which| {
-        let merger = over(which, Setting::Full, Data::Unique, size)?;
+        let merger = over(which, Setting::Full, data, size)?;
         // All of it is rewritten while they rest.
         merger.set("pages_to_scan", size)?;
         merger.set("sleep_millisecs", 200)?;
@@ -183,7 +193,7 @@ fn rewritten_at(word: usize, data: &str, size: usize) -> Result<Row, Failure> {
         merger.end()?;
         Ok(cost / size as f64)
     })?;
-    Ok(Row::of("look", data, size, EACH, cost))
+    Ok(Row::of("look", name, size, EACH, cost))
 }
 
 /// Equal pages, merged; and nothing goes on.
@@ -285,12 +295,15 @@ fn slabs() -> Result<u64, Failure> {
 /// What reading the digests of all pages takes, when they must be computed and when they are known.
 fn digests(size: usize) -> Result<Vec<Row>, Failure> {
     let merger = merged(Which::Twinpage, size)?;
-    let read = || -> Result<f64, Failure> {
+    // As much as the tool reads at once. It is in memory, so that no page fault is counted.
+    let mut room = vec![1; 64 << 10];
+    let mut read = || -> Result<f64, Failure> {
         let start = Instant::now();
         for directory in fs::read_dir(DEBUGFS)?.flatten() {
             let file = directory.path().join("digests");
             if file.exists() {
-                fs::read(file)?;
+                let mut file = fs::File::open(file)?;
+                while file.read(&mut room)? > 0 {}
             }
         }
         Ok(start.elapsed().as_nanos() as f64 / size as f64)
