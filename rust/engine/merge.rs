@@ -483,6 +483,25 @@ mod tests {
     }
 
     #[test]
+    fn pages_that_differ_take_no_room_for_good() -> Result<(), Untested> {
+        let mut toy = Toy::new(1)?;
+        toy.knobs.max_page_sharing = 4;
+        toy.fill(0, 0..2, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        // Two of another content are planned for the copy before its twin's turn comes.
+        toy.fill(0, 2..4, |index| Page::Own(5 + index * REST));
+        toy.fill(0, 4..5, |_| Page::Own(5));
+        for _ in 0..3 {
+            assert!(toy.pass(1));
+            assert!(toy.index.sweep(&mut toy.world, &toy.knobs, &mut 9).done);
+            assert_eq!(toy.index.check(), Ok(()));
+        }
+        assert_eq!(toy.gauge(0, Gauge::Merged), 3);
+        assert_eq!(toy.index.copies(), 1);
+        Ok(())
+    }
+
+    #[test]
     fn a_class_is_crowded_no_longer_than_somebody_is_in_it() -> Result<(), Untested> {
         let mut toy = Toy::new(1)?;
         toy.knobs.smart_scan = false;

@@ -16,6 +16,7 @@ use super::{
     page::{
         CopyId,
         Kind,
+        Place,
         Record, //
     },
     scan::Visit,
@@ -32,11 +33,25 @@ impl<F> Index<F> {
     pub(super) fn key_of(&self, copy: CopyId) -> u64 {
         self.store.copies.node(copy).map_or(UNKNOWN, Node::key)
     }
+
+    /// Lists a copy that was full in the place of the page that took its place, if one did.
+    fn take_back_place(&mut self, copy: CopyId) {
+        let state = self.store.copies.get(copy).map(MergedCopy::state);
+        if state != Some(State::Full) {
+            return;
+        }
+        if let Some(page @ Place::Page(_)) = self.find(self.key_of(copy)) {
+            if self.yield_place(page, Place::Copy(copy)) {
+                self.store.copies.set_state(copy, State::Listed);
+            }
+        }
+    }
 }
 
 impl<W: World> Visit<'_, W> {
     /// A page of the copy's class has other bytes than the copy: from now on pages of that class
-    /// are told apart by all of their bytes, the page at its next look.
+    /// are told apart by all of their bytes, the page at its next look. So is one that took the
+    /// copy's place since it had no room for more.
     pub(super) fn crowd(&mut self, copy: CopyId) {
         let key = self.index.key_of(copy);
         if key::is_whole(key) {
@@ -51,6 +66,7 @@ impl<W: World> Visit<'_, W> {
             // The page was written to between sample and snapshot.
             return self.index.unlist_copy(copy, State::Odd);
         }
+        self.index.take_back_place(copy);
         self.index.rekey_copy(copy, key::of_whole(key, hash));
     }
 
