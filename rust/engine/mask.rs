@@ -63,7 +63,7 @@ impl Mask {
         let bits = (marks & LOW_BITS).wrapping_mul(GATHER) >> 56;
         if let Some(word) = self.0.get_mut(at / 8) {
             // CAST: Below 64.
-            *word |= bits.wrapping_shl((at % 8 * 8) as u32);
+            *word |= bits.wrapping_shl((at % 8).wrapping_mul(8) as u32);
         }
     }
 

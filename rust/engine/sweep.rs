@@ -91,7 +91,9 @@ impl<F> Index<F> {
             Holder::Nobody => (class, None),
             Holder::One(place) => (class, Some(place)),
             Holder::Crowd => {
-                let hash = entry.frame().map(|frame| world.hash_frame(frame, self.seed));
+                let hash = entry
+                    .frame()
+                    .map(|frame| world.hash_frame(frame, self.seed));
                 let key = key::of_whole(class, hash.unwrap_or_default());
                 (key, self.find(key))
             }
