@@ -3,6 +3,7 @@
 //! What a process may do with merged pages, and what the kernel keeps account of.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 
 use tinyvm::{
     Backing,
@@ -50,6 +51,11 @@ pub const TESTS: &[Test] = &[
         name: "every_madvise_leaves_the_twin_alone",
         seconds: 180,
         run: every_madvise_leaves_the_twin_alone,
+    },
+    Test {
+        name: "guard_regions_stay_and_leave_the_twin_alone",
+        seconds: 120,
+        run: guard_regions_stay_and_leave_the_twin_alone,
     },
     Test {
         name: "protection_changes_do_not_make_a_shared_page_writable",
@@ -246,6 +252,38 @@ fn every_madvise_leaves_the_twin_alone() -> Outcome {
         b.check_with(|page| page as u64 + 1)?;
     }
     Ok(())
+}
+
+/// Entries that are no pages, with which an access faults for good (Linux 6.13).
+fn guard_regions_stay_and_leave_the_twin_alone() -> Outcome {
+    const MADV_GUARD_INSTALL: libc::c_int = 102;
+    const MADV_GUARD_REMOVE: libc::c_int = 103;
+    const GUARDED: std::ops::Range<usize> = 100..140;
+    let host = Host::new()?;
+    let [a, b] = host.twins(PAGES)?;
+    let guard = |advice| a.memory().advise(GUARDED.start, GUARDED.len(), advice);
+    if let Err(error) = guard(MADV_GUARD_INSTALL) {
+        return Err(Failure::Skipped(error.to_string()));
+    }
+    host.looks(2)?;
+    let own = fs::File::open("/proc/self/mem")?;
+    for page in 0..PAGES {
+        let word = own.read_exact_at(&mut [0; 8], a.memory().page_address(page));
+        let guarded = GUARDED.contains(&page);
+        ensure!(guarded == word.is_err(), "page {page}: {word:?}");
+    }
+    ensure!(
+        common_frames(&a, &b)? == PAGES - GUARDED.len(),
+        "guards took the place of other pages, or of none"
+    );
+    b.check_with(|page| page as u64 + 1)?;
+    guard(MADV_GUARD_REMOVE)?;
+    for page in GUARDED {
+        ensure!(a.memory().word(page, 0) == 0, "page {page} is not empty");
+    }
+    a.fill_with(|page| page as u64 + 1);
+    host.until_saved(&[&a, &b], PAGES)?;
+    b.check_with(|page| page as u64 + 1)
 }
 
 fn protection_changes_do_not_make_a_shared_page_writable() -> Outcome {

@@ -26,7 +26,10 @@ use twinpage_lab::uffd::{
 };
 
 use crate::transfer;
-use crate::unmap::unmap;
+use crate::unmap::{
+    guard,
+    unmap, //
+};
 use crate::vmm::{
     Machine,
     Trouble, //
@@ -74,6 +77,7 @@ pub const ACTS: &[Act] = acts![
     "mprotect" protect,
     "mremap" remap,
     "munmap" unmap,
+    "guard regions" guard,
     "move_pages" change_node,
     "clear soft-dirty" clear_soft_dirty,
     "fork" fork,

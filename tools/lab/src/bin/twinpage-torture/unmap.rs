@@ -14,6 +14,10 @@ use crate::vmm::{
     Trouble, //
 };
 
+/// Advice since Linux 6.13.
+const MADV_GUARD_INSTALL: libc::c_int = 102;
+const MADV_GUARD_REMOVE: libc::c_int = 103;
+
 /// Pages that one page table maps.
 const TABLE: usize = 512;
 
@@ -45,6 +49,22 @@ pub fn unmap(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     let end = page + pages - machine.first_page;
     (first..end).for_each(|data| state.counter.believe(data, 0));
     refill(machine, &state.counter, random, first..end)
+}
+
+/// Puts guards in the place of some pages, with which an access faults for good. For a moment the
+/// module finds entries that are no pages.
+pub fn guard(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(random, 64);
+    let state = machine.still();
+    let installed = machine.memory.advise(page, pages, MADV_GUARD_INSTALL);
+    random.nap(10);
+    // Without memory for all of them some may be there.
+    machine.memory.advise(page, pages, MADV_GUARD_REMOVE)?;
+    machine.memory.advise(page, pages, libc::MADV_DONTNEED)?;
+    let data = page - machine.first_page..page - machine.first_page + pages;
+    data.clone().for_each(|data| state.counter.believe(data, 0));
+    refill(machine, &state.counter, random, data)?;
+    Ok(installed?)
 }
 
 /// Half of the pages get content again; the others must be empty.
