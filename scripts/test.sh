@@ -102,7 +102,7 @@ stage_torture() {
 	local seed=1
 	[ "$1" = debug ] || seed=3
 	build_payload "$1"
-	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 1200 --mem 3072 --numa 2 --check-log \
+	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 1500 --mem 3072 --numa 2 --check-log \
 		--append page_poison=1 --out "$LOG/torture-$1" "${PAYLOAD[@]}" \
 		-- sh -c "twinpage-torture --seconds 90 --seed $seed --qemu &&
 			twinpage-torture --seconds 60 --seed $((seed + 1)) &&
@@ -169,7 +169,7 @@ run_stage() {
 # minutes_of STAGE: what it may take on two processors that it has to share, with the
 # kernel that it may have to build first.
 minutes_of() {
-	local kernel=${1#*-} minutes=20
+	local kernel=${1#*-} minutes=25
 	[ "$1" != kunit ] || kernel=debug
 	case $kernel in
 	debug | kasan) "$TOP/scripts/prepare.sh" --have "$kernel" || minutes=$((minutes + 35)) ;;
