@@ -15,7 +15,10 @@ use std::net::{
 };
 use std::num::NonZeroU64;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{
+    UnixListener,
+    UnixStream, //
+};
 use std::path::{
     Path,
     PathBuf, //
@@ -351,6 +354,28 @@ fn a_silent_server_is_given_up_in_time() {
         assert!(matches!(error, Error::Slow { .. }), "{error}");
         assert!(start.elapsed() < Duration::from_secs(2));
     }
+}
+
+#[test]
+fn a_socket_that_nobody_accepts_at_is_given_up_in_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sock");
+    let full = UnixListener::bind(&path).unwrap();
+    rustix::net::listen(&full, 0).unwrap();
+    let _waits = UnixStream::connect(&path).unwrap();
+    let address = Address::unix(&path).unwrap();
+    let limits = Limits {
+        handshake: Duration::from_millis(300),
+        ..QUICK
+    };
+    let start = Instant::now();
+    let error = connect(&address, &psk(), limits).err().unwrap();
+    assert!(error.chain().contains("timed out"), "{}", error.chain());
+    let error = Listener::bind(&address, &psk(), QUICK, |_| {})
+        .err()
+        .unwrap();
+    assert!(error.chain().contains("in use"), "{}", error.chain());
+    assert!(start.elapsed() < Duration::from_secs(5));
 }
 
 #[test]

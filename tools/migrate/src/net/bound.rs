@@ -12,16 +12,16 @@ use std::os::fd::{
     BorrowedFd, //
 };
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{
-    UnixListener,
-    UnixStream, //
-};
+use std::os::unix::net::UnixListener;
 use std::path::{
     Path,
     PathBuf, //
 };
 
-use super::socket::Socket;
+use super::socket::{
+    connect_unix,
+    Socket, //
+};
 use super::{
     Address,
     Error, //
@@ -150,11 +150,9 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         }
         Ok(_) => {}
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)
-        }
-        Err(error) => Err(error),
-        Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
+    match connect_unix(path).map_err(|error| (error.kind(), error)) {
+        Err((io::ErrorKind::ConnectionRefused, _)) => std::fs::remove_file(path),
+        Ok(_) | Err((io::ErrorKind::WouldBlock, _)) => Err(io::ErrorKind::AddrInUse.into()),
+        Err((_, error)) => Err(error),
     }
 }

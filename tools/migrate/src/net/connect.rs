@@ -8,6 +8,8 @@ use std::net::{
     ToSocketAddrs, //
 };
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
 use std::time::{
     Duration,
     Instant, //
@@ -19,7 +21,10 @@ use super::handshake::{
     Terms, //
 };
 use super::identity::server_name;
-use super::socket::Socket;
+use super::socket::{
+    connect_unix,
+    Socket, //
+};
 use super::{
     tls,
     Address,
@@ -28,6 +33,9 @@ use super::{
     Link,
     Security, //
 };
+
+/// Between two tries.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// The name that a client says it expects if names do not matter; it never travels.
 const ANY_NAME: &str = "twinpage.invalid";
@@ -71,7 +79,7 @@ fn terms(address: &Address, security: &Security) -> Result<Terms, Error> {
 /// Connects to the first of the addresses of a name that answers, within `limit` in total.
 pub(crate) fn dial(address: &Address, limit: Duration) -> io::Result<Socket> {
     let (host, port) = match address {
-        Address::Unix(path) => return UnixStream::connect(path).map(Socket::from),
+        Address::Unix(path) => return dial_unix(path, limit).map(Socket::from),
         Address::Tcp { host, port } => (host.as_str(), *port),
     };
     let deadline = Instant::now() + limit;
@@ -87,4 +95,20 @@ pub(crate) fn dial(address: &Address, limit: Duration) -> io::Result<Socket> {
         }
     }
     Err(failed)
+}
+
+/// Connects to a unix socket once there is room for another who waits, within `limit`.
+fn dial_unix(path: &Path, limit: Duration) -> io::Result<UnixStream> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match connect_unix(path) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if Instant::now() >= deadline {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                thread::sleep(RETRY);
+            }
+            result => return result,
+        }
+    }
 }

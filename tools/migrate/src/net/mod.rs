@@ -23,7 +23,7 @@ mod rate;
 mod raw_key;
 mod reader;
 mod records;
-mod socket;
+pub(crate) mod socket;
 mod tls;
 mod writer;
 

@@ -13,7 +13,30 @@ use std::net::{
     TcpStream, //
 };
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
+
+use rustix::net::{
+    self,
+    AddressFamily,
+    SocketAddrUnix,
+    SocketFlags,
+    SocketType, //
+};
+
+/// Connects to a unix socket without waiting.
+///
+/// # Errors
+///
+/// [`WouldBlock`](io::ErrorKind::WouldBlock): as many wait there as may.
+pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
 
 /// A connected stream socket, used by shared reference: one thread may read while another writes.
 #[derive(Debug)]

@@ -30,6 +30,8 @@ use rustix::event::{
     Timespec, //
 };
 
+use crate::net::socket::connect_unix;
+
 /// Between two tries to connect.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -94,7 +96,7 @@ impl Qemu {
     pub fn connect(path: &Path, wait: Duration, stopped: impl Fn() -> bool) -> io::Result<Self> {
         let end = Instant::now() + wait;
         loop {
-            match UnixStream::connect(path) {
+            match connect_unix(path) {
                 Ok(socket) => return Self::socket(socket),
                 Err(error) if Instant::now() >= end || stopped() => return Err(error),
                 Err(error) => match error.kind() {
@@ -200,6 +202,19 @@ mod tests {
         assert_eq!(waiter.join().unwrap(), 0);
         assert!(writer.write(b"x").is_err());
         assert_eq!(theirs.read(&mut [0; 8]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_qemu_that_accepts_nobody_is_given_up_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sock");
+        let full = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&full, 0).unwrap();
+        let _waits = UnixStream::connect(&path).unwrap();
+        let start = Instant::now();
+        let limit = Duration::from_millis(100);
+        assert!(Qemu::connect(&path, limit, || false).is_err());
+        assert!(start.elapsed() < Duration::from_secs(5));
     }
 
     #[test]
