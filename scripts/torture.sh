@@ -74,7 +74,8 @@ machine_piece() {
 	shift 2
 	"$TOP/scripts/vm.sh" --kernel "$kernel" --timeout $((seconds * 2 + 1200)) --mem 3072 \
 		--numa 2 --append page_poison=1 --check-log \
-		--out "$LOG/torture-$kernel-$SEED" "${PAYLOAD[@]}" -- "$@" --seconds "$seconds" --seed "$SEED"
+		--out "$LOG/torture-$kernel-$SEED" "${PAYLOAD[@]}" \
+		-- "$@" --seconds "$seconds" --seed "$SEED"
 }
 
 # pieces KERNEL SECONDS PROGRAM...: one machine after the other, each with the
