@@ -83,10 +83,13 @@ void twinpage_shim_thread_wait_for_stop(void)
 
 /**
  * twinpage_shim_thread_yield - let other threads run if they should. Sleeps.
+ *
+ * A thread that never rests is not waited for by who frees code that threads
+ * may have been preempted in (kernel/rcu/tasks.h): it has none of that here.
  */
 void twinpage_shim_thread_yield(void)
 {
-	cond_resched();
+	cond_resched_tasks_rcu_qs();
 }
 
 /**
