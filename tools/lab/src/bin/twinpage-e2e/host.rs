@@ -46,8 +46,8 @@ use twinpage_lab::{
     wait, //
 };
 
-/// The longest that merging a few thousand pages may take on an emulated processor.
-pub const CONVERGE: Duration = Duration::from_secs(60);
+/// The longest that merging a few thousand pages may take on an emulated processor that others use.
+pub const CONVERGE: Duration = Duration::from_secs(180);
 
 /// The domain most tests use.
 pub const DOMAIN: u64 = 77;
