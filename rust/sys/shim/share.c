@@ -231,13 +231,17 @@ static void replace_run(struct vm_area_struct *vma, unsigned long addr,
 static void put_replaced(unsigned int n, const struct page_move *moves,
 			 const unsigned char *results)
 {
-	struct page *gone[TWINPAGE_SHIM_RUN_MAX];
+	struct page *gone[16];
 	unsigned int i, count = 0;
 
-	for (i = 0; i < n; i++)
+	for (i = 0; i < n; i++) {
 		if (results[i] == TWINPAGE_SHIM_DONE)
 			gone[count++] = moves[i].page;
-	release_pages(gone, count);
+		if (count == ARRAY_SIZE(gone) || i + 1 == n) {
+			release_pages(gone, count);
+			count = 0;
+		}
+	}
 }
 
 /* One notifier range and one flush for a run of pages that could be replaced. */
