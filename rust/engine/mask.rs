@@ -186,12 +186,12 @@ mod tests {
             // The other bits of the bytes do not matter.
             let mut eight = 0xfefe_fefe_fefe_fefe;
             for byte in 0..8 {
-                eight |= (marks >> byte & 1) << (8 * byte);
+                eight |= ((marks >> byte) & 1) << (8 * byte);
             }
             for at in [0, 7, 8, 63] {
                 let mut mask = Mask::EMPTY;
                 mask.add_eight(at, eight);
-                let marked = (0..8_usize).filter(|byte| marks >> byte & 1 == 1);
+                let marked = (0..8_usize).filter(|byte| (marks >> byte) & 1 == 1);
                 assert!(mask.iter().eq(marked.map(|byte| 8 * at + byte)));
             }
         }

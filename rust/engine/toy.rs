@@ -422,7 +422,8 @@ fn hash_of(content: u64, seed: u64) -> u64 {
 
 /// Returns the hash of the sample of a page of that content: what is above 2^32 is not in it.
 fn sample_of(content: u64, seed: u64) -> u64 {
-    key::sample(|word| (content & 0xffff_ffff) * u64::from(word == 0), seed)
+    let low = content & 0xffff_ffff;
+    key::sample(|word| if word == 0 { low } else { 0 }, seed)
 }
 
 /// What stands for the digest of a page of that content.
