@@ -184,7 +184,7 @@ fits() {
 	left=$((BUDGET - SECONDS / 60))
 	minutes=$(minutes_of "$1")
 	[ "$minutes" -gt "$left" ] || return 0
-	say "$1: skipped: it may take $minutes minutes, of $BUDGET (BUDGET) $left are left"
+	say "$1: skipped: it may take $minutes minutes, and $left of BUDGET=$BUDGET are left"
 	echo "0 0 1" >"$LOG/$1.count"
 	return 1
 }
