@@ -81,7 +81,7 @@ build_test_hmm() {
 
 # seconds_left: for tests to begin in, so that the last ones end within the budget.
 seconds_left() {
-	local left=$((BUDGET * 60 - SECONDS - 300))
+	local left=$((BUDGET * 60 - SECONDS - 600))
 	echo $((left > 0 ? left : 0))
 }
 
