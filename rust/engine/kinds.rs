@@ -115,7 +115,10 @@ mod tests {
     use super::*;
     use crate::{
         engine::{
-            page::Record,
+            page::{
+                tests::KINDS,
+                Record, //
+            },
             world::{
                 Seen,
                 Skip,
@@ -128,17 +131,6 @@ mod tests {
             GFP_KERNEL, //
         },
     };
-
-    const KINDS: [Kind; 8] = [
-        Kind::Unseen,
-        Kind::Absent,
-        Kind::Listed,
-        Kind::Parked,
-        Kind::Volatile,
-        Kind::Merged,
-        Kind::Zero,
-        Kind::Skipped,
-    ];
 
     /// A block of which every page is of another kind than its neighbours.
     fn block(huge: bool) -> Result<KVVec<Meta>, AllocError> {

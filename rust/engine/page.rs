@@ -315,10 +315,11 @@ impl Record {
 
 #[cfg(any(test, TWINPAGE_KUNIT))]
 #[cfg_attr(not(test), kernel::macros::kunit_tests(twinpage_page))]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    const KINDS: [Kind; 8] = [
+    /// All of them.
+    pub(crate) const KINDS: [Kind; 8] = [
         Kind::Unseen,
         Kind::Absent,
         Kind::Listed,

@@ -285,8 +285,8 @@ static void share_run(struct vm_area_struct *vma, pmd_t *pmd,
  * @results: out: DONE, or why nothing was changed.
  *
  * One notifier range and one TLB flush for a batch, and none for pages that
- * cannot be replaced, which divide the rest. Bytes are compared with the entries cleared,
- * while nobody can write. A target with a hardware memory error is not read.
+ * cannot be replaced, which divide the rest. Bytes are compared with entries
+ * cleared: nobody can write. A target with a hardware memory error is not read.
  * Sleeps.
  */
 void twinpage_shim_share(void *mm, unsigned long addr, unsigned int n,
