@@ -8,9 +8,9 @@
 # with the stages cargo, kunit, e2e-debug, e2e-stock, torture-debug and torture-kasan;
 # all of them if none is named. LANES of them (2) run at a time. With BUDGET=MINUTES
 # what may not end within them does not begin, and counts as skipped: a stage, or an
-# end-to-end test.
-# ONLY=PATTERN chooses among the end-to-end tests. Logs go to build/log; with EXECUTED=1
-# they say which instructions of the module those tests ran (vm.sh --executed).
+# end-to-end test. ONLY=PATTERN chooses among the end-to-end tests. Logs go to
+# build/log; with EXECUTED=1 they say which instructions of the module those tests ran
+# (vm.sh --executed).
 # The last line is "N passed, N failed", with ", N skipped" where some were.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -240,4 +240,4 @@ done
 summary="$PASSED passed, $FAILED failed"
 [ "$SKIPPED" -eq 0 ] || summary+=", $SKIPPED skipped"
 echo "$summary"
-[ "$FAILED" -eq 0 ]
+[ "$FAILED" -eq 0 ] && [ "$PASSED" -gt 0 ]
