@@ -16,7 +16,14 @@ use super::{
 /// The shortest rest worth its timer; shorter ones add up.
 pub const MIN_REST_NS: u64 = 1_000_000;
 
+/// After so much CPU time the CPU advisor wants to rest, however few pages that were: who shares the
+/// processor should not wait for a batch of many merges.
+pub const LONGEST_BATCH_NS: u64 = 20_000_000;
+
 const NS_PER_MS: u64 = 1_000_000;
+
+/// What a step costs that finds no pages, in pages.
+const EMPTY_STEP: u32 = 8;
 
 /// A pass is worth its time if it merges one page of so many that are there.
 const WORTH_ONE_OF: u64 = 64;
@@ -134,6 +141,33 @@ impl Effort {
     }
 }
 
+/// What the scanner does between two rests.
+#[derive(Debug)]
+pub struct Batch {
+    pages_left: u32,
+    longest_ns: u64,
+}
+
+impl Batch {
+    /// Starts one.
+    pub const fn new(knobs: &Knobs) -> Self {
+        Self {
+            pages_left: knobs.pages_to_scan,
+            longest_ns: match knobs.advisor {
+                Advisor::None => u64::MAX,
+                Advisor::Cpu => LONGEST_BATCH_NS,
+            },
+        }
+    }
+
+    /// Tells that a step found so many pages, and that the batch has taken `busy_ns` of CPU time
+    /// so far; says if that is all.
+    pub fn step(&mut self, present: u32, busy_ns: u64) -> bool {
+        self.pages_left = self.pages_left.saturating_sub(present.max(EMPTY_STEP));
+        self.pages_left == 0 || busy_ns >= self.longest_ns
+    }
+}
+
 /// Keeps the scanner within its share of CPU time.
 #[derive(Debug, Default)]
 pub struct Pacer {
@@ -246,6 +280,26 @@ mod tests {
             assert_eq!(rounds.full_scans(), full_scans);
             only.round = rounds.number();
         }
+    }
+
+    #[test]
+    fn a_batch_ends_with_its_pages() {
+        let mut knobs = Knobs::DEFAULT;
+        knobs.pages_to_scan = 1000;
+        let mut batch = Batch::new(&knobs);
+        assert!(!batch.step(512, 0));
+        assert!(!batch.step(487, 0));
+        assert!(batch.step(0, 0));
+    }
+
+    #[test]
+    fn a_batch_that_takes_long_ends_early_with_the_advisor() {
+        let mut knobs = Knobs::DEFAULT;
+        let mut batch = Batch::new(&knobs);
+        assert!(!batch.step(1, LONGEST_BATCH_NS - 1));
+        assert!(batch.step(1, LONGEST_BATCH_NS));
+        knobs.advisor = Advisor::None;
+        assert!(!Batch::new(&knobs).step(1, LONGEST_BATCH_NS));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::{
     engine::{
         knobs::Run,
         policy::{
+            Batch,
             Effort,
             Pace,
             Pacer, //
@@ -53,7 +54,7 @@ impl thread::Run for Shared {
             rest_ms = match self.batch(&mut clock) {
                 Some((pace, busy_ns)) => {
                     let knobs = self.state.lock().knobs;
-                    pacer.rest_ns(&knobs, pace, busy_ns) / NS_PER_MS
+                    pacer.rest_ns(&knobs, pace, busy_ns).div_ceil(NS_PER_MS)
                 }
                 None => NOTICE_MS,
             };
@@ -76,11 +77,8 @@ impl Shared {
     /// was and how much CPU time it took.
     fn batch(&self, clock: &mut Clock) -> Option<(Pace, u64)> {
         let began = clock.now;
-        let (run, mut left) = {
-            let state = self.state.lock();
-            (state.knobs.run, state.knobs.pages_to_scan)
-        };
-        if run != Run::Merge {
+        let knobs = self.state.lock().knobs;
+        if knobs.run != Run::Merge {
             // Whoever starts it again wants to see it work.
             self.state.lock().effort = Effort::new();
             while !self.state.lock().sweep(SWEEP_COPIES).done && !self.is_stopped() {
@@ -88,9 +86,9 @@ impl Shared {
             }
             return None;
         }
-        let mut pace = Pace::Steady(0);
-        let mut blocks = 0;
-        while left > 0 && !self.is_stopped() {
+        let mut batch = Batch::new(&knobs);
+        let mut pace = None;
+        while !self.is_stopped() {
             let mut state = self.state.lock();
             // A writer to `run` waits for the mutex, and nothing may merge behind its back.
             if state.knobs.run != Run::Merge {
@@ -100,12 +98,12 @@ impl Shared {
             state.charge(worked.guest, clock.lap());
             drop(state);
             thread::yield_now();
-            pace = worked.pace;
-            // An empty block is some work too.
-            blocks += 1;
-            left = left.saturating_sub(worked.present.max(8));
+            pace = Some(worked.pace);
+            if batch.step(worked.present, clock.now.saturating_sub(began)) {
+                break;
+            }
         }
-        (blocks > 0).then(|| (pace, clock.now.saturating_sub(began)))
+        pace.map(|pace| (pace, clock.now.saturating_sub(began)))
     }
 
     /// Detaches guests whose VM has ended.
