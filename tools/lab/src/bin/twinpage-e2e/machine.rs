@@ -29,10 +29,7 @@ use twinpage_lab::{
     wait, //
 };
 
-use crate::host::{
-    hurry,
-    Host, //
-};
+use crate::host::Host;
 
 pub const TESTS: &[Test] = &[
     Test {
@@ -54,6 +51,16 @@ pub const TESTS: &[Test] = &[
 
 /// The longest that a guest of this size may take to converge.
 const CONVERGE: Duration = Duration::from_secs(400);
+
+/// A host that merges everything, but rests: a scanner without rest takes back what a guest writes as
+/// fast as an emulated processor writes it.
+fn calm() -> Result<Host, Failure> {
+    let host = Host::new()?;
+    module::set("thp_split_threshold", 1)?;
+    module::set("pages_to_scan", 4096)?;
+    module::set("sleep_millisecs", 100)?;
+    Ok(host)
+}
 
 /// A small guest with pages that repeat inside and zero pages.
 fn start(name: &str, balloon: bool) -> Result<Vmm, Failure> {
@@ -115,19 +122,20 @@ fn converge(guest: &mut Vmm) -> Result<Judgement, Failure> {
 }
 
 fn a_guest_reboots_while_it_is_merged() -> Outcome {
-    let _host = Host::new()?;
-    module::set("thp_split_threshold", 1)?;
+    let _host = calm()?;
     let mut guest = start("reboots", false)?;
     let sum = guest.sum()?;
     attach(&guest)?;
     let before = converge(&mut guest)?;
-    // A scanner without rest takes back what the guest writes as fast as an emulated processor
-    // writes it, and a boot takes as long as the machine pleases.
-    module::set("sleep_millisecs", 200)?;
+    // A host's ordinary advisor. The firmware writes over merged pages, the kernel unpacks itself over
+    // others, and a scanner that may do as it likes takes each back at once: that boot takes minutes
+    // where this one takes one.
+    module::set("advisor_max_cpu", 20)?;
+    module::set("advisor_mode", "cpu")?;
     guest.qmp.run("set-action", json!({ "reboot": "reset" }))?;
     guest.say(&Request::Reboot.to_string())?;
-    // The firmware writes over merged pages, the kernel unpacks itself over others.
     guest.ready()?;
+    module::set("advisor_mode", "none")?;
     let after = guest.sum()?;
     ensure!(sum == after, "the checksum was {sum} and is {after}");
     guest.fine(Request::Verify)?;
@@ -139,8 +147,7 @@ fn a_guest_reboots_while_it_is_merged() -> Outcome {
 }
 
 fn a_balloon_inflates_and_deflates() -> Outcome {
-    let _host = Host::new()?;
-    module::set("thp_split_threshold", 1)?;
+    let _host = calm()?;
     let mut guest = start("balloon", true)?;
     let sum = guest.sum()?;
     attach(&guest)?;
@@ -176,9 +183,7 @@ fn a_balloon_inflates_and_deflates() -> Outcome {
 }
 
 fn the_tool_attaches_shows_and_verifies() -> Outcome {
-    module::load()?;
-    hurry()?;
-    module::set("thp_split_threshold", 1)?;
+    let _host = calm()?;
     let mut guest = start("tool", false)?;
     tool(&["attach", "--all", "--domain", "e2e"])?;
     converge(&mut guest)?;
