@@ -110,16 +110,21 @@ fn key(round: u64, page: usize) -> u64 {
     (round << 32) | (page as u64 / 2)
 }
 
-/// Writes all pages anew until told to stop, each round so late that much of the one before has
-/// merged; returns the last round.
-fn churn(guest: &Guest, stop: &AtomicBool) -> u64 {
+/// Writes all pages anew until told to stop, each time when half of them have merged; returns the
+/// last round.
+fn churn(guest: &Guest, stop: &AtomicBool) -> Result<u64, Failure> {
     let mut round = 0;
     while !stop.load(Ordering::Relaxed) {
         round += 1;
+        let merges = guest.stats()?.get("merges")?;
         guest.fill_with(|page| key(round, page));
-        std::thread::sleep(Duration::from_millis(500));
+        while guest.stats()?.get("merges")? < merges + CHURNED as u64 / 2
+            && !stop.load(Ordering::Relaxed)
+        {
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
-    round
+    Ok(round)
 }
 
 /// Looks at what the churning guest costs, until its pages have merged and parted several times
@@ -158,8 +163,8 @@ fn a_churning_guest_exhausts_neither_memory_nor_time() -> Outcome {
         let churning = scope.spawn(|| churn(&hostile, &stop));
         let seen = watch(&hostile);
         stop.store(true, Ordering::Relaxed);
-        let last = churning.join().unwrap_or_default();
-        seen.map(|()| last)
+        let last = churning.join().unwrap_or(Ok(0));
+        seen.and(last)
     })?;
     let saved = saved_pages(&[&twins[0], &twins[1]])?;
     ensure!(saved == TWINS, "{saved} pages of the others are saved");
