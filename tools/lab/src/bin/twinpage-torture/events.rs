@@ -58,6 +58,7 @@ pub const MODULE: &[Event] = events![
 
 /// What happens to the monitors and to the rest of the kernel.
 pub const KERNEL: &[Event] = events![
+    "exit" |host, random| losses::lose_one(host, random, Monitor::finish),
     "SIGKILL" |host, random| kill(host, random, libc::SIGKILL),
     "core dump" |host, random| kill(host, random, libc::SIGABRT),
     "SIGSTOP" stop,
@@ -236,19 +237,12 @@ fn reload(host: &Host, random: &mut Random) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A monitor dies; another one takes its place.
+/// A monitor dies.
 fn kill(host: &Host, random: &mut Random, signal: libc::c_int) -> Result<(), Failure> {
-    let replacement = host.another()?;
-    let mut monitors = host.monitors();
-    let index = random.below(monitors.len());
-    let domain = host::domain(random);
-    if let Some(place) = monitors.get_mut(index) {
-        let old = std::mem::replace(place, replacement);
-        old.kill(signal);
-        if module::is_loaded() {
-            tolerate(host::attach(place, domain))?;
-        }
-    }
+    losses::lose_one(host, random, |monitor| {
+        monitor.kill(signal);
+        Ok(())
+    })?;
     let _ = fs::remove_file("/tmp/core");
     Ok(())
 }

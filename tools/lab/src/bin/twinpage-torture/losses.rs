@@ -39,11 +39,11 @@ const CORRUPT: &str = "/sys/kernel/debug/hwpoison/corrupt-pfn";
 /// missing.
 const STARVES: Duration = Duration::from_secs(10);
 
-/// Takes one of the monitors out, does something to it and ends it; another takes its place.
-fn lose_one(
+/// Ends one of the monitors; another takes its place.
+pub fn lose_one(
     host: &Host,
     random: &mut Random,
-    how: impl FnOnce(&Monitor) -> Result<(), Failure>,
+    end: impl FnOnce(Monitor) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let replacement = host.another()?;
     let mut monitors = host.monitors();
@@ -52,13 +52,24 @@ fn lose_one(
     let Some(place) = monitors.get_mut(index) else {
         return Ok(());
     };
-    let old = std::mem::replace(place, replacement);
-    let result = how(&old);
-    old.kill(libc::SIGKILL);
+    let result = end(std::mem::replace(place, replacement));
     if module::is_loaded() {
         tolerate(host::attach(place, domain))?;
     }
     result
+}
+
+/// Does something to one of the monitors and kills it.
+fn kill_after(
+    host: &Host,
+    random: &mut Random,
+    how: impl FnOnce(&Monitor) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    lose_one(host, random, |monitor| {
+        let result = how(&monitor);
+        monitor.kill(libc::SIGKILL);
+        result
+    })
 }
 
 /// A monitor whose group has no memory left is killed by the kernel.
@@ -68,7 +79,7 @@ pub fn starve(host: &Host, random: &mut Random) -> Result<(), Failure> {
         fs::create_dir(&group).map_err(|error| Failure::Skipped(error.to_string()))?;
     }
     host::write(&format!("{group}/memory.swap.max"), "0")?;
-    let starved = lose_one(host, random, |monitor| {
+    let starved = kill_after(host, random, |monitor| {
         let before = oom_kills(&group)?;
         let pid = monitor.pid().to_string();
         host::write(&format!("{group}/cgroup.procs"), pid)?;
@@ -99,7 +110,7 @@ fn now_and_then(random: &mut Random) -> Result<(), Failure> {
 pub fn break_own(host: &Host, random: &mut Random) -> Result<(), Failure> {
     now_and_then(random)?;
     let seed = random.below(usize::MAX);
-    lose_one(host, random, |monitor| {
+    kill_after(host, random, |monitor| {
         let mut random = Random::new(seed as u64, 0);
         signal(monitor.pid(), Signal::SIGSTOP)?;
         let frames = Frames::open()?;
