@@ -221,12 +221,12 @@ fn reload(host: &Host, random: &mut Random) -> Result<(), Failure> {
         return Err(Failure::Skipped("not every time".into()));
     }
     let mut monitors = host.monitors();
+    let mut neighbour_attached = host.neighbour_attached();
     host::unload()?;
+    *neighbour_attached = None;
     random.nap(300);
     host::load()?;
-    if let Some(neighbour) = host.neighbour().as_mut() {
-        neighbour.attached = None;
-    }
+    drop(neighbour_attached);
     monitors
         .iter_mut()
         .for_each(|monitor| monitor.attached = None);

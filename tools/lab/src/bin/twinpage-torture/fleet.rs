@@ -66,6 +66,15 @@ impl Record {
         doing.remove(&actor);
     }
 
+    /// What all actors do, and for how long.
+    pub fn doing(&self) -> String {
+        let doing = self.doing.lock().unwrap_or_else(|error| error.into_inner());
+        let told = doing
+            .values()
+            .map(|(name, since)| format!("{name} for {} s", since.elapsed().as_secs()));
+        told.collect::<Vec<_>>().join(", ")
+    }
+
     /// What some actor does for longer than `limit`.
     pub fn overdue(&self, limit: Duration) -> Option<&'static str> {
         let doing = self.doing.lock().unwrap_or_else(|error| error.into_inner());

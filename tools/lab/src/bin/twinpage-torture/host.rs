@@ -44,6 +44,7 @@ pub struct Host {
     monitors: Mutex<Vec<Monitor>>,
     started: Mutex<u64>,
     neighbour: Mutex<Option<Neighbour>>,
+    neighbour_attached: Mutex<Option<u32>>,
 }
 
 impl Host {
@@ -61,6 +62,7 @@ impl Host {
             monitors: Mutex::new(Vec::new()),
             started: Mutex::new(0),
             neighbour: Mutex::new(None),
+            neighbour_attached: Mutex::new(None),
         };
         for _ in 0..monitors {
             let monitor = host.another()?;
@@ -84,9 +86,17 @@ impl Host {
         Ok(monitor)
     }
 
-    /// The QEMU guest beside them, if there is one. Who wants both takes the monitors first.
+    /// The QEMU guest beside them, if there is one. It may be held for minutes, by who waits for an
+    /// answer: who holds the monitors does not wait for it, lest everything stands still.
     pub fn neighbour(&self) -> MutexGuard<'_, Option<Neighbour>> {
         self.neighbour
+            .lock()
+            .unwrap_or_else(|error| error.into_inner())
+    }
+
+    /// Number of the QEMU guest's attachment. Who wants the monitors, too, takes them first.
+    pub fn neighbour_attached(&self) -> MutexGuard<'_, Option<u32>> {
+        self.neighbour_attached
             .lock()
             .unwrap_or_else(|error| error.into_inner())
     }

@@ -312,6 +312,9 @@ fn watch_events(record: &Record) {
     while !record.stopped() || record.overdue(Duration::ZERO).is_some() {
         std::thread::sleep(Duration::from_secs(1));
         if let Some(event) = record.overdue(EVENT_LIMIT) {
+            println!("{}", record.doing());
+            // Where each task of the host is goes to its log.
+            let _ = fs::write("/proc/sysrq-trigger", "t");
             record.wrong(format!("{event} does not end"));
             std::process::exit(1);
         }

@@ -17,7 +17,10 @@ use twinpage_lab::random::Random;
 use twinpage_lab::tap::Failure;
 use twinpage_lab::vmm::Vmm;
 
-use crate::events::Event;
+use crate::events::{
+    tolerate,
+    Event, //
+};
 use crate::host::Host;
 
 /// Its memory, MiB, and the least that its balloon leaves it.
@@ -30,8 +33,6 @@ const DOMAIN: u64 = 7;
 /// The guest.
 pub struct Neighbour {
     vmm: Vmm,
-    /// Number of its attachment.
-    pub attached: Option<u32>,
 }
 
 impl Neighbour {
@@ -52,27 +53,12 @@ impl Neighbour {
         };
         let mut vmm = guest.start(&std::env::temp_dir(), &[])?;
         vmm.ready()?;
-        Ok(Neighbour {
-            vmm,
-            attached: None,
-        })
+        Ok(Neighbour { vmm })
     }
 
     /// Asks it to compare all of its memory.
     pub fn verify(&mut self) -> Result<(), Failure> {
         Ok(self.vmm.fine(Request::Verify).map(|_| ())?)
-    }
-
-    fn attach(&mut self) -> Result<(), Failure> {
-        let vm = self.vmm.vm()?;
-        self.attached = Some(Device::open()?.attach(vm.as_raw_fd(), DOMAIN)?);
-        Ok(())
-    }
-
-    fn detach(&mut self, id: u32) -> Result<(), Failure> {
-        let detached = Device::open()?.detach(id, Merged::Unmerge);
-        self.attached = None;
-        detached.map(|_| ()).map_err(|(error, _)| error.into())
     }
 }
 
@@ -80,7 +66,11 @@ impl Neighbour {
 pub const EVENTS: &[Event] = &[
     Event {
         name: "QEMU attach, detach",
-        run: |host, random| with(host, random, toggle),
+        run: |host, random| {
+            with(host, random, |neighbour, random| {
+                toggle(&mut host.neighbour_attached(), neighbour, random)
+            })
+        },
     },
     Event {
         name: "QEMU balloon",
@@ -107,14 +97,31 @@ fn with(
     }
 }
 
-fn toggle(neighbour: &mut Neighbour, random: &mut Random) -> Result<(), Failure> {
-    let done = match neighbour.attached {
-        None => neighbour.attach(),
-        Some(id) if random.one_in(4) => neighbour.detach(id),
+fn toggle(
+    attached: &mut Option<u32>,
+    neighbour: &Neighbour,
+    random: &mut Random,
+) -> Result<(), Failure> {
+    let done = match *attached {
+        None => attach(neighbour).map(|id| *attached = Some(id)),
+        Some(id) if random.one_in(4) => {
+            *attached = None;
+            detach(id)
+        }
         Some(_) => Ok(()),
     };
     // The module may be gone, or short of memory.
-    done.map_err(|failure| Failure::Skipped(failure.to_string()))
+    tolerate(done)
+}
+
+fn attach(neighbour: &Neighbour) -> Result<u32, Failure> {
+    let vm = neighbour.vmm.vm()?;
+    Ok(Device::open()?.attach(vm.as_raw_fd(), DOMAIN)?)
+}
+
+fn detach(id: u32) -> Result<(), Failure> {
+    let detached = Device::open()?.detach(id, Merged::Unmerge);
+    detached.map(|_| ()).map_err(|(error, _)| error.into())
 }
 
 fn balloon(neighbour: &mut Neighbour, random: &mut Random) -> Result<(), Failure> {
