@@ -18,7 +18,7 @@ pub const MIN_REST_NS: u64 = 1_000_000;
 
 /// After so much CPU time the CPU advisor wants to rest, however few pages that were: who shares the
 /// processor should not wait for a batch of many merges.
-pub const LONGEST_BATCH_NS: u64 = 20_000_000;
+const LONGEST_BATCH_NS: u64 = 20_000_000;
 
 const NS_PER_MS: u64 = 1_000_000;
 
