@@ -250,7 +250,7 @@ static void look_table(struct look *look, struct vm_area_struct *vma,
  * The mapping may have been mlocked, watched or made read-only after pages of
  * it were merged: copies are reported, private pages are refused.
  */
-static bool may_hold_copies(struct vm_area_struct *vma)
+bool twinpage_vma_holds_copies(struct vm_area_struct *vma)
 {
 	return vma_is_anonymous(vma) && !is_vm_hugetlb_page(vma) &&
 	       !(vma->vm_flags & (VM_SHARED | VM_MAYSHARE | VM_SPECIAL));
@@ -297,7 +297,7 @@ unsigned int twinpage_shim_look(void *mm, unsigned long block,
 		until = min_t(unsigned long, end,
 			      (vma->vm_end - block) / PAGE_SIZE);
 		look.refusal = twinpage_vma_refusal(vma);
-		if (look.refusal < 0 || may_hold_copies(vma))
+		if (look.refusal < 0 || twinpage_vma_holds_copies(vma))
 			look_table(&look, vma, block, first, until);
 		else
 			see(&look, until, found(TWINPAGE_SHIM_SKIP, look.refusal));

@@ -44,6 +44,9 @@ bool twinpage_has(unsigned int feature);
 /* Why pages of this mapping cannot be merged; -1 if they can. */
 int twinpage_vma_refusal(struct vm_area_struct *vma);
 
+/* May pages of this mapping be merged copies? */
+bool twinpage_vma_holds_copies(struct vm_area_struct *vma);
+
 /* Is this folio a merged copy, ours or of an earlier load? */
 static inline bool twinpage_is_copy(struct folio *folio)
 {

@@ -322,15 +322,20 @@ void twinpage_shim_share(void *mm, unsigned long addr, unsigned int n,
 }
 
 /*
- * The pmd of an address that is mapped. Tables on the way to it go away under
- * the mmap lock for reading, once munmap() has taken their mapping out.
+ * The mapping at addr, or NULL if there is none that can hold what was seen
+ * there: since then the process may have put anything in its place. Page tables
+ * go away under the mmap lock for reading once munmap() has taken their mapping
+ * out, and those of hugetlb at any time.
  */
-static pmd_t *find_mapped_pmd(struct mm_struct *mm, unsigned long addr)
+static struct vm_area_struct *find_mapping(struct mm_struct *mm,
+					   unsigned long addr)
 {
-	return vma_lookup(mm, addr) ? twinpage_find_pmd(mm, addr) : NULL;
+	struct vm_area_struct *vma = vma_lookup(mm, addr);
+
+	return vma && twinpage_vma_holds_copies(vma) ? vma : NULL;
 }
 
-/* Does addr, which is in a mapping, map a merged copy? */
+/* Does addr, which is in such a mapping, map a merged copy? */
 static bool maps_copy(struct mm_struct *mm, unsigned long addr)
 {
 	pmd_t *pmd = twinpage_find_pmd(mm, addr);
@@ -365,7 +370,7 @@ static bool maps_copy(struct mm_struct *mm, unsigned long addr)
 int twinpage_shim_unshare(void *mm, unsigned long addr)
 {
 	/* Faults that may not be retried keep the lock, and the mapping with it. */
-	struct vm_area_struct *vma = vma_lookup(mm, addr);
+	struct vm_area_struct *vma = find_mapping(mm, addr);
 	/* A page table that comes and goes under us ends the loop sooner. */
 	unsigned int tries = 3;
 
@@ -388,7 +393,7 @@ int twinpage_shim_unshare(void *mm, unsigned long addr)
 /* A reference on the large folio mapped at addr, or NULL. */
 static struct page *get_huge(struct mm_struct *mm, unsigned long addr)
 {
-	pmd_t *pmd = find_mapped_pmd(mm, addr);
+	pmd_t *pmd = find_mapping(mm, addr) ? twinpage_find_pmd(mm, addr) : NULL;
 	struct page *page = NULL;
 	spinlock_t *ptl;
 	pmd_t val;

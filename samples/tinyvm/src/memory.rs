@@ -131,7 +131,7 @@ impl Memory {
         Ok(())
     }
 
-    /// Maps pages again that were unmapped, as zeroes; `backing` is that of the memory.
+    /// Maps pages again that were unmapped, as zeroes of that backing, which is private.
     ///
     /// # Errors
     ///
@@ -140,7 +140,10 @@ impl Memory {
         assert!(page + pages <= self.pages);
         let at = self.base.wrapping_add(page * PAGE_BYTES);
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        let mut flags = ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        if backing == Backing::Hugetlb {
+            flags |= libc::MAP_HUGETLB;
+        }
         map(at, pages * PAGE_BYTES, access, flags, -1)?;
         self.ask_for(backing)
     }

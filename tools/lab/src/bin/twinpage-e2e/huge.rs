@@ -2,6 +2,8 @@
 
 //! Huge pages are split only when that is worth it.
 
+use std::fs;
+
 use tinyvm::Backing;
 use twinpage_lab::pagemap::Frames;
 use twinpage_lab::tap::{
@@ -11,15 +13,21 @@ use twinpage_lab::tap::{
 };
 use twinpage_lab::{
     ensure,
-    module, //
+    module,
+    wait, //
 };
 
 use crate::host::{
     skipped,
     Guest,
     Host,
+    CONVERGE,
+    DOMAIN,
     PRIVATE, //
 };
+
+/// How many huge pages hugetlb has.
+const HUGETLB_POOL: &str = "/proc/sys/vm/nr_hugepages";
 
 pub const TESTS: &[Test] = &[
     Test {
@@ -31,6 +39,11 @@ pub const TESTS: &[Test] = &[
         name: "a_huge_page_with_many_twins_is_split",
         seconds: 120,
         run: a_huge_page_with_many_twins_is_split,
+    },
+    Test {
+        name: "hugetlb_memory_in_place_of_a_huge_page_stays_whole",
+        seconds: 120,
+        run: hugetlb_memory_in_place_of_a_huge_page_stays_whole,
     },
 ];
 
@@ -94,4 +107,45 @@ fn a_huge_page_with_many_twins_is_split() -> Outcome {
     let huge = huge_pages(&guest)?;
     ensure!(huge == 512, "{huge} pages are still huge");
     guest.check_with(key)
+}
+
+/// What the module knew of an address may be long gone when a twin of it comes along.
+fn hugetlb_memory_in_place_of_a_huge_page_stays_whole() -> Outcome {
+    let key = |page: usize| page as u64 + 1;
+    if fs::write(HUGETLB_POOL, "4").is_err() {
+        return Err(Failure::Skipped("the kernel has no hugetlb".into()));
+    }
+    let host = Host::new()?;
+    module::set("thp_split_threshold", 64)?;
+    module::set("run", 0)?;
+    let guest = host.guest(512, Backing::Huge, DOMAIN)?;
+    guest.fill_with(key);
+    skip_without_huge(&guest)?;
+    module::set("run", 1)?;
+    host.looks(4)?;
+    module::set("run", 0)?;
+    guest.memory().unmap(0, 512)?;
+    guest.memory().map_again(0, 512, Backing::Hugetlb)?;
+    guest.fill_with(key);
+    // A new VM is scanned first, and finds all its twins there.
+    let twin = host.guest(512, Backing::Small, DOMAIN)?;
+    twin.fill_with(key);
+    module::set("run", 1)?;
+    host.looks(4)?;
+    guest.check_with(key)?;
+    twin.check_with(key)?;
+    let frames = Frames::open()?;
+    for (page, frame) in guest.frames()?.into_iter().enumerate() {
+        let frame = frame.ok_or_else(|| Failure::Failed(format!("page {page} is gone")))?;
+        ensure!(frames.flags(frame)?.hugetlb(), "page {page} is no hugetlb");
+    }
+    drop((guest, twin));
+    let freed = wait::until("the pool's pages", CONVERGE, || {
+        let pool = fs::read_to_string("/proc/meminfo")?;
+        Ok::<_, Failure>(pool.lines().any(|line| {
+            line.starts_with("HugePages_Free:") && line.ends_with(" 4")
+        }))
+    });
+    fs::write(HUGETLB_POOL, "0")?;
+    freed.map(|_| ())
 }
