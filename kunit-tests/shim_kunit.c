@@ -3,6 +3,7 @@
  * The shim once more, for twinpage_kunit.ko: an object may not be in two
  * modules. And memory for tests to work on.
  */
+#include "../rust/sys/shim/debugfs.c"
 #include "../rust/sys/shim/frame.c"
 #include "../rust/sys/shim/host.c"
 #include "../rust/sys/shim/ksym.c"

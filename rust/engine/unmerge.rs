@@ -31,6 +31,38 @@ use super::{
     },
 };
 
+/// How long somebody who takes step after step over a guest's blocks goes on in vain.
+#[derive(Debug, Default)]
+pub struct Patience {
+    tries: u32,
+    rounds: u32,
+}
+
+impl Patience {
+    /// How many tries of one block, and how many rounds over all of them, may be in vain in a row.
+    pub const LIMIT: u32 = 10_000;
+
+    /// A step gave so many pages back.
+    pub fn stepped(&mut self, pages: u32) {
+        self.tries = 0;
+        if pages > 0 {
+            self.rounds = 0;
+        }
+    }
+
+    /// A step could not be made, as the guest is busy; says whether to try it again.
+    pub fn try_again(&mut self) -> bool {
+        self.tries = self.tries.saturating_add(1);
+        self.tries < Self::LIMIT
+    }
+
+    /// A round is over and some pages were busy; says whether to begin another.
+    pub fn begin_again(&mut self) -> bool {
+        self.rounds = self.rounds.saturating_add(1);
+        self.rounds < Self::LIMIT
+    }
+}
+
 impl<F> Index<F> {
     /// Gives the merged pages of the guest's next block their own copies back. `cursor` is 0 at
     /// first and the caller's to keep. Nothing may be scanned in between, or pages merge again.
@@ -186,6 +218,26 @@ mod tests {
         );
         assert_eq!(toy.index.copies(), 0);
         Ok(())
+    }
+
+    #[test]
+    fn only_what_is_in_vain_in_a_row_takes_patience() {
+        let mut patience = Patience::default();
+        // A guest so large that more tries are in vain in all than may be of one block.
+        for _ in 0..Patience::LIMIT.wrapping_mul(2) {
+            assert!(patience.try_again());
+            patience.stepped(0);
+        }
+        assert!((1..Patience::LIMIT).all(|_| patience.try_again()));
+        assert!(!patience.try_again());
+        // Steps without a page do not make a round one that gave something back.
+        assert!((1..Patience::LIMIT).all(|_| {
+            patience.stepped(0);
+            patience.begin_again()
+        }));
+        assert!(!patience.begin_again());
+        patience.stepped(1);
+        assert!(patience.begin_again());
     }
 
     #[test]

@@ -25,15 +25,11 @@ use crate::engine::{
         PAGE_BYTES, //
     },
 };
+use crate::sys::debugfs::Dir;
 use kernel::{
-    alloc::{
-        KBox,
-        KVVec, //
-    },
+    alloc::KVVec,
     debugfs::{
-        self,
         BinaryWriter,
-        Dir,
         Writer, //
     },
     fmt,
@@ -53,10 +49,6 @@ type Records = KVVec<[u8; RECORD_BYTES]>;
 /// The debugfs files of one guest; dropping them waits for readers.
 pub(crate) struct Export {
     id: GuestId,
-    // Files go before the directory.
-    _stats: Pin<KBox<debugfs::File<Stats>>>,
-    _slots: Pin<KBox<debugfs::File<Slots>>>,
-    _digests: Pin<KBox<debugfs::File<Digests>>>,
     _dir: Dir,
 }
 
@@ -76,26 +68,17 @@ impl Export {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn new(root: &Dir, shared: Arc<Shared>, id: GuestId) -> Result<Self> {
+    pub(crate) fn new(root: &Arc<Dir>, shared: Arc<Shared>, id: GuestId) -> Result<Self> {
         let name = CString::try_from_fmt(fmt!("{}", id.0))?;
-        let dir = root.subdir(&name);
+        let mut dir = Dir::subdir(root, &name);
         let view = || View {
             shared: shared.clone(),
             id,
         };
-        let stats = KBox::pin_init(dir.read_only_file(c"stats", Stats(view())), GFP_KERNEL)?;
-        let slots = KBox::pin_init(dir.read_only_file(c"slots", Slots(view())), GFP_KERNEL)?;
-        let digests = KBox::pin_init(
-            dir.read_binary_file(c"digests", Digests(view())),
-            GFP_KERNEL,
-        )?;
-        Ok(Self {
-            id,
-            _stats: stats,
-            _slots: slots,
-            _digests: digests,
-            _dir: dir,
-        })
+        dir.add_text(c"stats", Stats(view()))?;
+        dir.add_text(c"slots", Slots(view()))?;
+        dir.add_binary(c"digests", Digests(view()))?;
+        Ok(Self { id, _dir: dir })
     }
 
     /// Whose files they are.

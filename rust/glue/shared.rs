@@ -15,12 +15,14 @@ use crate::{
             UnmergeState,
             Unmerged, //
         },
+        unmerge::Patience,
         world::{
             Away,
             GuestId, //
         }, //
     },
     sys::{
+        debugfs::Dir,
         ksym::Symbols,
         vm::Vm, //
     },
@@ -28,7 +30,6 @@ use crate::{
 use kernel::{
     alloc::KVec,
     current,
-    debugfs::Dir,
     new_condvar,
     new_mutex,
     prelude::*,
@@ -55,7 +56,7 @@ pub(crate) struct Shared {
     pub(crate) state: Mutex<State>,
     #[pin]
     exports: Mutex<KVec<Export>>,
-    debugfs: Dir,
+    debugfs: Arc<Dir>,
     #[pin]
     alarm: Mutex<Alarm>,
     #[pin]
@@ -69,9 +70,9 @@ struct Alarm {
     stop: bool,
 }
 
-/// How often in a row an unmerge finds everything busy, a millisecond apart, before it gives up. A
-/// guest that faults in a lot of memory has its mmap lock taken for long.
-const PATIENCE: u32 = 10_000;
+/// How long an unmerge waits before it tries again what was busy. A guest that faults in a lot of
+/// memory has its mmap lock taken for long.
+const BUSY_MS: i64 = 1;
 
 /// How far giving pages back got.
 #[derive(Default)]
@@ -90,11 +91,12 @@ impl Shared {
     /// `ENOMEM`.
     pub(crate) fn new(symbols: Symbols) -> Result<Arc<Self>> {
         let state = State::new()?;
+        let debugfs = Arc::new(Dir::new(c"twinpage"), GFP_KERNEL)?;
         Arc::pin_init(
             pin_init!(Self {
                 symbols,
                 state <- new_mutex!(state, "twinpage_state"),
-                debugfs: Dir::new(c"twinpage"),
+                debugfs,
                 exports <- new_mutex!(KVec::new(), "twinpage_exports"),
                 alarm <- new_mutex!(Alarm::default(), "twinpage_alarm"),
                 rung <- new_condvar!("twinpage_rung"),
@@ -136,7 +138,7 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// `EEXIST`, `ENOMEM`, `ENOSPC`; what [`unmerge`](Self::unmerge) fails with, if not all that
+    /// `EEXIST`, `ENOMEM`, `ENOSPC`; `EBUSY`, another guest has a part of its memory; what [`unmerge`](Self::unmerge) fails with, if not all that
     /// the VM shares with another domain can come apart. Then it is not attached.
     pub(crate) fn attach(self: &Arc<Self>, vm: Vm, domain: u64) -> Result<GuestId> {
         let attached = self.state.lock().attach(vm, domain);
@@ -166,9 +168,9 @@ impl Shared {
 
     /// Shows a guest in debugfs.
     fn export(self: &Arc<Self>, id: GuestId) -> Result {
+        let export = Export::new(&self.debugfs, self.clone(), id)?;
         let mut exports = self.exports.lock();
         exports.reserve(1, GFP_KERNEL)?;
-        let export = Export::new(&self.debugfs, self.clone(), id)?;
         // A guest that departed before this was not shown yet, and is not to be; one that departs
         // later waits for `exports` to be taken back.
         if self.state.lock().guest(id).is_some() {
@@ -264,39 +266,34 @@ impl Shared {
         let mut pages = 0_u64;
         let mut cursor = 0;
         let mut busy = 0_u64;
-        let mut in_vain = 0;
+        let mut patience = Patience::default();
         let result = loop {
             if current!().signal_pending() {
                 break Err(EINTR);
             }
-            if in_vain == PATIENCE {
-                break Err(EBUSY);
-            }
             let done = step(&mut self.state.lock(), id, &mut cursor);
-            match done {
+            let go_on = match done {
                 Ok(done) => {
-                    if done.unmerged > 0 {
-                        in_vain = 0;
-                    }
+                    patience.stepped(done.unmerged);
                     pages += u64::from(done.unmerged);
                     busy += u64::from(done.busy);
                     match done.state {
-                        UnmergeState::More => {}
+                        UnmergeState::More => continue,
                         UnmergeState::NoMemory => break Err(ENOMEM),
                         UnmergeState::Done if busy > 0 => {
                             (cursor, busy) = (0, 0);
-                            in_vain += 1;
-                            fsleep(Delta::from_millis(1));
+                            patience.begin_again()
                         }
                         UnmergeState::Done => break Ok(()),
                     }
                 }
-                Err(Away::Busy) => {
-                    in_vain += 1;
-                    fsleep(Delta::from_millis(1));
-                }
+                Err(Away::Busy) => patience.try_again(),
                 Err(Away::Gone) => break Ok(()),
+            };
+            if !go_on {
+                break Err(EBUSY);
             }
+            fsleep(Delta::from_millis(BUSY_MS));
         };
         (pages, result)
     }

@@ -12,6 +12,7 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod debugfs;
 pub(crate) mod frame;
 pub(crate) mod ksym;
 pub(crate) mod look;

@@ -145,4 +145,20 @@ int twinpage_shim_shrinker_add(void *data, unsigned long (*count)(void *data),
 						     unsigned long want));
 void twinpage_shim_shrinker_remove(void);
 
+/* debugfs.c: files that only root reads. */
+
+/* Serves a file: one of both. Both sleep. */
+struct twinpage_shim_file {
+	/* Prints all of it to a struct seq_file. */
+	int (*print)(const struct twinpage_shim_file *file, void *seq);
+	/* Writes to a user's buffer from an offset on. */
+	long (*read)(const struct twinpage_shim_file *file, void *to,
+		     unsigned long len, long long *at);
+};
+
+void *twinpage_shim_debugfs_dir(void *parent, const char *name);
+void twinpage_shim_debugfs_file(void *parent, const char *name,
+				const struct twinpage_shim_file *file);
+void twinpage_shim_debugfs_remove(void *dir);
+
 #endif /* TWINPAGE_SHIM_H */

@@ -3,12 +3,16 @@
 //! VMs die, the module comes and goes, at any moment.
 
 use std::ffi::CStr;
-use std::fs;
+use std::fs::{
+    self,
+    File, //
+};
 use std::io::{
     Read,
     Write, //
 };
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::time::{
     Duration,
     Instant, //
@@ -38,6 +42,7 @@ use twinpage_lab::{
 
 use crate::host::{
     common_frames,
+    fails_with,
     in_child,
     saved_pages,
     skipped,
@@ -84,6 +89,11 @@ pub const TESTS: &[Test] = &[
         name: "unmerge_on_exit_unmerges_when_unloading",
         seconds: 180,
         run: unmerge_on_exit_unmerges_when_unloading,
+    },
+    Test {
+        name: "an_open_file_keeps_the_module",
+        seconds: 120,
+        run: an_open_file_keeps_the_module,
     },
     Test {
         name: "the_module_unloads_under_load",
@@ -321,6 +331,23 @@ fn unload_now() -> Outcome {
     })?;
     let took = start.elapsed();
     ensure!(took < Duration::from_secs(10), "unloading took {took:?}");
+    Ok(())
+}
+
+/// Closing a file takes code of the module.
+fn an_open_file_keeps_the_module() -> Outcome {
+    for name in ["stats", "slots", "digests"] {
+        let host = Host::new()?;
+        let guest = host.guest(16, Backing::Small, PRIVATE)?;
+        let path = PathBuf::from(DEBUGFS).join(guest.id().to_string());
+        let mut file = File::open(path.join(name))?;
+        file.read_exact(&mut [0; 8])?;
+        drop((guest, host));
+        let unloaded = module::unload();
+        fails_with("unloading", unloaded, libc::EWOULDBLOCK)?;
+        drop(file);
+        unload_now()?;
+    }
     Ok(())
 }
 
