@@ -73,21 +73,22 @@ pub struct GuestPage {
 }
 
 impl Layout {
-    /// Takes over the slots that a guest has now; says whether they changed.
+    /// What follows this one when a guest has those slots; `None` if they are the same.
     ///
     /// # Errors
     ///
-    /// [`AllocError`]; then nothing changed.
-    pub fn update(&mut self, mut slots: KVVec<Slot>, flags: Flags) -> Result<bool, AllocError> {
+    /// [`AllocError`].
+    pub fn next(&self, mut slots: KVVec<Slot>, flags: Flags) -> Result<Option<Self>, AllocError> {
         sort::by_key(&mut slots, |slot| (slot.as_id, slot.base_gfn, slot.id));
         if self.version > 0 && *slots == *self.slots {
-            return Ok(false);
+            return Ok(None);
         }
-        self.ranges = union(&slots, flags)?;
-        self.slots = slots;
-        // OVERFLOW: One step for each change of memslots never gets there.
-        self.version = self.version.wrapping_add(1);
-        Ok(true)
+        Ok(Some(Self {
+            ranges: union(&slots, flags)?,
+            slots,
+            // OVERFLOW: One step for each change of memslots never gets there.
+            version: self.version.wrapping_add(1),
+        }))
     }
 
     /// The slots, sorted by address space and guest frame number.
@@ -98,6 +99,15 @@ impl Layout {
     /// Host addresses of the guest's memory: sorted and disjoint.
     pub fn ranges(&self) -> &[Span] {
         &self.ranges
+    }
+
+    /// Has it an address in common with another?
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let mut theirs = other.ranges.iter().peekable();
+        self.ranges.iter().any(|range| {
+            while theirs.next_if(|other| other.end <= range.start).is_some() {}
+            theirs.peek().is_some_and(|other| other.start < range.end)
+        })
     }
 
     /// Grows with every change.
@@ -206,9 +216,8 @@ mod tests {
     fn layout(slots: &[Slot]) -> Result<Layout, AllocError> {
         let mut list = KVVec::new();
         list.extend_from_slice(slots, GFP_KERNEL)?;
-        let mut layout = Layout::default();
-        layout.update(list, GFP_KERNEL)?;
-        Ok(layout)
+        let layout = Layout::default().next(list, GFP_KERNEL)?;
+        Ok(layout.unwrap_or_default())
     }
 
     #[test]
@@ -306,14 +315,34 @@ mod tests {
 
     #[test]
     fn only_a_change_makes_a_new_version() -> Result<(), AllocError> {
-        let mut layout = layout(&[slot(0, 0, 1, 4096)])?;
-        let version = layout.version();
+        let layout = layout(&[slot(0, 0, 1, 4096)])?;
         let mut same = KVVec::new();
         same.push(slot(0, 0, 1, 4096), GFP_KERNEL)?;
-        assert!(!layout.update(same, GFP_KERNEL)?);
-        assert_eq!(layout.version(), version);
-        assert!(layout.update(KVVec::new(), GFP_KERNEL)?);
-        assert!(layout.version() > version);
+        assert!(layout.next(same, GFP_KERNEL)?.is_none());
+        let changed = layout.next(KVVec::new(), GFP_KERNEL)?;
+        assert!(changed.is_some_and(|changed| changed.version() > layout.version()));
+        Ok(())
+    }
+
+    #[test]
+    fn one_common_page_is_an_overlap() -> Result<(), AllocError> {
+        let two = layout(&[slot(0, 0, 2, 0x10000), slot(0, 2, 2, 0x40000)])?;
+        let overlaps = |addr, pages| -> Result<bool, AllocError> {
+            let other = layout(&[slot(0, 0, 1, 0x1000), slot(0, 1, pages, addr)])?;
+            let both = (two.overlaps(&other), other.overlaps(&two));
+            assert_eq!(both.0, both.1);
+            Ok(both.0)
+        };
+        // Before, between and after both ranges; then one page of either, then everything.
+        assert!(!overlaps(0x8000, 8)?);
+        assert!(!overlaps(0x12000, 0x2e)?);
+        assert!(!overlaps(0x42000, 8)?);
+        assert!(overlaps(0x8000, 9)?);
+        assert!(overlaps(0x11000, 1)?);
+        assert!(overlaps(0x12000, 0x2f)?);
+        assert!(overlaps(0x41000, 8)?);
+        assert!(overlaps(0x8000, 0x100)?);
+        assert!(!two.overlaps(&Layout::default()));
         Ok(())
     }
 }

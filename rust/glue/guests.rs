@@ -97,19 +97,34 @@ impl Guest {
         &self.space
     }
 
-    /// Its memslots as of the last [`refresh`](Self::refresh).
+    /// Its memslots as of the last [`set_layout`](Self::set_layout).
     pub(crate) fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Asks KVM for the memslots; says whether they changed.
+    /// Asks KVM for the memslots; `None` if they have not changed.
     ///
     /// # Errors
     ///
-    /// `ENOMEM`; nothing changed.
-    pub(crate) fn refresh(&mut self) -> Result<bool> {
+    /// `ENOMEM`.
+    pub(crate) fn ask_layout(&self) -> Result<Option<Layout>> {
         let slots = self.vm.slots()?;
-        Ok(self.layout.update(slots, GFP_KERNEL)?)
+        Ok(self.layout.next(slots, GFP_KERNEL)?)
+    }
+
+    /// Its memslots are these now.
+    pub(crate) fn set_layout(&mut self, layout: Layout) {
+        self.layout = layout;
+    }
+
+    /// Does another guest, whose VM still exists, show memory of this guest's process that is in
+    /// `layout`?
+    pub(crate) fn is_shown_by(&self, other: &Guest, layout: &Layout) -> bool {
+        other.id != self.id
+            && other.space.is(&self.space)
+            && other.layout.overlaps(layout)
+            && !other.leaving
+            && !other.vm.is_closed()
     }
 
     /// Its place in the order of turns.

@@ -257,16 +257,21 @@ impl State {
     ///
     /// # Errors
     ///
-    /// `ENOENT`, `ENOMEM`, `ENOSPC`; the old ones stay.
+    /// `ENOENT`, `ENOMEM`, `ENOSPC`; `EBUSY`, another guest has a part of that memory, too: a page
+    /// must not be in two domains, nor be its own twin. The old ones stay.
     pub(crate) fn refresh(&mut self, id: GuestId) -> Result {
-        let at = self.position(id).ok_or(ENOENT)?;
-        let guest = self.guests.get_mut(at).ok_or(ENOENT)?;
-        let domain = guest.domain();
-        if guest.refresh()? {
-            let room = self.rooms.iter_mut().find(|room| room.domain == domain);
-            let index = &mut room.ok_or(ENOENT)?.index;
-            index.set_ranges(id, self.guests.get(at).ok_or(ENOENT)?.layout().ranges())?;
+        let guest = self.guest(id).ok_or(ENOENT)?;
+        let Some(layout) = guest.ask_layout()? else {
+            return Ok(());
+        };
+        let mut others = self.guests.iter();
+        if others.any(|other| guest.is_shown_by(other, &layout)) {
+            return Err(EBUSY);
         }
+        let domain = guest.domain();
+        let index = &mut self.room(domain).ok_or(ENOENT)?.index;
+        index.set_ranges(id, layout.ranges())?;
+        self.guest_mut(id).ok_or(ENOENT)?.set_layout(layout);
         Ok(())
     }
 

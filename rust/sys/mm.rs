@@ -44,6 +44,11 @@ impl Space {
         Self(mm)
     }
 
+    /// Are these the same address space?
+    pub(crate) fn is(&self, other: &Space) -> bool {
+        ptr::eq(self.0.as_raw(), other.0.as_raw())
+    }
+
     /// Takes hold of its memory; `None` if it is exiting or gone.
     pub(crate) fn user(&self) -> Option<User> {
         self.0

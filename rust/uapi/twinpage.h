@@ -61,7 +61,8 @@ struct twinpage_version {
  * address space is exiting; -EOPNOTSUPP: its memory is encrypted (SEV, TDX);
  * -ENOSPC: no number is left for the VM or its domain; -ENOMEM: so little memory
  * is free that it would fall under the floor; -EINTR: a signal; -EBUSY: pages
- * stayed busy for too long. In all of these cases the VM is not attached.
+ * stayed busy for too long, or a part of its memory belongs to another attached
+ * VM of the same process, too. In all of these cases the VM is not attached.
  */
 struct twinpage_attach {
 	__s32 vm_fd;

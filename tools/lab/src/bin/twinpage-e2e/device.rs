@@ -5,21 +5,32 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
-use tinyvm::Backing;
-use twinpage_lab::ensure;
+use tinyvm::{
+    Backing,
+    Memory,
+    Slot,
+    Vm, //
+};
 use twinpage_lab::module::{
     uapi,
-    Merged, //
+    Merged,
+    Stats, //
 };
 use twinpage_lab::tap::{
+    Failure,
     Outcome,
     Test, //
+};
+use twinpage_lab::{
+    ensure,
+    wait, //
 };
 
 use crate::host::{
     fails_with,
     Guest,
     Host,
+    CONVERGE,
     DOMAIN,
     PRIVATE, //
 };
@@ -39,6 +50,11 @@ pub const TESTS: &[Test] = &[
         name: "fields_that_must_be_zero_must_be_zero",
         seconds: 60,
         run: fields_that_must_be_zero_must_be_zero,
+    },
+    Test {
+        name: "memory_of_an_attached_vm_is_refused",
+        seconds: 300,
+        run: memory_of_an_attached_vm_is_refused,
     },
     Test {
         name: "a_vm_is_attached_once_and_ids_are_never_reused",
@@ -140,6 +156,48 @@ fn fields_that_must_be_zero_must_be_zero() -> Outcome {
     fails_with("a read with a reserved field", result, libc::EINVAL)?;
     ensure!(guest.stats()?.get("domain")? == DOMAIN, "{}", guest.told());
     Ok(())
+}
+
+/// A page that two VMs show would be its own twin, or be in two domains.
+fn memory_of_an_attached_vm_is_refused() -> Outcome {
+    let host = Host::new()?;
+    let mut guest = host.guest(1024, Backing::Small, DOMAIN)?;
+    let second = Vm::new()?;
+    let slot = Slot {
+        host: guest.memory().page_address(1023),
+        pages: 1,
+        ..Slot::default()
+    };
+    second.set_slot(slot)?;
+    for domain in [DOMAIN, PRIVATE] {
+        let attached = host.device().attach(second.as_raw_fd(), domain);
+        fails_with("memory in two VMs", attached, libc::EBUSY)?;
+    }
+    // What is not shared yet may become so later: then the old memory is what counts.
+    let own = Memory::new(1, Backing::Small)?;
+    second.set_slot(Slot { pages: 0, ..slot })?;
+    second.set_slot(Slot {
+        host: own.address(),
+        ..slot
+    })?;
+    let id = host.device().attach(second.as_raw_fd(), PRIVATE)?;
+    second.set_slot(Slot {
+        number: 1,
+        guest: 1 << 30,
+        host: guest.memory().address(),
+        pages: 1024,
+        ..slot
+    })?;
+    guest.fill_with(|_| 5);
+    host.looks(3)?;
+    let pages = Stats::of(id)?.get("pages")?;
+    ensure!(pages == 1, "{pages} pages");
+    // Once the first VM has gone, the memory is the second one's.
+    guest.close_vm();
+    wait::until("the rest of its memory", CONVERGE, || {
+        Ok::<_, Failure>(Stats::of(id)?.get("pages")? == 1025)
+    })
+    .map(|_| ())
 }
 
 fn a_vm_is_attached_once_and_ids_are_never_reused() -> Outcome {
