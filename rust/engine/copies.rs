@@ -380,6 +380,12 @@ impl<F> Copies<F> {
         None
     }
 
+    /// Returns a number that is above all those in use.
+    pub fn end(&self) -> CopyId {
+        // OVERFLOW: Numbers are below 2^30. CAST: So it fits.
+        CopyId(self.chunks.len().wrapping_mul(CHUNK) as u32)
+    }
+
     /// Returns how many numbers are in use.
     pub fn used(&self) -> u32 {
         self.used

@@ -66,6 +66,30 @@ pub struct Asked {
     pub digests: usize,
 }
 
+/// A search for a merged copy by its SHA-256, which takes some calls of [`Index::find_digest`].
+///
+/// It ends however many copies come and go: each copy that there is when it begins is looked at
+/// once. One that comes later may not be found.
+#[derive(Debug)]
+pub struct Search {
+    digest: [u8; DIGEST_BYTES],
+    /// The next copy to look at.
+    next: CopyId,
+    /// Where it ends, once it has begun.
+    end: Option<CopyId>,
+}
+
+impl Search {
+    /// Makes a search that has not begun.
+    pub fn new(digest: [u8; DIGEST_BYTES]) -> Self {
+        Self {
+            digest,
+            next: CopyId(0),
+            end: None,
+        }
+    }
+}
+
 impl<F> Index<F> {
     /// Tells the states of pages by calling `tell` for each in order. Returns how many it told: all
     /// of them, unless more digests are missing than may be computed.
@@ -172,7 +196,7 @@ impl<F> Index<F> {
         })
     }
 
-    /// Finds a merged copy by SHA-256, computing at most `budget` missing digests.
+    /// Goes on with a search, computing at most `budget` missing digests.
     ///
     /// # Errors
     ///
@@ -180,13 +204,13 @@ impl<F> Index<F> {
     pub fn find_digest<W: World<Frame = F>>(
         &mut self,
         world: &mut W,
-        digest: &[u8; DIGEST_BYTES],
+        search: &mut Search,
         budget: usize,
     ) -> Result<Found<'_, F>, AllocError> {
-        let listed = self.listed_digest(digest);
+        let listed = self.listed_digest(&search.digest);
         let copy = match listed {
             Some(copy) => copy,
-            None => match self.compute_digests(world, digest, budget)? {
+            None => match self.compute_digests(world, search, budget)? {
                 Computed::Found(copy) => copy,
                 Computed::None => return Ok(Found::None),
                 Computed::More => return Ok(Found::More),
@@ -209,11 +233,15 @@ impl<F> Index<F> {
     fn compute_digests<W: World<Frame = F>>(
         &mut self,
         world: &mut W,
-        wanted: &[u8; DIGEST_BYTES],
+        search: &mut Search,
         mut budget: usize,
     ) -> Result<Computed, AllocError> {
+        let end = *search.end.get_or_insert(self.store.copies.end());
+        // What others have computed meanwhile is in the tree.
+        let mut next = search.next.max(self.digested);
         for _ in 0..budget.saturating_mul(VISITS_PER_DIGEST) {
-            let Some((copy, entry)) = self.store.copies.next(self.digested) else {
+            let Some((copy, entry)) = self.store.copies.next(next).filter(|(copy, _)| *copy < end)
+            else {
                 return Ok(Computed::None);
             };
             if is_readable(entry) {
@@ -221,12 +249,17 @@ impl<F> Index<F> {
                     break;
                 }
                 let digest = self.digest_of(world, copy)?;
-                if digest.sha256 == *wanted {
+                if digest.sha256 == search.digest {
                     return Ok(Computed::Found(copy));
                 }
             }
             // OVERFLOW: Below 2^30.
-            self.digested = CopyId(copy.0.wrapping_add(1));
+            let after = CopyId(copy.0.wrapping_add(1));
+            if self.digested == next {
+                self.digested = after;
+            }
+            next = after;
+            search.next = next;
         }
         Ok(Computed::More)
     }
@@ -374,9 +407,10 @@ mod tests {
         toy.fill(0, 0..200, |index| Page::Own(1 + index / 2));
         assert!(toy.pass(1));
         let mut calls = 0_u32;
+        let mut search = Search::new(digest_of(100));
         let found = loop {
             calls = calls.wrapping_add(1);
-            let found = toy.index.find_digest(&mut toy.world, &digest_of(100), 10)?;
+            let found = toy.index.find_digest(&mut toy.world, &mut search, 10)?;
             match found {
                 Found::More => {}
                 Found::Copy(frame) => break Some(frame.0),
@@ -385,7 +419,8 @@ mod tests {
         };
         assert_eq!(found, Some(99));
         assert_eq!(calls, 10);
-        let none = toy.index.find_digest(&mut toy.world, &digest_of(999), 1)?;
+        search = Search::new(digest_of(999));
+        let none = toy.index.find_digest(&mut toy.world, &mut search, 1)?;
         assert!(matches!(none, Found::None));
         assert_eq!(toy.index.check(), Ok(()));
         Ok(())

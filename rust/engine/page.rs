@@ -68,7 +68,7 @@ impl PageId {
 }
 
 /// Number of a merged copy, below 2^30 - 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CopyId(pub u32);
 
 /// What a node of the tree stands for.

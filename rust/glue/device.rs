@@ -7,7 +7,10 @@ use super::{
     state::Bytes, //
 };
 use crate::{
-    engine::world::GuestId,
+    engine::{
+        digests::Search,
+        world::GuestId, //
+    },
     sys::{
         misc::Ioctl,
         thread,
@@ -95,12 +98,13 @@ impl Control {
         let read: uapi::twinpage_read = uapi::read(arg)?;
         must_be_zero(read.domain != 0 && read.reserved == [0; 2])?;
         let mut bytes = KBox::new([0_u8; PAGE_SIZE], GFP_KERNEL)?;
+        let mut search = Search::new(read.digest);
         loop {
             let found = self
                 .0
                 .state
                 .lock()
-                .read_digest(read.domain, &read.digest, &mut bytes)?;
+                .read_digest(read.domain, &mut search, &mut bytes)?;
             match found {
                 Bytes::Read => return uapi::write_bytes(read.buffer as usize, &bytes[..]),
                 Bytes::None => return Err(ENOENT),

@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{
     engine::{
-        digests::Asked,
+        digests::{
+            Asked,
+            Search, //
+        },
         index::{
             Found,
             Index,
@@ -40,8 +43,7 @@ use crate::{
         world::{
             Away,
             GuestId,
-            BLOCK_PAGES,
-            DIGEST_BYTES, //
+            BLOCK_PAGES, //
         }, //
     },
     sys::{
@@ -505,7 +507,7 @@ impl State {
         Ok(index.page_states(&mut world, scratch, asked, tell)?)
     }
 
-    /// Reads the merged copy of group `number` with that digest.
+    /// Goes on with a search in group `number`, and reads the merged copy that it finds.
     ///
     /// # Errors
     ///
@@ -513,7 +515,7 @@ impl State {
     pub(crate) fn read_digest(
         &mut self,
         number: u64,
-        digest: &[u8; DIGEST_BYTES],
+        search: &mut Search,
         bytes: &mut [u8; PAGE_SIZE],
     ) -> Result<Bytes> {
         let domain = Domain::Group(number);
@@ -521,7 +523,7 @@ impl State {
             return Ok(Bytes::None);
         };
         let mut world = HostWorld::new(&self.guests, &mut self.look);
-        match room.index.find_digest(&mut world, digest, DIGEST_BUDGET)? {
+        match room.index.find_digest(&mut world, search, DIGEST_BUDGET)? {
             Found::Copy(frame) => {
                 frame.read(bytes);
                 Ok(Bytes::Read)

@@ -12,7 +12,10 @@ use host::{
     },
 };
 use twinpage_engine::engine::{
-    digests::Asked,
+    digests::{
+        Asked,
+        Search, //
+    },
     index::{
         Found,
         Untold, //
@@ -71,8 +74,9 @@ fn states(driver: &mut Driver, guest: u32, first: u64, pages: usize) -> Vec<Page
 fn find(driver: &mut Driver, number: u32, digest: [u8; DIGEST_BYTES]) -> Option<u64> {
     let frames = driver.host.frames.clone();
     let index = driver.indexes.get_mut(&number).expect("an index");
+    let mut search = Search::new(digest);
     let found = loop {
-        match index.find_digest(&mut driver.host, &digest, 5) {
+        match index.find_digest(&mut driver.host, &mut search, 5) {
             Ok(Found::More) => {}
             Ok(Found::Copy(frame)) => break Some(frame.pfn),
             Ok(Found::None) => break None,
@@ -266,6 +270,59 @@ fn of_equal_copies_one_is_found_as_long_as_there_is_one() {
     // First the one that is found, or first those that are behind it.
     find_while_copies_go(0..6);
     find_while_copies_go((0..6).rev());
+}
+
+/// An index whose digests are all known, with 200 copies that are found by theirs and one that
+/// another has the place of.
+fn many_copies() -> Driver {
+    let mut driver = Driver::new(1);
+    driver.knobs.max_page_sharing = 2;
+    driver.add_guest(0, 0, BLOCK);
+    for page in 0..400 {
+        driver.host.write(0, page, 100 + page / 2);
+    }
+    for page in 400..404 {
+        driver.host.write(0, page, 5);
+    }
+    driver.round();
+    assert_eq!(driver.index(0).copies(), 202);
+    assert_eq!(find(&mut driver, 0, digest_of(99)), None);
+    driver
+}
+
+#[test]
+fn a_search_ends_while_copies_come_and_go() {
+    let mut driver = many_copies();
+    // A new one, which the search is to find.
+    for page in 404..406 {
+        driver.host.write(0, page, 6);
+    }
+    driver.round();
+    let mut gone = 0;
+    for (wanted, found) in [(99, false), (6, true)] {
+        let mut calls = 0;
+        let mut search = Search::new(digest_of(wanted));
+        loop {
+            // One that is found by its digest goes, and a new one gets its number.
+            driver.host.discard(0, gone);
+            driver.host.discard(0, gone + 1);
+            gone += 2;
+            driver.round();
+            for page in 500..502 {
+                driver.host.write(0, page, 1000 + gone);
+            }
+            driver.round();
+            calls += 1;
+            let index = driver.indexes.get_mut(&0).expect("an index");
+            match index.find_digest(&mut driver.host, &mut search, 1) {
+                Ok(Found::More) => assert!(calls < 10, "the search does not end"),
+                Ok(Found::Copy(_)) => break assert!(found),
+                Ok(Found::None) => break assert!(!found),
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    }
+    driver.finish();
 }
 
 #[test]

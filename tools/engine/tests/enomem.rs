@@ -11,7 +11,10 @@ use host::driver::{
 };
 use twinpage_engine::{
     engine::{
-        digests::Asked,
+        digests::{
+            Asked,
+            Search, //
+        },
         index::{
             Found,
             Refused,
@@ -225,9 +228,9 @@ fn digests() {
             };
             let told = index.page_states(&mut driver.host, &mut driver.scratch, asked, |_| {});
             assert!(matches!(told, Ok(300) | Err(Untold::NoMemory)));
-            let wanted = host::digest_of(1399);
+            let mut search = Search::new(host::digest_of(1399));
             let found = loop {
-                match index.find_digest(&mut driver.host, &wanted, 10) {
+                match index.find_digest(&mut driver.host, &mut search, 10) {
                     Ok(Found::More) => {}
                     Ok(Found::Copy(_)) => break true,
                     Ok(Found::None) => panic!("it is merged"),
