@@ -69,7 +69,8 @@ pub struct Asked {
 /// A search for a merged copy by its SHA-256, which takes some calls of [`Index::find_digest`].
 ///
 /// It ends however many copies come and go: each copy that there is when it begins is looked at
-/// once. One that comes later may not be found.
+/// once. One that comes later may not be found. Only a copy that is found and turns out to be
+/// broken has it begin anew, and no copy does so twice.
 #[derive(Debug)]
 pub struct Search {
     digest: [u8; DIGEST_BYTES],
@@ -179,7 +180,8 @@ impl<F> Index<F> {
                 if !entry.is_some_and(|entry| is_it(world, entry, pfn)) {
                     Some(PageState::Skipped)
                 } else if self.store.copies.digest(copy).is_some() || spend(digests) {
-                    Some(PageState::merged(&self.digest_of(world, copy)?))
+                    let digest = self.digest_of(world, copy)?;
+                    Some(digest.map_or(PageState::Skipped, |digest| PageState::merged(&digest)))
                 } else {
                     None
                 }
@@ -196,7 +198,8 @@ impl<F> Index<F> {
         })
     }
 
-    /// Goes on with a search, computing at most `budget` missing digests.
+    /// Goes on with a search, computing at most `budget` missing digests. The copy that it finds may
+    /// be read.
     ///
     /// # Errors
     ///
@@ -216,6 +219,12 @@ impl<F> Index<F> {
                 Computed::More => return Ok(Found::More),
             },
         };
+        if !self.may_read(world, copy) {
+            // It is retired now. Another of that content may have been passed over.
+            search.end = None;
+            search.next = CopyId(0);
+            return Ok(Found::More);
+        }
         Ok(self.frame(copy).map_or(Found::None, Found::Copy))
     }
 
@@ -249,7 +258,7 @@ impl<F> Index<F> {
                     break;
                 }
                 let digest = self.digest_of(world, copy)?;
-                if digest.sha256 == search.digest {
+                if digest.is_some_and(|digest| digest.sha256 == search.digest) {
                     return Ok(Computed::Found(copy));
                 }
             }
@@ -264,13 +273,17 @@ impl<F> Index<F> {
         Ok(Computed::More)
     }
 
-    /// Returns the digest of a readable copy, and lists it if it is not.
+    /// Returns the digest of a readable copy, and lists it if it is not; `None` if the copy turns
+    /// out to be broken before it is known.
     fn digest_of<W: World<Frame = F>>(
         &mut self,
         world: &mut W,
         copy: CopyId,
-    ) -> Result<Digest, AllocError> {
+    ) -> Result<Option<Digest>, AllocError> {
         if self.store.copies.digest(copy).is_none() {
+            if !self.may_read(world, copy) {
+                return Ok(None);
+            }
             self.store.copies.reserve_digest(copy)?;
             let frame = self.frame(copy).ok_or(AllocError)?;
             let sha256 = world.digest(frame);
@@ -287,7 +300,7 @@ impl<F> Index<F> {
                 self.shadowed = self.shadowed.wrapping_sub(1);
             }
         }
-        self.store.copies.digest(copy).copied().ok_or(AllocError)
+        Ok(self.store.copies.digest(copy).copied())
     }
 
     /// Notes that a new copy has no digest yet.

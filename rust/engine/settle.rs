@@ -57,6 +57,9 @@ impl<W: World> Visit<'_, W> {
         if key::is_whole(key) {
             return;
         }
+        if !self.index.may_read(self.world, copy) {
+            return;
+        }
         let Some(frame) = self.index.frame(copy) else {
             return;
         };
@@ -87,13 +90,13 @@ impl<W: World> Visit<'_, W> {
 
     /// Makes sure that a copy which only one page took can be found by others. The page may have
     /// been written to between hash and snapshot: then the copy has not the content that its key
-    /// is of, and the page gets its own copy back.
+    /// is of, and the page gets its own copy back, unless the copy is broken.
     fn prove(&mut self, fresh: &Fresh) {
         let node = match self.scratch.seen(fresh.index) {
             Seen::Anon { node } | Seen::Huge { node } => node,
             _ => 0,
         };
-        if self.is_by_its_key(fresh.copy, node) {
+        if !self.index.may_read(self.world, fresh.copy) || self.is_by_its_key(fresh.copy, node) {
             return;
         }
         self.index.unlist_copy(fresh.copy, State::Odd);
@@ -110,7 +113,8 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
-    /// Returns whether a copy of a page on that NUMA node has the key of its content.
+    /// Returns whether a copy, which may be read, of a page on that NUMA node has the key of its
+    /// content.
     fn is_by_its_key(&mut self, copy: CopyId, node: u8) -> bool {
         let (key, seed) = (self.index.key_of(copy), self.index.seed);
         let Some(frame) = self.index.frame(copy) else {

@@ -76,13 +76,29 @@ impl<F> Index<F> {
         self.forget_digest(copy);
     }
 
-    /// Puts a copy that was full into the tree again if half of its pages have left it, unless
-    /// another copy has its place.
-    fn list_again<W: World<Frame = F>>(&mut self, world: &mut W, copy: CopyId, knobs: &Knobs) {
-        let Some(entry) = self.store.copies.get(copy) else {
-            return;
+    /// Returns whether the bytes of a copy may be read. One whose frame turns out to be broken is
+    /// retired: the mark may be there long before the scanner comes to a page that maps the copy.
+    pub(super) fn may_read<W: World<Frame = F>>(&mut self, world: &W, copy: CopyId) -> bool {
+        let entry = self.store.copies.get(copy);
+        let whole = entry.filter(|entry| entry.state() != State::Retired);
+        let Some(frame) = whole.and_then(MergedCopy::frame) else {
+            return false;
         };
-        if entry.records() > knobs.max_page_sharing / 2 {
+        let is_broken = world.is_broken(frame);
+        if is_broken {
+            self.retire(Token(copy.0));
+        }
+        !is_broken
+    }
+
+    /// Puts a copy that was full into the tree again if half of its pages have left it, unless
+    /// another copy has its place, or it is broken.
+    fn list_again<W: World<Frame = F>>(&mut self, world: &mut W, copy: CopyId, knobs: &Knobs) {
+        let records = self.store.copies.get(copy).map(MergedCopy::records);
+        if records.is_none_or(|records| records > knobs.max_page_sharing / 2) {
+            return;
+        }
+        if !self.may_read(world, copy) {
             return;
         }
         // Its class may be crowded now and not have been then, or the other way round.
@@ -91,9 +107,8 @@ impl<F> Index<F> {
             Holder::Nobody => (class, None),
             Holder::One(place) => (class, Some(place)),
             Holder::Crowd => {
-                let hash = entry
-                    .frame()
-                    .map(|frame| world.hash_frame(frame, self.seed));
+                let frame = self.frame(copy);
+                let hash = frame.map(|frame| world.hash_frame(frame, self.seed));
                 let key = key::of_whole(class, hash.unwrap_or_default());
                 (key, self.find(key))
             }

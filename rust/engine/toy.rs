@@ -387,6 +387,10 @@ impl World for Guests {
         Pfn(u64::from(frame.0))
     }
 
+    fn is_broken(&self, _: &Frame) -> bool {
+        false
+    }
+
     fn hash_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
         let made = self.made.get(frame.0 as usize);
         hash_of(made.map_or(0, |made| made.content), seed)

@@ -280,6 +280,10 @@ pub trait World {
     /// Frame number of a merged copy.
     fn pfn(&self, frame: &Self::Frame) -> Pfn;
 
+    /// Whether a merged copy has a hardware memory error. Then its bytes must not be read: the host
+    /// would not survive it. To be asked before each call that reads them.
+    fn is_broken(&self, frame: &Self::Frame) -> bool;
+
     /// XXH64 with `seed` of a merged copy.
     fn hash_frame(&mut self, frame: &Self::Frame, seed: u64) -> u64;
 

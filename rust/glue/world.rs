@@ -247,6 +247,10 @@ impl World for HostWorld<'_> {
         frame.pfn()
     }
 
+    fn is_broken(&self, frame: &Frame) -> bool {
+        frame.is_broken()
+    }
+
     fn hash_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
         let words = frame.words();
         xxh64::hash_words(PAGE_WORDS, |word| words.get(word), seed)

@@ -65,6 +65,12 @@ impl Frame {
         unsafe { bindings::twinpage_shim_frame_mappings(self.as_ptr()) }
     }
 
+    /// Whether it has a hardware memory error: then its bytes must not be read.
+    pub(crate) fn is_broken(&self) -> bool {
+        // SAFETY: `page` is valid: `self` owns a reference until drop.
+        unsafe { bindings::twinpage_shim_frame_is_broken(self.as_ptr()) != 0 }
+    }
+
     /// SHA-256 of its bytes.
     pub(crate) fn sha256(&self) -> [u8; DIGEST_BYTES] {
         let mut digest = [0; DIGEST_BYTES];

@@ -71,6 +71,17 @@ unsigned int twinpage_shim_frame_mappings(void *frame)
 }
 
 /**
+ * twinpage_shim_frame_is_broken - whether a frame has a hardware memory error.
+ * @frame: the frame.
+ *
+ * Reading it from the kernel is a machine check that nobody handles.
+ */
+int twinpage_shim_frame_is_broken(void *frame)
+{
+	return PageHWPoison((struct page *)frame);
+}
+
+/**
  * twinpage_shim_frame_read - copy the bytes of a frame.
  * @frame: the frame.
  * @bytes: out: PAGE_SIZE bytes.

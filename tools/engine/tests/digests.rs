@@ -10,6 +10,7 @@ use host::{
         Driver,
         BLOCK, //
     },
+    Pte, //
 };
 use twinpage_engine::engine::{
     digests::{
@@ -84,7 +85,7 @@ fn find(driver: &mut Driver, number: u32, digest: [u8; DIGEST_BYTES]) -> Option<
         }
     };
     driver.check(number);
-    found.map(|pfn| frames.borrow().get(pfn).content)
+    found.map(|pfn| frames.borrow().read(pfn))
 }
 
 /// A guest that has pages of each kind.
@@ -337,6 +338,33 @@ fn a_broken_copy_is_not_read() {
     assert_eq!(find(&mut driver, 0, digest_of(5)), None);
     assert_eq!(states(&mut driver, 0, 1, 1), [PageState::Skipped]);
     driver.finish();
+}
+
+#[test]
+fn a_copy_that_the_scanner_has_not_seen_broken_is_not_read() {
+    for is_known in [false, true] {
+        let mut driver = Driver::new(1);
+        driver.knobs.max_page_sharing = 2;
+        driver.add_guest(0, 0, BLOCK);
+        for page in 0..6 {
+            driver.host.write(0, page, 5);
+        }
+        driver.round();
+        assert_eq!(driver.index(0).copies(), 3);
+        if is_known {
+            states(&mut driver, 0, 0, 6);
+        }
+        // The others are found as long as there is one.
+        for page in [0, 5, 2] {
+            assert_eq!(find(&mut driver, 0, digest_of(5)), Some(5));
+            let Pte::Frame(pfn) = driver.host.pte(0, page) else {
+                panic!("it is merged")
+            };
+            driver.host.frames.borrow_mut().get_mut(pfn).poisoned = true;
+        }
+        assert_eq!(find(&mut driver, 0, digest_of(5)), None);
+        driver.finish();
+    }
 }
 
 #[test]

@@ -133,6 +133,10 @@ impl World for Plain {
         Pfn((*frame).into())
     }
 
+    fn is_broken(&self, _: &u32) -> bool {
+        false
+    }
+
     fn hash_frame(&mut self, frame: &u32, seed: u64) -> u64 {
         (self.frames[*frame as usize] ^ seed).wrapping_mul(0x9e37_79b1_85eb_ca87)
     }

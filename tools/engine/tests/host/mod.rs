@@ -112,6 +112,13 @@ impl Frames {
         self.used.get_mut(&pfn).expect("frame in use")
     }
 
+    /// What is in a frame, which must not be broken.
+    pub fn read(&self, pfn: u64) -> u64 {
+        let info = self.get(pfn);
+        assert!(!info.poisoned, "a broken frame was read");
+        info.content
+    }
+
     fn map(&mut self, pfn: u64) {
         self.get_mut(pfn).mapped += 1;
     }
@@ -225,6 +232,8 @@ pub struct Host {
     pub longest_run: usize,
     /// Pages that were to map a broken frame.
     pub broken_shares: u64,
+    /// A merged copy breaks right after an attempt to share it that ended so.
+    pub breaks_after: Option<Shared>,
 }
 
 impl Host {
@@ -249,6 +258,7 @@ impl Host {
             share_calls: 0,
             longest_run: 0,
             broken_shares: 0,
+            breaks_after: None,
         }
     }
 
@@ -811,6 +821,9 @@ impl World for Host {
             } else {
                 self.share_page(guest.0, page, target)
             };
+            if let (Target::Copy(frame), true) = (target, self.breaks_after == Some(*result)) {
+                self.frames.borrow_mut().get_mut(frame.pfn).poisoned = true;
+            }
         }
         self.happen();
     }
@@ -864,21 +877,22 @@ impl World for Host {
         self.frames.borrow().get(frame.pfn).mapped
     }
 
+    fn is_broken(&self, frame: &Frame) -> bool {
+        self.frames.borrow().get(frame.pfn).poisoned
+    }
+
     fn hash_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
-        let content = self.frames.borrow().get(frame.pfn).content;
+        let content = self.frames.borrow().read(frame.pfn);
         self.hash_of(content, seed)
     }
 
     fn sample_frame(&mut self, frame: &Frame, seed: u64) -> u64 {
-        let content = self.frames.borrow().get(frame.pfn).content;
+        let content = self.frames.borrow().read(frame.pfn);
         self.sample_of(content, seed)
     }
 
     fn digest(&mut self, frame: &Frame) -> [u8; DIGEST_BYTES] {
-        let frames = self.frames.borrow();
-        let info = frames.get(frame.pfn);
-        assert!(!info.poisoned, "a broken frame was read");
-        digest_of(info.content)
+        digest_of(self.frames.borrow().read(frame.pfn))
     }
 }
 
