@@ -50,7 +50,8 @@ impl<F> Index<F> {
     /// Says what memory the guest has now: page aligned, sorted, disjoint. To be called before each
     /// pass.
     ///
-    /// What stays is kept, what is gone is forgotten. That takes time for each page forgotten.
+    /// What stays is kept, what is gone is forgotten. That takes time for each page forgotten, so
+    /// [`forget_outside`](Self::forget_outside) comes before.
     ///
     /// # Errors
     ///
@@ -74,6 +75,56 @@ impl<F> Index<F> {
         }
         self.change_ranges(position, slots, spans);
         Ok(())
+    }
+
+    /// Forgets what is known of those blocks of the guest that have no page in `ranges`, at most
+    /// `blocks` blocks a call. After [`Progress::Done`], [`set_ranges`](Self::set_ranges) with the
+    /// same ranges has only blocks to look over that it keeps a part of.
+    pub fn forget_outside(&mut self, id: GuestId, ranges: &[Span], blocks: usize) -> Progress {
+        let Some(position) = self.staying(id) else {
+            return Progress::Done;
+        };
+        let mut at = 0;
+        for _ in 0..blocks {
+            let Some(next) = self.next_outside(position, ranges, at) else {
+                return Progress::Done;
+            };
+            at = next;
+            self.close(position, at);
+        }
+        Progress::More
+    }
+
+    /// Returns the first slot from `from` on of which there are records, but no page in `ranges`.
+    fn next_outside(&self, position: u32, ranges: &[Span], from: usize) -> Option<usize> {
+        let guest = self.guests.at(position)?;
+        if *guest.spans == *ranges {
+            return None;
+        }
+        let ahead = guest.slots.get(from..)?.iter().position(|slot| {
+            matches!(slot.kept(), Kept::Block(_)) && cover(ranges, slot.base()).is_empty()
+        })?;
+        // OVERFLOW: Below the number of slots.
+        Some(from.wrapping_add(ahead))
+    }
+
+    /// Forgets what is known of the pages of a slot, which stay the guest's.
+    fn close(&mut self, position: u32, at: usize) {
+        let Some(guest) = self.guests.at_mut(position) else {
+            return;
+        };
+        let Some(slot) = guest.slots.get_mut(at) else {
+            return;
+        };
+        let Kept::Block(number) = slot.kept() else {
+            return;
+        };
+        slot.set(Kept::Uniform(Gauge::Unseen));
+        let pages = cover(&guest.spans, slot.base());
+        for index in pages.iter() {
+            self.set(PageId::new(number, index), Record::UNSEEN);
+        }
+        self.store.blocks.remove(number);
     }
 
     /// Replaces slots and spans of a guest, and moves over what is kept of blocks in both.

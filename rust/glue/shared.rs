@@ -161,8 +161,9 @@ impl Shared {
         match listed {
             // It has ended by itself, and takes its pages along.
             Err(error) if error == ENOENT => return Ok(()),
+            // There is nothing yet to forget.
             listed => listed?,
-        }
+        };
         self.walk(id, State::give_up_orphans).1
     }
 

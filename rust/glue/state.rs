@@ -63,7 +63,7 @@ use kernel::{
     }, //
 };
 
-/// Blocks of a leaving guest that are forgotten at once.
+/// Blocks of a leaving guest, or of memory that a guest lost, that are forgotten at once.
 const LEAVE_BLOCKS: usize = 64;
 
 /// Merged copies that are polled at each step: half of a block's pages, as two pages share a copy
@@ -255,16 +255,17 @@ impl State {
         Some(room.index)
     }
 
-    /// Asks for a guest's memslots and tells its index.
+    /// Asks for a guest's memslots and tells its index. With [`Progress::More`] the old ones still
+    /// serve: what is known of memory that is gone takes more calls to forget.
     ///
     /// # Errors
     ///
     /// `ENOENT`, `ENOMEM`, `ENOSPC`; `EBUSY`, another guest has a part of that memory, too: a page
     /// must not be in two domains, nor be its own twin. The old ones stay.
-    pub(crate) fn refresh(&mut self, id: GuestId) -> Result {
+    pub(crate) fn refresh(&mut self, id: GuestId) -> Result<Progress> {
         let guest = self.guest(id).ok_or(ENOENT)?;
         let Some(layout) = guest.ask_layout()? else {
-            return Ok(());
+            return Ok(Progress::Done);
         };
         let mut others = self.guests.iter();
         if others.any(|other| guest.is_shown_by(other, &layout)) {
@@ -272,9 +273,12 @@ impl State {
         }
         let domain = guest.domain();
         let index = &mut self.room(domain).ok_or(ENOENT)?.index;
-        index.set_ranges(id, layout.ranges())?;
-        self.guest_mut(id).ok_or(ENOENT)?.set_layout(layout);
-        Ok(())
+        let progress = index.forget_outside(id, layout.ranges(), LEAVE_BLOCKS);
+        if progress == Progress::Done {
+            index.set_ranges(id, layout.ranges())?;
+            self.guest_mut(id).ok_or(ENOENT)?.set_layout(layout);
+        }
+        Ok(progress)
     }
 
     /// Keeps a guest from merging until [`release`](Self::release) or until it is detached.
@@ -359,9 +363,15 @@ impl State {
         if guest.vm().is_closed() {
             guest.leave();
         } else if !guest.is_in_pass() {
-            guest.begin_pass();
             // Without memory the old memslots serve: a stale range does no harm.
-            let _ = self.refresh(id);
+            if self.refresh(id) == Ok(Progress::More) {
+                return Some(Worked {
+                    present: 0,
+                    pace,
+                    guest: id,
+                });
+            }
+            self.guest_mut(id)?.begin_pass();
         }
         let knobs = self.knobs;
         let round = self.rounds.number();
@@ -524,10 +534,9 @@ impl State {
         };
         let mut world = HostWorld::new(&self.guests, &mut self.look);
         match room.index.find_digest(&mut world, search, DIGEST_BUDGET)? {
-            Found::Copy(frame) => {
-                frame.read(bytes);
-                Ok(Bytes::Read)
-            }
+            Found::Copy(frame) if frame.read(bytes) => Ok(Bytes::Read),
+            // It broke just now; the kernel marks it.
+            Found::Copy(_) => Ok(Bytes::None),
             Found::None => Ok(Bytes::None),
             Found::More => Ok(Bytes::More),
         }

@@ -18,6 +18,7 @@ use host::{
 };
 use rand::Rng;
 use twinpage_engine::engine::{
+    index::Progress,
     stats::Gauge,
     world::{
         Shared,
@@ -600,6 +601,44 @@ fn equal_hashes_of_different_pages_do_no_harm() {
         assert!(driver.host.share_calls - calls < 2 * 800);
         driver.finish();
     });
+}
+
+#[test]
+fn memory_that_goes_is_forgotten_a_few_blocks_at_a_time() {
+    let mut driver = Driver::new(1);
+    driver.strict = false;
+    for guest in 0..2 {
+        driver.add_guest(guest, 0, 20 * BLOCK);
+    }
+    fill_alike(&mut driver, &[0, 1], 0..20 * BLOCK);
+    driver.round();
+    assert_eq!(driver.gauge(0, Gauge::Merged), 20 * BLOCK);
+    // A whole block stays, and a part of another.
+    let ranges = [
+        span(3 * BLOCK..4 * BLOCK),
+        span(9 * BLOCK + 9..9 * BLOCK + 19),
+    ];
+    driver.ranges.insert(0, ranges.to_vec());
+    let mut calls = 0;
+    loop {
+        let merged = driver.gauge(0, Gauge::Merged);
+        let progress = driver.forget_outside(0, 2);
+        if progress == Progress::Done {
+            driver.refresh(0);
+        }
+        assert!(merged - driver.gauge(0, Gauge::Merged) <= 2 * BLOCK);
+        if progress == Progress::Done {
+            break;
+        }
+        calls += 1;
+    }
+    assert_eq!(calls, 9);
+    assert_eq!(driver.gauge(0, Gauge::Merged), BLOCK + 10);
+    // What is known of the rest is still known.
+    assert_eq!(driver.forget_outside(0, 2), Progress::Done);
+    driver.round();
+    assert_eq!(driver.gauge(0, Gauge::Merged), BLOCK + 10);
+    driver.finish();
 }
 
 #[test]

@@ -119,6 +119,17 @@ impl Driver {
         self.check(index);
     }
 
+    /// Has the index forget what it knows of blocks that the guest has no memory in any more.
+    pub fn forget_outside(&mut self, guest: u32, blocks: usize) -> Progress {
+        let index = self.index_of(guest);
+        let ranges = self.ranges[&guest].clone();
+        let progress = self
+            .index(index)
+            .forget_outside(GuestId(guest), &ranges, blocks);
+        self.check(index);
+        progress
+    }
+
     pub fn check(&mut self, index: u32) {
         assert_eq!(self.index(index).check(), Ok(()));
     }
