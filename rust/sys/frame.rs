@@ -87,11 +87,13 @@ impl Frame {
         unsafe { Words::map(self.as_ptr()) }
     }
 
-    /// Copies its bytes.
-    pub(crate) fn read(&self, bytes: &mut [u8; kernel::page::PAGE_SIZE]) {
+    /// Copies its bytes; `false` if it turns out to be broken.
+    pub(crate) fn read(&self, bytes: &mut [u8; kernel::page::PAGE_SIZE]) -> bool {
         // SAFETY: `page` is valid: `self` owns a reference until drop; `bytes` has the room of one
         // page until the call returns.
-        unsafe { bindings::twinpage_shim_frame_read(self.as_ptr(), bytes.as_mut_ptr().cast()) };
+        let failed =
+            unsafe { bindings::twinpage_shim_frame_read(self.as_ptr(), bytes.as_mut_ptr().cast()) };
+        failed == 0
     }
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Merged copies: frames of the module's own, mapped by guests read-only. */
 #include <crypto/sha2.h>
+#include <linux/uaccess.h>
 
 #include "mm.h"
 
@@ -85,13 +86,17 @@ int twinpage_shim_frame_is_broken(void *frame)
  * twinpage_shim_frame_read - copy the bytes of a frame.
  * @frame: the frame.
  * @bytes: out: PAGE_SIZE bytes.
+ *
+ * Return: 0; not 0 if it has a hardware memory error that comes to light by
+ * this, where the processor can go on after one.
  */
-void twinpage_shim_frame_read(void *frame, void *bytes)
+int twinpage_shim_frame_read(void *frame, void *bytes)
 {
 	void *addr = kmap_local_page(frame);
+	unsigned long left = copy_mc_to_kernel(bytes, addr, PAGE_SIZE);
 
-	memcpy(bytes, addr, PAGE_SIZE);
 	kunmap_local(addr);
+	return left != 0;
 }
 
 /**

@@ -89,7 +89,7 @@ void twinpage_shim_frame_set_token(void *frame, unsigned int token);
 unsigned long twinpage_shim_frame_pfn(void *frame);
 unsigned int twinpage_shim_frame_mappings(void *frame);
 int twinpage_shim_frame_is_broken(void *frame);
-void twinpage_shim_frame_read(void *frame, void *bytes);
+int twinpage_shim_frame_read(void *frame, void *bytes);
 void twinpage_shim_frame_sha256(void *frame, unsigned char *digest);
 
 /* kvm.c: VMs and their memslots. */
