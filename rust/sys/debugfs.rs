@@ -10,7 +10,8 @@ use core::ptr;
 use kernel::{
     debugfs::{BinaryWriter, Writer},
     ffi::{c_int, c_long, c_longlong, c_ulong, c_void},
-    fmt, fs,
+    fmt,
+    fs,
     prelude::*,
     seq_file::SeqFile,
     seq_print,
