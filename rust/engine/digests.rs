@@ -198,8 +198,8 @@ impl<F> Index<F> {
         })
     }
 
-    /// Goes on with a search, computing at most `budget` missing digests. The copy that it finds may
-    /// be read.
+    /// Goes on with a search, computing at most `budget` missing digests. The copy that it finds
+    /// may be read.
     ///
     /// # Errors
     ///

@@ -16,8 +16,8 @@ use super::{
 /// The shortest rest worth its timer; shorter ones add up.
 pub const MIN_REST_NS: u64 = 1_000_000;
 
-/// After so much CPU time the CPU advisor wants to rest, however few pages that were: who shares the
-/// processor should not wait for a batch of many merges.
+/// After so much CPU time the CPU advisor wants to rest, however few pages that were: who shares
+/// the processor should not wait for a batch of many merges.
 const LONGEST_BATCH_NS: u64 = 20_000_000;
 
 const NS_PER_MS: u64 = 1_000_000;

@@ -138,8 +138,9 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// `EEXIST`, `ENOMEM`, `ENOSPC`; `EBUSY`, another guest has a part of its memory; what [`unmerge`](Self::unmerge) fails with, if not all that
-    /// the VM shares with another domain can come apart. Then it is not attached.
+    /// `EEXIST`, `ENOMEM`, `ENOSPC`; `EBUSY`, another guest has a part of its memory; what
+    /// [`unmerge`](Self::unmerge) fails with, if not all that the VM shares with another domain can
+    /// come apart. Then it is not attached.
     pub(crate) fn attach(self: &Arc<Self>, vm: Vm, domain: u64) -> Result<GuestId> {
         let attached = self.state.lock().attach(vm, domain);
         // The VM is dropped here, without the lock, if it was refused.

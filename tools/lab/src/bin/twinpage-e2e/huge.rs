@@ -142,9 +142,10 @@ fn hugetlb_memory_in_place_of_a_huge_page_stays_whole() -> Outcome {
     drop((guest, twin));
     let freed = wait::until("the pool's pages", CONVERGE, || {
         let pool = fs::read_to_string("/proc/meminfo")?;
-        Ok::<_, Failure>(pool.lines().any(|line| {
-            line.starts_with("HugePages_Free:") && line.ends_with(" 4")
-        }))
+        Ok::<_, Failure>(
+            pool.lines()
+                .any(|line| line.starts_with("HugePages_Free:") && line.ends_with(" 4")),
+        )
     });
     fs::write(HUGETLB_POOL, "0")?;
     freed.map(|_| ())
