@@ -28,6 +28,8 @@ use crate::vm::Id;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
+    /// The migration is complete, and only what it came to could not be told.
+    Complete = 0,
     /// It was tried and failed.
     Failed = 1,
     /// The arguments make no sense.
@@ -209,6 +211,9 @@ pub enum Error {
     /// Output cannot be written.
     #[error("Cannot write the output")]
     Output(#[source] io::Error),
+    /// The output of a migration that is complete cannot be written.
+    #[error("The migration is complete, but the output cannot be written")]
+    Unshown(#[source] io::Error),
     /// Nothing says who the peer may be.
     #[error("Nothing says who the peer is: name --key, or --ca with --cert and --key-file, or --insecure")]
     NoSecurity,
@@ -328,6 +333,7 @@ impl Error {
                 _ => Exit::Failed,
             },
             Self::Doubt { .. } => Exit::Unsure,
+            Self::Unshown(_) => Exit::Complete,
             Self::Knob(error) => error.exit(),
             Self::Some { exit, .. } => *exit,
             _ => Exit::Failed,

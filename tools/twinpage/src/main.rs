@@ -6,7 +6,8 @@
 
 use std::io::{
     self,
-    BufWriter, //
+    BufWriter,
+    Write, //
 };
 use std::process::ExitCode;
 
@@ -43,7 +44,8 @@ fn main() -> ExitCode {
 /// Reports `error` and gives its exit code.
 fn failure(error: &Error) -> ExitCode {
     if !error.is_broken_pipe() {
-        eprintln!("twinpage: {}", error.report());
+        // The code counts also where nobody reads the words.
+        let _unread = writeln!(io::stderr(), "twinpage: {}", error.report());
     }
     ExitCode::from(error.exit() as u8)
 }

@@ -55,6 +55,8 @@ pub struct Finished {
     pub report: Report,
     /// Seconds since QEMU connected.
     pub seconds: f64,
+    /// Whether its progress could be shown.
+    pub shown: Result<(), Error>,
 }
 
 /// A proxy, and when QEMU connected to it.
@@ -123,7 +125,7 @@ pub fn watch(
 ///
 /// # Errors
 ///
-/// The migration failed, or progress cannot be shown.
+/// The migration failed.
 pub fn follow(
     handle: Handle,
     show: ShowOptions,
@@ -136,11 +138,32 @@ pub fn follow(
         began: None,
     };
     let shown = watch(&mut watched, show, notices, host, console);
-    let report = watched.handle.wait();
-    shown?;
-    let report = report?;
+    let report = watched.handle.wait()?;
     let seconds = report.totals.seconds - watched.began.unwrap_or(0.0);
-    Ok(Finished { report, seconds })
+    Ok(Finished {
+        report,
+        seconds,
+        shown,
+    })
+}
+
+/// Ends a command by the `verdict` on its migration, which counts more than whether everything
+/// could be `shown`: who reads the exit code must not take a VM that has left for one that has not.
+///
+/// # Errors
+///
+/// The migration failed; else [`Error::Unshown`].
+pub fn conclude(
+    verdict: Result<(), Error>,
+    shown: Result<(), Error>,
+    console: &mut Console<'_>,
+) -> Result<(), Error> {
+    let flushed = console.out.flush().map_err(Error::Output);
+    verdict?;
+    match shown.and(flushed) {
+        Err(Error::Output(source)) => Err(Error::Unshown(source)),
+        result => result,
+    }
 }
 
 /// What the counters say of a migration that began at second `began`.

@@ -3,6 +3,7 @@
 //! A machine made of fixtures: a tree of files, and the fakes of `fakes.rs`.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{
     Path,
@@ -169,28 +170,46 @@ impl Machine {
         self.run_with(Arc::new(clock), None, line)
     }
 
+    /// Runs the program in real time with its output going there, and returns its exit code.
+    pub fn live_into(&self, line: &str, out: &mut dyn Write, err: &mut dyn Write) -> u8 {
+        let clock = RealClock(Instant::now(), Arc::clone(&self.state));
+        let console = Console {
+            out,
+            err,
+            screen: None,
+            live: Live::Lines,
+        };
+        self.run_into(Arc::new(clock), line, console)
+    }
+
     /// Runs the program by this clock.
     fn run_with(&self, clock: Arc<dyn Clock>, screen: Option<Screen>, line: &str) -> Ran {
-        let words = format!("twinpage {line}");
-        let cli = Cli::try_parse_from(words.split_whitespace()).unwrap();
-        let kernel = FakeKernel(self.root.path().to_owned(), Arc::clone(&self.state));
-        let host = Host::new(self.root.path(), Arc::new(kernel), clock);
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let mut console = Console {
+        let console = Console {
             out: &mut out,
             err: &mut err,
             screen,
             live: Live::Lines,
         };
-        let code = match commands::run(&cli.command, &host, &mut console) {
-            Ok(()) => 0,
-            Err(error) => {
-                console.report(&error).unwrap();
-                error.exit() as u8
-            }
-        };
+        let code = self.run_into(clock, line, console);
         let err = String::from_utf8(err).unwrap();
         Ran { out, err, code }
+    }
+
+    /// Runs the program by this clock on this console, and returns its exit code.
+    fn run_into(&self, clock: Arc<dyn Clock>, line: &str, mut console: Console<'_>) -> u8 {
+        let words = format!("twinpage {line}");
+        let cli = Cli::try_parse_from(words.split_whitespace()).unwrap();
+        let kernel = FakeKernel(self.root.path().to_owned(), Arc::clone(&self.state));
+        let host = Host::new(self.root.path(), Arc::new(kernel), clock);
+        match commands::run(&cli.command, &host, &mut console) {
+            Ok(()) => 0,
+            Err(error) => {
+                // The code counts also where nobody reads the words.
+                let _unread = console.report(&error);
+                error.exit() as u8
+            }
+        }
     }
 
     /// The machine itself, for what is no command.

@@ -3,8 +3,16 @@
 //! `twinpage migrate`: both ends in one process, between two QEMUs that are threads.
 
 use std::fs;
+use std::io::{
+    self,
+    Write, //
+};
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
+use std::os::unix::net::UnixListener;
+use std::process::{
+    Command,
+    Stdio, //
+};
 use std::thread;
 
 use serde_json::Value;
@@ -158,6 +166,114 @@ fn progress_is_lines_without_a_terminal() {
         received.err
     );
     assert!(sent.err.contains(" of RAM, "), "{}", sent.err);
+}
+
+/// Output that breaks at the first text with these words in it.
+struct Breaks(&'static str);
+
+impl Write for Breaks {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match String::from_utf8_lossy(bytes).contains(self.0) {
+            true => Err(io::ErrorKind::BrokenPipe.into()),
+            false => Ok(bytes.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The lines of a receiver and of a sender between the sockets of these machines.
+fn lines(source: &Machine, destination: &Machine, options: &str) -> [String; 2] {
+    let (link, to) = (destination.path("/link.sock"), destination.path("/to.sock"));
+    let from = source.path("/from.sock");
+    [
+        format!(
+            "migrate receive --listen unix:{} --connect unix:{} {options}",
+            link.display(),
+            to.display()
+        ),
+        format!(
+            "migrate send --listen unix:{} --to unix:{} {options}",
+            from.display(),
+            link.display()
+        ),
+    ]
+}
+
+#[test]
+fn nobody_who_reads_is_no_failed_migration() {
+    let (source, destination) = (Machine::new(), Machine::new());
+    let [receive, send] = lines(&source, &destination, "--insecure --json --quiet");
+    let stream = qemu::stream(1);
+    let qemu_to = qemu::destination(destination.path("/to.sock"));
+    let qemu_from = qemu::source(source.path("/from.sock"), stream.clone());
+    let (mut read, mut wrote) = (Vec::new(), Vec::new());
+    let codes = thread::scope(|scope| {
+        let received = scope.spawn(|| destination.live_into(&receive, &mut Breaks(""), &mut read));
+        qemu::appears(&destination.path("/link.sock"));
+        let sent = source.live_into(&send, &mut Breaks(""), &mut wrote);
+        [sent, received.join().unwrap()]
+    });
+    assert!(qemu::is_good(&qemu_from.join().unwrap()));
+    assert!(qemu_to.join().unwrap() == stream);
+    assert_eq!(codes, [0, 0]);
+    for err in [read, wrote] {
+        let err = String::from_utf8(err).unwrap();
+        assert!(err.contains("The migration is complete"), "{err}");
+    }
+}
+
+#[test]
+fn program_whose_output_nobody_reads_tells_by_its_code() {
+    let (source, destination) = (Machine::new(), Machine::new());
+    let [receive, send] = lines(&source, &destination, "--insecure --json --quiet");
+    let stream = qemu::stream(1);
+    let qemu_to = qemu::destination(destination.path("/to.sock"));
+    let qemu_from = qemu::source(source.path("/from.sock"), stream.clone());
+    let output = thread::scope(|scope| {
+        let received = scope.spawn(|| destination.live(&receive));
+        qemu::appears(&destination.path("/link.sock"));
+        let mut child = Command::new(env!("CARGO_BIN_EXE_twinpage"))
+            .args(send.split_whitespace())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        received.join().unwrap().good();
+        child.wait_with_output().unwrap()
+    });
+    assert!(qemu::is_good(&qemu_from.join().unwrap()));
+    assert!(qemu_to.join().unwrap() == stream);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(err.contains("The migration is complete"), "{err}");
+}
+
+#[test]
+fn doubt_comes_before_output_that_breaks() {
+    let (source, destination) = (Machine::new(), Machine::new());
+    let [receive, send] = lines(&source, &destination, "--insecure");
+    let listener = UnixListener::bind(destination.path("/to.sock")).unwrap();
+    // It takes everything and never says that it has it.
+    let mute = thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        io::copy(&mut socket, &mut io::sink())
+    });
+    let qemu_from = qemu::source(source.path("/from.sock"), qemu::stream(1));
+    let mut err = Breaks("device state");
+    let code = thread::scope(|scope| {
+        let received = scope.spawn(|| destination.live(&receive));
+        qemu::appears(&destination.path("/link.sock"));
+        let code = source.live_into(&send, &mut io::sink(), &mut err);
+        received.join().unwrap();
+        code
+    });
+    assert!(!qemu::is_good(&qemu_from.join().unwrap()));
+    mute.join().unwrap().unwrap();
+    assert_eq!(code, 5);
 }
 
 #[test]

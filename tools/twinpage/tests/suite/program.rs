@@ -3,6 +3,8 @@
 //! The program itself, on the machine that builds it: no module is loaded here.
 
 use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{
     Command,
@@ -123,4 +125,15 @@ fn reader_that_goes_away_is_no_panic() {
         status.signal().is_none() || status.signal() == Some(13),
         "{status}"
     );
+}
+
+#[test]
+fn closed_standard_error_leaves_the_exit_code() {
+    let (err, reader) = UnixStream::pair().unwrap();
+    drop(reader);
+    let status = program("migrate receive --listen unix:/tmp/x")
+        .stderr(OwnedFd::from(err))
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(2));
 }

@@ -39,8 +39,9 @@ pub fn run(arguments: &Receive, host: &Host, console: &mut Console<'_>) -> Resul
         console.err.flush()?;
     }
     let finished = session::follow(handle, arguments.show, &notices, host, console)?;
-    report::Summary::of_proxy(Role::Receive, &finished)
-        .show(Format::of(arguments.show.json), console)
+    let told = report::Summary::of_proxy(Role::Receive, &finished)
+        .show(Format::of(arguments.show.json), console);
+    session::conclude(Ok(()), finished.shown.and(told), console)
 }
 
 /// What the proxy is to do.

@@ -42,14 +42,11 @@ pub fn run(arguments: &Run, host: &Host, console: &mut Console<'_>) -> Result<()
     let mut whole = Whole(run::start(options(arguments)?)?);
     let (_, notices) = Notices::new();
     let shown = session::watch(&mut whole, arguments.show, &notices, host, console);
-    let report = whole.0.wait();
-    shown?;
-    let report = report?;
-    for note in &report.outcome.notes {
-        console.warn(&printable(note))?;
-    }
-    show(&report, Format::of(arguments.show.json), console)?;
-    judge(&report)
+    let report = whole.0.wait()?;
+    let mut notes = report.outcome.notes.iter();
+    let warned = notes.try_for_each(|note| console.warn(&printable(note)));
+    let told = show(&report, Format::of(arguments.show.json), console);
+    session::conclude(judge(&report), shown.and(warned).and(told), console)
 }
 
 /// A migration with everything that belongs to it.

@@ -53,11 +53,13 @@ pub fn run(arguments: &Send, host: &Host, console: &mut Console<'_>) -> Result<(
     }
     let (_, notices) = Notices::new();
     let finished = session::follow(handle, arguments.show, &notices, host, console)?;
-    if arguments.stdio {
+    let told = match arguments.stdio {
         // Standard output is QEMU's return path.
-        return Ok(());
-    }
-    report::Summary::of_proxy(Role::Send, &finished).show(Format::of(arguments.show.json), console)
+        true => Ok(()),
+        false => report::Summary::of_proxy(Role::Send, &finished)
+            .show(Format::of(arguments.show.json), console),
+    };
+    session::conclude(Ok(()), finished.shown.and(told), console)
 }
 
 /// Options that were looked at, but for QEMU's end, which exists last.
