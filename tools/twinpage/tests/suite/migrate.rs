@@ -5,15 +5,21 @@
 use std::fs;
 use std::io::{
     self,
+    Read,
     Write, //
 };
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{
+    UnixListener,
+    UnixStream, //
+};
 use std::process::{
     Command,
     Stdio, //
 };
 use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 use twinpage::digest::Digest;
@@ -274,6 +280,44 @@ fn doubt_comes_before_output_that_breaks() {
     assert!(!qemu::is_good(&qemu_from.join().unwrap()));
     mute.join().unwrap().unwrap();
     assert_eq!(code, 5);
+}
+
+#[test]
+fn return_path_of_exec_ends_before_the_program_does() {
+    let (source, destination) = (Machine::new(), Machine::new());
+    let [receive, _] = lines(&source, &destination, "--insecure --quiet");
+    let link = destination.path("/link.sock");
+    let stream = qemu::stream(1);
+    let listener = UnixListener::bind(destination.path("/to.sock")).unwrap();
+    // It leaves with everything, and does not say whether it has it.
+    let bytes = stream.len();
+    let leaves = thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        socket.read_exact(&mut vec![0; bytes])
+    });
+    let (mut back, out) = UnixStream::pair().unwrap();
+    back.set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let (heard, status) = thread::scope(|scope| {
+        let received = scope.spawn(|| destination.live(&receive));
+        qemu::appears(&link);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_twinpage"))
+            .args(["migrate", "send", "--stdio", "--quiet", "--insecure"])
+            .args(["--to", &format!("unix:{}", link.display())])
+            .stdin(Stdio::piped())
+            .stdout(OwnedFd::from(out))
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(&stream).unwrap();
+        let heard = back.read(&mut [0]);
+        drop(stdin);
+        received.join().unwrap();
+        (heard, child.wait().unwrap())
+    });
+    leaves.join().unwrap().unwrap();
+    assert!(matches!(heard, Ok(0)), "{heard:?}");
+    assert!(!status.success());
 }
 
 #[test]

@@ -2,10 +2,15 @@
 
 //! `twinpage migrate send`: the end at the source, for a QEMU that somebody else drives.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use rustix::stdio::{
+    dup2_stdin,
+    dup2_stdout, //
+};
 use twinpage_migrate::net::{
     self,
     Security, //
@@ -107,18 +112,22 @@ fn listen(path: &Path, user: Option<&str>, host: &Host) -> Result<send::Input, E
     Ok(send::Input::Listener(listener, path.to_owned()))
 }
 
-/// QEMU on standard input and output.
+/// QEMU on standard input and output, which become `/dev/null`: QEMU sees that the return path has
+/// ended when its last descriptor is closed, and only that of the proxy is closed in time.
 fn standard_streams() -> Result<send::Input, Error> {
-    let duplicate = |fd: io::Result<_>| {
-        fd.map_err(|source| Error::call("use standard input and output", source))
+    let take = || -> io::Result<send::Input> {
+        let input = io::stdin().as_fd().try_clone_to_owned()?;
+        let output = io::stdout().as_fd().try_clone_to_owned()?;
+        let nothing = File::options().read(true).write(true).open("/dev/null")?;
+        dup2_stdin(&nothing)?;
+        dup2_stdout(&nothing)?;
+        Ok(send::Input::Streams { input, output })
     };
-    Ok(send::Input::Streams {
-        input: duplicate(io::stdin().as_fd().try_clone_to_owned())?,
-        output: duplicate(io::stdout().as_fd().try_clone_to_owned())?,
-    })
+    take().map_err(|source| Error::call("use standard input and output", source))
 }
 
-/// Makes `owner` the user that may connect to the socket at `path`.
+/// Makes `owner` the user that may connect to the socket at `path`. A link that somebody put there
+/// meanwhile is not followed.
 fn give(path: &Path, owner: u32) -> Result<(), Error> {
     std::os::unix::fs::chown(path, Some(owner), None)
         .map_err(|source| Error::call(format!("give {} to its user", path.display()), source))
