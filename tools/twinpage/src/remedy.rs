@@ -97,6 +97,9 @@ fn migration_remedy(error: &proxy::Error) -> Option<&'static str> {
         proxy::Error::NoReturnPath { .. } => {
             "turn it on at both ends: migrate-set-capabilities, return-path"
         }
+        proxy::Error::Unguarded { .. } => {
+            "begin a new migration, with return-path on at both ends and without TLS of QEMU's own"
+        }
         proxy::Error::Destination { .. } => {
             "start QEMU there with -incoming unix:PATH, or -incoming defer and migrate-incoming"
         }

@@ -95,6 +95,20 @@ pub enum Error {
         /// Number of the connection.
         channel: u16,
     },
+    /// QEMU's stream does not tell whether the end of it would be taken for success.
+    #[error(
+        "Channel {channel}, stream offset {offset}: QEMU's stream is not understood ({reason}), \
+         and it did not ask for a return path before (without it QEMU would call a lost \
+         migration complete)"
+    )]
+    Unguarded {
+        /// Number of the connection.
+        channel: u16,
+        /// Where it is not understood.
+        offset: u64,
+        /// What was found there.
+        reason: String,
+    },
     /// QEMU at the source could not be read.
     #[error("Channel {channel}, stream offset {offset}: QEMU's stream cannot be read")]
     Source {
@@ -211,7 +225,7 @@ impl Error {
             Self::Cancelled => ErrorCode::CANCELLED,
             Self::Silence { .. } | Self::Unhealed { .. } => ErrorCode::SILENCE,
             Self::Protocol { .. } | Self::Link { .. } | Self::Connect { .. } => ErrorCode::PROTOCOL,
-            Self::NoReturnPath { .. } => ErrorCode::NO_RETURN_PATH,
+            Self::NoReturnPath { .. } | Self::Unguarded { .. } => ErrorCode::NO_RETURN_PATH,
             Self::Source { .. } | Self::SourceGone { .. } | Self::Incomplete { .. } => {
                 ErrorCode::SOURCE_QEMU
             }

@@ -62,6 +62,8 @@ macro_rules! counters {
             stopped_ms: AtomicU64,
             /// Milliseconds after the beginning at which QEMU connected; 0 before.
             connected_ms: AtomicU64,
+            /// Nothing tells any more when RAM is complete.
+            blind: AtomicBool,
             /// Everything that the destination needs to run the guest may have arrived there.
             complete: AtomicBool,
             $($(#[$doc])* pub(crate) $name: Count,)*
@@ -87,6 +89,7 @@ macro_rules! counters {
                     phase: AtomicU8::new(Phase::Waiting as u8),
                     stopped_ms: AtomicU64::new(0),
                     connected_ms: AtomicU64::new(0),
+                    blind: AtomicBool::new(false),
                     complete: AtomicBool::new(false),
                     $($name: Count::default(),)*
                 }
@@ -196,10 +199,16 @@ impl Progress {
         }
     }
 
-    /// Notes that bytes are sent. From those behind the end of RAM on, the destination may have
-    /// everything.
+    /// Notes that what follows of the main stream is not understood.
+    pub(crate) fn lose_sight(&self) {
+        self.blind.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that bytes are sent. From those behind the end of RAM on, or behind what may be that,
+    /// the destination may have everything.
     pub(crate) fn sending(&self) {
-        if matches!(self.phase(), Phase::Device | Phase::Postcopy) {
+        let ended = matches!(self.phase(), Phase::Device | Phase::Postcopy);
+        if ended || self.blind.load(Ordering::Relaxed) {
             self.complete.store(true, Ordering::Relaxed);
         }
     }

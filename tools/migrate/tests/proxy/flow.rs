@@ -116,14 +116,15 @@ fn question_and_answer_take_no_time() {
     let mut destination = taken(&listener, &pair).unwrap();
     let mut head = Vec::new();
     Synth::begin(&mut head, 1 << 20).unwrap();
-    source.write_all(&head[..40]).unwrap();
-    destination.read_exact(&mut [0; 40]).unwrap();
+    let (first, answers) = head.split_at(30);
+    source.write_all(first).unwrap();
+    destination.read_exact(&mut [0; 30]).unwrap();
     let began = Instant::now();
     let mut word = [0; 8];
-    for _ in 0..50 {
+    for answer in answers[..50].chunks(1) {
         destination.write_all(&[0, 2, 0, 4, 0, 0, 0, 1]).unwrap();
         source.read_exact(&mut word).unwrap();
-        source.write_all(&word[..1]).unwrap();
+        source.write_all(answer).unwrap();
         destination.read_exact(&mut word[..1]).unwrap();
     }
     let each = began.elapsed() / 50;
@@ -223,6 +224,44 @@ fn a_stream_without_a_return_path_is_refused() {
     assert!(error.to_string().contains("return-path"), "{error}");
     let error = finish(pair.receiver).unwrap_err();
     assert!(error.to_string().contains("return-path"), "{error}");
+}
+
+#[test]
+fn a_stream_that_is_not_understood_is_refused_without_a_return_path() {
+    let raw = vec![0x16; 5000];
+    let mut head = b"QEVM\0\0\0\x03\x07\0\0\0\x07pc-10.0".to_vec();
+    head.extend(b"\x05\x15configuration/strange\0\0\0\x01");
+    for stream in [raw, head] {
+        let dir = tempfile::tempdir().unwrap();
+        let destination = Destination::start(dir.path(), 1, usize::MAX);
+        let pair = Setup::default().start(dir.path(), &destination.path);
+        assert!(source(&pair.path, &stream, usize::MAX, false).is_empty());
+        for said in [finish(pair.sender), finish(pair.receiver)] {
+            let error = said.unwrap_err().to_string();
+            assert!(error.contains("return path"), "{error}");
+        }
+        assert!(destination.wait()[0].is_empty());
+    }
+}
+
+#[test]
+fn a_stream_that_is_not_understood_may_be_complete_at_any_time() {
+    let mut synth = Synth::begin(Vec::new(), 1 << 20).unwrap();
+    synth.part().unwrap();
+    synth.page(0, &[1; PAGE]).unwrap();
+    synth.close().unwrap();
+    let mut stream = synth.cut();
+    stream.extend(b"a section of no known type");
+    let (_dir, listener, pair) = manual(Setup::default());
+    let mut source = UnixStream::connect(&pair.path).unwrap();
+    source.write_all(&stream).unwrap();
+    let mut destination = taken(&listener, &pair).unwrap();
+    destination.set_read_timeout(Some(LIMIT)).unwrap();
+    destination.read_exact(&mut vec![0; stream.len()]).unwrap();
+    pair.receiver.cancel();
+    let error = finish(pair.sender).unwrap_err();
+    assert!(matches!(error, Error::Unsure { .. }), "{error}");
+    finish(pair.receiver).unwrap_err();
 }
 
 #[test]

@@ -410,10 +410,10 @@ fn what_is_no_hello_comes_to_nothing_and_harms_nobody() {
     busy.say(&Message::Hello(wrong));
     busy.hear_error();
     // The migration that is meant still works.
-    source(&pair.path, b"bytes", 100, false);
+    source(&pair.path, b"QEVM", 100, false);
     finish(pair.sender).unwrap_err();
     finish(pair.receiver).unwrap_err();
-    assert_eq!(destination.wait()[0], b"bytes");
+    assert_eq!(destination.wait()[0], b"QEVM");
 }
 
 /// A sender that an enemy receives from; the source QEMU writes `stream`.

@@ -177,6 +177,7 @@ fn start(
     };
     let reader = Reader {
         source: qemu.reader,
+        main: channel.number == 0,
         shelf: Arc::default(),
         pool: Arc::clone(&channel.session.pool),
         queue,
@@ -225,6 +226,11 @@ fn read(channel: &Channel, reader: Reader<QemuReader>) {
     match reader.run() {
         End::Eof | End::Stopped => (),
         End::NoReturnPath => channel.fail(Error::NoReturnPath { channel: number }),
+        End::Unguarded(opaque) => channel.fail(Error::Unguarded {
+            channel: number,
+            offset: opaque.offset,
+            reason: opaque.reason.to_string(),
+        }),
         End::Failed(offset, source) => channel.fail(Error::Source {
             channel: number,
             offset,

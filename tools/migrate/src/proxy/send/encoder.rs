@@ -297,11 +297,17 @@ impl Encoder {
                 progress.enter(Phase::Postcopy);
                 self.restrict(Mode::Urgent);
             }
-            Mark::Opaque(opaque) => self.flow.channel.session.note_opaque(OpaqueNote {
-                channel: self.flow.channel.number,
-                offset: opaque.offset,
-                reason: opaque.reason.to_string(),
-            }),
+            Mark::Opaque(opaque) => {
+                let channel = self.flow.channel.number;
+                if channel == 0 {
+                    progress.lose_sight();
+                }
+                self.flow.channel.session.note_opaque(OpaqueNote {
+                    channel,
+                    offset: opaque.offset,
+                    reason: opaque.reason.to_string(),
+                });
+            }
             Mark::Ended => progress.enter(Phase::Device),
         }
         Ok(())

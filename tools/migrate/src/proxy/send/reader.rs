@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use twinpage_stream::{
     Mark,
+    Opaque,
     Parser,
     Piece, //
 };
@@ -40,6 +41,8 @@ pub enum Parcel {
 pub struct Reader<R> {
     /// QEMU.
     pub source: R,
+    /// Whether it is the connection that asks for a return path.
+    pub main: bool,
     /// Buffers.
     pub shelf: Arc<Shelf>,
     /// Where pages are hashed.
@@ -55,6 +58,8 @@ pub enum End {
     Eof,
     /// QEMU announces RAM and did not ask for a return path.
     NoReturnPath,
+    /// The stream is not understood, and did not ask for a return path before.
+    Unguarded(Opaque),
     /// The encoder has gone, which has said why.
     Stopped,
     /// Reading failed at this offset.
@@ -88,6 +93,9 @@ impl<R: Read> Reader<R> {
             return_path |= has(&pieces, |mark| matches!(mark, Mark::ReturnPath));
             if !return_path && has(&pieces, |mark| matches!(mark, Mark::RamStart { .. })) {
                 return End::NoReturnPath;
+            }
+            if let (true, false, Some(opaque)) = (self.main, return_path, opaque(&pieces)) {
+                return End::Unguarded(opaque);
             }
             if self
                 .pass_on(Chunk::new(buffer, pieces, used, &self.shelf))
@@ -125,4 +133,12 @@ fn has(pieces: &[Piece], is: impl Fn(&Mark) -> bool) -> bool {
     pieces
         .iter()
         .any(|piece| matches!(piece, Piece::Mark(mark) if is(mark)))
+}
+
+/// From where on the stream is not understood, if that is among `pieces`.
+fn opaque(pieces: &[Piece]) -> Option<Opaque> {
+    pieces.iter().find_map(|piece| match piece {
+        Piece::Mark(Mark::Opaque(opaque)) => Some(*opaque),
+        _ => None,
+    })
 }
