@@ -23,6 +23,10 @@ use std::path::{
     Path,
     PathBuf, //
 };
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering, //
+};
 use std::sync::mpsc;
 use std::sync::{
     Arc,
@@ -460,6 +464,34 @@ fn a_stopped_listener_wakes_who_waits_and_leaves_no_socket() {
     thread.join().unwrap();
     drop(listener);
     assert!(!path.exists());
+}
+
+#[test]
+fn a_link_in_place_of_the_socket_is_not_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, link, victim) = ["sock", "link", "victim"]
+        .map(|name| dir.path().join(name))
+        .into();
+    fs::write(&victim, "").unwrap();
+    let mode = || fs::metadata(&victim).unwrap().permissions().mode() & 0o777;
+    fs::set_permissions(&victim, fs::Permissions::from_mode(0o644)).unwrap();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let _there = std::os::unix::fs::symlink(&victim, &link);
+                if path.exists() {
+                    let _swapped = fs::rename(&link, &path);
+                }
+            }
+        });
+        for _ in 0..3000 {
+            let _swapped = listen_unix(&path);
+            let _gone = fs::remove_file(&path);
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(mode(), 0o644);
 }
 
 #[test]

@@ -2,6 +2,10 @@
 
 //! Sockets that listen.
 
+use std::fs::{
+    File,
+    Permissions, //
+};
 use std::io;
 use std::net::{
     TcpListener,
@@ -9,7 +13,8 @@ use std::net::{
 };
 use std::os::fd::{
     AsFd,
-    BorrowedFd, //
+    BorrowedFd,
+    OwnedFd, //
 };
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
@@ -104,8 +109,9 @@ impl Drop for Bound {
 
 /// Listens at a unix socket that only its owner may connect to.
 ///
-/// The permissions are set before the socket listens, so nobody gets in in between. A socket that
-/// nobody listens at any more is replaced.
+/// The node at `path` takes its permissions from the socket, where they are set before there is a
+/// node: whoever may write to the directory could have put something else there afterwards. A
+/// socket that nobody listens at any more is replaced.
 ///
 /// # Errors
 ///
@@ -130,8 +136,10 @@ pub fn listen_unix(path: &Path) -> Result<UnixListener, Error> {
             SocketFlags::CLOEXEC,
             None,
         )?;
+        let socket = File::from(socket);
+        socket.set_permissions(Permissions::from_mode(0o600))?;
+        let socket = OwnedFd::from(socket);
         bind(&socket, &SocketAddrUnix::new(path)?)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         listen(&socket, BACKLOG)?;
         Ok(UnixListener::from(socket))
     };

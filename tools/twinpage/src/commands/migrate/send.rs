@@ -129,6 +129,30 @@ fn standard_streams() -> Result<send::Input, Error> {
 /// Makes `owner` the user that may connect to the socket at `path`. A link that somebody put there
 /// meanwhile is not followed.
 fn give(path: &Path, owner: u32) -> Result<(), Error> {
-    std::os::unix::fs::chown(path, Some(owner), None)
+    std::os::unix::fs::lchown(path, Some(owner), None)
         .map_err(|source| Error::call(format!("give {} to its user", path.display()), source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn a_link_in_place_of_the_socket_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (victim, link) = (dir.path().join("victim"), dir.path().join("link"));
+        fs::write(&victim, "").unwrap();
+        std::os::unix::fs::symlink(&victim, &link).unwrap();
+        let change = || {
+            let meta = fs::metadata(&victim).unwrap();
+            (meta.ctime(), meta.ctime_nsec())
+        };
+        let before = change();
+        // Longer than the clock of the file system stands still.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        give(&link, fs::metadata(&victim).unwrap().uid()).unwrap();
+        assert_eq!(change(), before);
+    }
 }
