@@ -3,6 +3,10 @@
 //! The receiver's filter at the sender: it comes in parts over the first channel and is used by
 //! all.
 
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering, //
+};
 use std::sync::{
     Arc,
     Condvar,
@@ -26,6 +30,8 @@ use twinpage_wire::{
 pub struct FilterGate {
     /// Bytes of the largest filter that is taken.
     limit: u64,
+    /// Whether only what the receiver has for certain may be left out.
+    certain: AtomicBool,
     /// What has arrived.
     state: Mutex<State>,
     /// Signalled when the filter is there, or will not come.
@@ -60,6 +66,7 @@ impl FilterGate {
     pub fn new(limit: u64) -> Self {
         Self {
             limit,
+            certain: AtomicBool::new(false),
             state: Mutex::new(State::Waiting),
             changed: Condvar::new(),
         }
@@ -107,6 +114,16 @@ impl FilterGate {
     /// Whether nothing is known yet.
     pub fn is_open(&self) -> bool {
         matches!(*self.lock(), State::Waiting | State::Parts(_))
+    }
+
+    /// Lets no channel use the filter any more: the guest stands still.
+    pub fn shut(&self) {
+        self.certain.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the filter is not to be used any more.
+    pub fn is_shut(&self) -> bool {
+        self.certain.load(Ordering::Relaxed)
     }
 
     /// Waits for the filter, `wait` at most.

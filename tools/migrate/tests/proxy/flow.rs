@@ -352,3 +352,66 @@ fn after_the_switchover_only_certain_references_are_used() {
     assert_eq!(sent.totals.phase, Phase::Ended);
     assert!(sent.totals.switchover_ms > 0);
 }
+
+/// A packet of multifd with this page.
+fn packet(page: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0; 1344];
+    for (at, word) in [(0, 0x1122_3344u32), (4, 1), (12, 128), (16, 1), (20, 4096)] {
+        packet[at..at + 4].copy_from_slice(&word.to_be_bytes());
+    }
+    packet[64..70].copy_from_slice(b"pc.ram");
+    packet.extend(page);
+    packet
+}
+
+#[test]
+fn after_the_switchover_no_channel_uses_uncertain_references() {
+    let pages = pages(3, 36);
+    let shelf = Shelf::of(pages.iter().map(Vec::as_slice));
+    let mut synth = Synth::begin(Vec::new(), 1 << 20).unwrap();
+    synth.part().unwrap();
+    synth.page(0, &pages[0]).unwrap();
+    synth.close().unwrap();
+    synth.last().unwrap();
+    let stopped = synth.cut();
+    let rest = [
+        &[0, 0, 0, 0, 0, 0, 0, 0x10, 0x7e, 0, 0, 0, 1][..],
+        b"\x04\0\0\0\x09\x03cpu\0\0\0\0\0\0\0\x01state\x7e\0\0\0\x09\0",
+    ]
+    .concat();
+    let dir = tempfile::tempdir().unwrap();
+    let destination = Destination::start(dir.path(), 2, stopped.len() + rest.len());
+    let pair = Setup::default()
+        .holding(shelf)
+        .start(dir.path(), &destination.path);
+    let mut main = UnixStream::connect(&pair.path).unwrap();
+    main.write_all(&stopped[..stopped.len() - 10]).unwrap();
+    let mut other = UnixStream::connect(&pair.path).unwrap();
+    let mut head = vec![0; 64];
+    head[..8].copy_from_slice(&[0x11, 0x22, 0x33, 0x44, 0, 0, 0, 1]);
+    other.write_all(&head).unwrap();
+    other.write_all(&packet(&pages[1])).unwrap();
+    let progress = pair.sender.progress();
+    let reaches = |what: &dyn Fn() -> bool| {
+        let end = Instant::now() + LIMIT;
+        while !what() {
+            assert!(Instant::now() < end, "{:?}", progress.snapshot());
+            thread::sleep(Duration::from_millis(2));
+        }
+    };
+    reaches(&|| progress.snapshot().pages_referenced == 2);
+    main.write_all(&stopped[stopped.len() - 10..]).unwrap();
+    reaches(&|| progress.snapshot().phase == Phase::Switchover);
+    other.write_all(&packet(&pages[2])).unwrap();
+    other.shutdown(std::net::Shutdown::Write).unwrap();
+    reaches(&|| progress.snapshot().literal_bytes >= 64 + 2 * 1344);
+    main.write_all(&rest).unwrap();
+    main.read_exact(&mut [0; 8]).unwrap();
+    drop((main, other));
+    let sent = finish(pair.sender).unwrap();
+    finish(pair.receiver).unwrap();
+    assert_eq!(destination.wait()[0], [stopped, rest].concat());
+    assert!(sent.opaque.is_empty(), "{:?}", sent.opaque);
+    assert_eq!(sent.totals.pages_referenced, 2);
+    assert_eq!(sent.totals.pages_sent, 1);
+}

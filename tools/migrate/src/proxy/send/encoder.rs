@@ -242,7 +242,7 @@ impl Encoder {
 
     /// Whether the receiver holds the page, as far as its filter tells, and may be asked for it.
     fn receiver_has(&self, digest: &Digest) -> bool {
-        self.mode == Mode::Any
+        !self.flow.gate.is_shut()
             && self
                 .filter
                 .as_ref()
@@ -258,7 +258,7 @@ impl Encoder {
 
     /// Before the first page: waits for the filter, with everything before it sent.
     fn await_filter(&mut self) -> Result<(), Halt> {
-        if self.filter.is_some() || self.mode != Mode::Any {
+        if self.filter.is_some() || self.flow.gate.is_shut() {
             return Ok(());
         }
         if !self.filter_wait.is_zero() && self.flow.gate.is_open() {
@@ -313,8 +313,10 @@ impl Encoder {
         Ok(())
     }
 
-    /// Goes on to `mode`; never back.
+    /// Goes on to `mode`; never back. The guest stands still for all channels, and only the main
+    /// one is told.
     fn restrict(&mut self, mode: Mode) {
+        self.flow.gate.shut();
         if self.mode != Mode::Urgent {
             self.mode = mode;
         }
