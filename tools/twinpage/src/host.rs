@@ -19,7 +19,10 @@ use std::io::{
     Read, //
 };
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{
+    DirBuilderExt,
+    PermissionsExt, //
+};
 use std::path::{
     Path,
     PathBuf, //
@@ -147,6 +150,18 @@ impl Host {
             return Err(FileError::new("read", path, source));
         }
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The mode of `path`, if others than its owner may do anything with it.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be looked at.
+    pub fn exposed(&self, path: &Path) -> Result<Option<u32>, FileError> {
+        let meta = fs::metadata(self.under_root(path));
+        let meta = meta.map_err(|source| FileError::new("look at", path, source))?;
+        let mode = meta.permissions().mode() & 0o7777;
+        Ok((mode & 0o077 != 0).then_some(mode))
     }
 
     /// Writes `text` to the existing file `path` in one call.

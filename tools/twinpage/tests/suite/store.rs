@@ -3,6 +3,7 @@
 //! `twinpage store`.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
 use twinpage::digest::Digest;
@@ -225,6 +226,7 @@ fn store_that_is_not_there_is_an_error() {
 fn fleet_secret_has_a_form() {
     let machine = Machine::new();
     machine.file("/secret", "not hexadecimal");
+    fs::set_permissions(machine.path("/secret"), fs::Permissions::from_mode(0o600)).unwrap();
     let a = image(&machine, "/a", 0..3);
     let line =
         format!("store build --fleet redis://127.0.0.1:1 --fleet-key /secret --raw-image {a}");
@@ -233,4 +235,16 @@ fn fleet_secret_has_a_form() {
         ran.bad(1).contains("/secret is no secret of a fleet"),
         "{ran:?}"
     );
+}
+
+#[test]
+fn fleet_secret_that_others_can_read_is_refused() {
+    let machine = Machine::new();
+    machine.file("/secret", "ab".repeat(32));
+    fs::set_permissions(machine.path("/secret"), fs::Permissions::from_mode(0o640)).unwrap();
+    let a = image(&machine, "/a", 0..3);
+    let line =
+        format!("store build --fleet redis://127.0.0.1:1 --fleet-key /secret --raw-image {a}");
+    let ran = machine.run(&line);
+    assert!(ran.bad(1).contains("may be read by others"), "{ran:?}");
 }

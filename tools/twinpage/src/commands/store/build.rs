@@ -11,6 +11,7 @@ use std::path::{
 };
 
 use serde::Serialize;
+use twinpage_migrate::net;
 use twinpage_store::build::{
     load,
     read_pages,
@@ -201,8 +202,12 @@ fn open(path: &Path, needed: Option<u32>) -> Result<Store, Error> {
     }
 }
 
-/// The secret in the file `path`: 64 hexadecimal digits.
+/// The secret in the file `path`: 64 hexadecimal digits, which only the owner may read.
 fn key(host: &Host, path: &Path) -> Result<[u8; Digest::BYTES], Error> {
+    if let Some(mode) = host.exposed(path)? {
+        let path = path.to_owned();
+        return Err(net::Error::Exposed { path, mode }.into());
+    }
     let text = host.read_text(path, 1024)?;
     let digits = text.trim().parse::<Digest>();
     digits
