@@ -177,6 +177,18 @@ fn caller(link: &Path) -> Enemy {
     enemy(link, Direction::ToReceiver)
 }
 
+/// Asks the host at `link` what it holds, and leaves.
+pub fn asks_and_leaves(link: &Path) {
+    let mut enemy = caller(link);
+    enemy.say(&Message::Hello(Hello {
+        purpose: Purpose::Plan,
+        ..hello(Role::Sender)
+    }));
+    // Nothing comes where there are too many.
+    let mut header = [0; HEADER_BYTES];
+    let _answered = enemy.reader.read_exact(&mut header);
+}
+
 /// A listener for senders, for an enemy.
 fn lair(link: &Path) -> Listener {
     let address = format!("unix:{}", link.display()).parse().unwrap();

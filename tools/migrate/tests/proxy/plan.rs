@@ -2,7 +2,18 @@
 
 //! Asking a host what it holds.
 
-use std::sync::Arc;
+use std::sync::atomic::{
+    AtomicUsize,
+    Ordering, //
+};
+use std::sync::{
+    Arc,
+    RwLock, //
+};
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 use twinpage_migrate::net::Security;
 use twinpage_migrate::proxy::{
@@ -230,5 +241,68 @@ fn no_answer_is_lost_at_its_end() {
             assert_eq!(holdings.pages(), 700_000);
             assert!(holdings.bytes() > 1 << 20);
         }
+    }
+}
+
+/// A source that says nothing while a test holds the lock, and counts who waits for it.
+struct Held(Arc<RwLock<()>>, Arc<AtomicUsize>);
+
+impl twinpage_store::PageSource for Held {
+    fn name(&self) -> &'static str {
+        "held"
+    }
+
+    fn digests(&self, each: &mut dyn FnMut(Digest)) -> Result<(), twinpage_store::Error> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        drop(self.0.read().unwrap());
+        self.1.fetch_sub(1, Ordering::SeqCst);
+        each(Digest::of(&[1; 4096]));
+        Ok(())
+    }
+
+    fn fetch(
+        &self,
+        _: &Digest,
+        _: &mut twinpage_store::Page,
+    ) -> Result<bool, twinpage_store::Error> {
+        Ok(false)
+    }
+}
+
+#[test]
+fn askers_that_leave_do_not_pile_up_work() {
+    const CONNECTIONS: usize = 64;
+    let (lock, waiting) = (Arc::new(RwLock::new(())), Arc::new(AtomicUsize::new(0)));
+    let (shared, counted) = (Arc::clone(&lock), Arc::clone(&waiting));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("plan.sock");
+    let mut options = receive::Options::new(
+        format!("unix:{}", path.display()).parse().unwrap(),
+        Security::Insecure,
+        None,
+        Arc::new(move |_| {
+            let mut sources = Sources::new();
+            sources.push(Box::new(Held(Arc::clone(&shared), Arc::clone(&counted))));
+            Ok(Arc::new(sources))
+        }),
+    );
+    options.limits.ping = Duration::from_millis(50);
+    let host = receive::start(options).unwrap();
+    let held = lock.write().unwrap();
+    for _ in 0..3 {
+        for _ in 0..CONNECTIONS / 2 {
+            crate::hostile::asks_and_leaves(&path);
+        }
+        // Long enough for the host to see that nobody is there any more.
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let most = waiting.load(Ordering::SeqCst);
+    assert!((1..=CONNECTIONS).contains(&most), "{most}");
+    drop(held);
+    let end = Instant::now() + crate::common::LIMIT;
+    let mut query = query(&host.address(), "");
+    query.limits.ping = Duration::from_millis(50);
+    while plan::holdings(&query).is_err() {
+        assert!(Instant::now() < end, "the host does not recover");
     }
 }

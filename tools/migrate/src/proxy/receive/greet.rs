@@ -122,7 +122,7 @@ struct Joined {
     agreed: Agreed,
 }
 
-/// Counts a link until it is dropped.
+/// Counts a link, or what is still done for it, until it is dropped.
 struct Guest(Arc<AtomicUsize>);
 
 impl Host {
@@ -192,15 +192,18 @@ impl Host {
             hello,
         };
         match caller.hello.purpose {
-            Purpose::Plan => self.plan(caller),
-            Purpose::Migrate => self.migrate(caller),
-        }?;
-        drop(guest);
-        Ok(())
+            Purpose::Plan => self.plan(caller, guest),
+            Purpose::Migrate => {
+                let begun = self.migrate(caller);
+                drop(guest);
+                begun
+            }
+        }
     }
 
     /// Sends the filter, and closes.
-    fn plan(&self, mut caller: Caller) -> Result<(), Error> {
+    fn plan(&self, mut caller: Caller, guest: Guest) -> Result<(), Error> {
+        let guest = Arc::new(guest);
         let failed = |what: String| Error::Protocol {
             channel: 0,
             offset: 0,
@@ -218,27 +221,31 @@ impl Host {
         caller
             .say(&Message::Hello(answer))
             .map_err(|e| failed(e.to_string()))?;
-        let filter = self.filter_meanwhile(&mut caller, sources, key);
+        let filter = self.filter_meanwhile(&mut caller, sources, key, Arc::clone(&guest));
         let filter = filter.map_err(failed)?;
         for part in filter.parts() {
             let sent = caller.say(&Message::Filter(part));
             sent.map_err(|error| failed(error.to_string()))?;
         }
         caller.part(PATIENCE);
+        drop(guest);
         Ok(())
     }
 
-    /// Makes the filter of `sources`, which may take long, and says meanwhile that it does.
+    /// Makes the filter of `sources`, which may take long, and says meanwhile that it does. The
+    /// `guest` counts until it is made, even if nobody waits for it any more.
     fn filter_meanwhile(
         &self,
         caller: &mut Caller,
         sources: Arc<Sources>,
         key: FilterKey,
+        guest: Arc<Guest>,
     ) -> Result<Filter, String> {
         let (give, take) = mpsc::channel();
         let work = move || {
             // Nobody waits any more if the link broke.
             let _ = give.send(offer::filter(&sources, &key));
+            drop(guest);
         };
         let thread = self.session.roster.spawn("filter", work);
         thread.map_err(|error| error.to_string())?;
