@@ -102,8 +102,13 @@ impl SourceId {
         Self(text.as_ref().to_vec())
     }
 
-    /// A file or block device, known by its numbers, so that links and other paths are no further
-    /// sources. A copy of the file is one.
+    /// A file, known by its inode number, so that links and other paths are no further sources. A
+    /// copy of the file is one.
+    ///
+    /// The number of a device is another after a reboot for some file systems (NFS, btrfs, overlay,
+    /// those on device mapper), and would make the same file a further source. So files of several
+    /// file systems that happen to have the same number are one source, and so are all block
+    /// devices: too few sources admit too little, which does no harm.
     ///
     /// # Errors
     ///
@@ -112,9 +117,9 @@ impl SourceId {
         use std::os::unix::fs::FileTypeExt;
         let meta = std::fs::metadata(path).map_err(Error::file("look at", path))?;
         let text = if meta.file_type().is_block_device() {
-            format!("block {}", meta.rdev())
+            "block device".to_owned()
         } else {
-            format!("file {} {}", meta.dev(), meta.ino())
+            format!("file {}", meta.ino())
         };
         Ok(Self::new(text))
     }

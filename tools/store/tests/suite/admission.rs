@@ -3,6 +3,10 @@
 //! Pages are admitted when enough sources have them, and nothing is kept of others.
 
 use std::fs;
+use std::os::unix::fs::{
+    FileTypeExt,
+    MetadataExt, //
+};
 use std::path::Path;
 
 use twinpage_store::{
@@ -10,6 +14,7 @@ use twinpage_store::{
     Mode,
     Offered,
     PageSource,
+    SourceId,
     Store,
     Trust, //
 };
@@ -126,4 +131,33 @@ fn many_candidates_survive_a_build() {
     let stat = store.stat().unwrap();
     assert_eq!((stat.pages, stat.candidates), (10_000, 20_000));
     assert!(stat.candidate_bytes < 20_000 * 256, "{stat:?}");
+}
+
+#[test]
+fn a_file_stays_the_same_source_when_it_is_mounted_again() {
+    let directory = pages::directory();
+    let path = directory.path().join("image");
+    fs::write(&path, "").unwrap();
+    // The number of the device may be another after each boot.
+    let number = fs::metadata(&path).unwrap().ino();
+    let known = SourceId::new(format!("file {number}"));
+    assert_eq!(SourceId::of_file(&path).unwrap(), known);
+}
+
+#[test]
+fn block_devices_are_one_source() {
+    let devices = fs::read_dir("/dev").unwrap().filter_map(|entry| {
+        let path = entry.unwrap().path();
+        let meta = fs::metadata(&path).ok()?;
+        meta.file_type().is_block_device().then_some(path)
+    });
+    let known = SourceId::new("block device");
+    for path in devices {
+        assert_eq!(
+            SourceId::of_file(&path).unwrap(),
+            known,
+            "{}",
+            path.display()
+        );
+    }
 }
