@@ -48,7 +48,7 @@ main() {
 	"$TOP/scripts/prepare.sh" root stock initrd >/dev/null
 	build_payload stock
 	rm -rf "$REPORT"/migrate-{source,destination} "$REPORT/migrate.json"
-	mkdir -p "$REPORT"
+	mkdir -p "$REPORT" "$CACHE/vm"
 	WORK=$(mktemp -d "$CACHE/vm/cable.XXXXXX")
 	trap cleanup EXIT
 	trap 'exit 130' INT TERM
