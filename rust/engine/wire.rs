@@ -2,8 +2,8 @@
 
 //! The bytes of `digests`: one header, then one record a page.
 //!
-//! All fields are little-endian. `rust/uapi/twinpage.h` is the definition; `kunit-tests` and the
-//! tool compare its offsets with these.
+//! All fields are little-endian. `rust/uapi/twinpage.h` is the definition; the tool's
+//! tests compare its offsets with these.
 //!
 //! | header bytes | field                          | record bytes | field                     |
 //! |--------------|--------------------------------|--------------|---------------------------|

@@ -305,9 +305,13 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// `ENOENT`; `EBUSY`, somebody else does the same.
+    /// `ENOENT`. With how far it got: those of [`unmerge`](Self::unmerge); `EBUSY`, somebody else
+    /// does the same.
     pub(crate) fn unmerge_to_leave(&self, id: GuestId) -> Result<(Returned, Result)> {
-        self.state.lock().hold(id)?;
+        let held = self.state.lock().hold(id);
+        if held.is_err() {
+            return Ok((self.merged(id)?, held));
+        }
         let (returned, result) = self.unmerge(id);
         if result.is_err() {
             self.state.lock().release(id);

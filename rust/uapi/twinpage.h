@@ -9,8 +9,10 @@
  * it is.
  *
  * Rules for every ioctl: the caller needs the device node open (mode 0600) and
- * CAP_SYS_ADMIN. Reserved fields and unknown flag bits must be zero, else
- * -EINVAL. All integers are in host order.
+ * CAP_SYS_ADMIN, else -EPERM. Another number is -ENOTTY, an argument that cannot
+ * be read or written -EFAULT, a reserved field or an unknown flag bit that is not
+ * zero -EINVAL, and -ENOMEM that the module has no memory to answer with. All
+ * integers are in host order. The numbers beside fields are byte offsets.
  */
 #ifndef _UAPI_TWINPAGE_H
 #define _UAPI_TWINPAGE_H
@@ -33,9 +35,9 @@
  * @features: out: TWINPAGE_FEATURE_* bits that work on this kernel.
  */
 struct twinpage_version {
-	__u32 uapi;
-	__u32 features;
-	__u64 reserved[3];
+	__u32 uapi;		/*  0 */
+	__u32 features;		/*  4 */
+	__u64 reserved[3];	/*  8: zero */
 };
 
 /* Huge pages can be split (mm has the symbol). */
@@ -65,12 +67,12 @@ struct twinpage_version {
  * VM of the same process, too. In all of these cases the VM is not attached.
  */
 struct twinpage_attach {
-	__s32 vm_fd;
-	__u32 flags;
-	__u64 domain;
-	__u32 id;
-	__u32 pad;
-	__u64 reserved[4];
+	__s32 vm_fd;		/*  0 */
+	__u32 flags;		/*  4 */
+	__u64 domain;		/*  8 */
+	__u32 id;		/* 16 */
+	__u32 pad;		/* 20: zero */
+	__u64 reserved[4];	/* 24: zero */
 };
 
 /* Give every merged page of the VM its own copy back before detaching. */
@@ -87,14 +89,15 @@ struct twinpage_attach {
  * Errors: -ENOENT: no such attachment; -ENOMEM with TWINPAGE_DETACH_UNMERGE:
  * free memory would have fallen under the floor; the VM is still attached, its
  * rest still merged and @unmerged and @remaining say how far it got; -EINTR: the
- * same, after a signal; -EBUSY: the same, as pages stayed busy for too long.
+ * same, after a signal; -EBUSY: the same, as pages stayed busy for too long, or
+ * as somebody else detaches it.
  */
 struct twinpage_detach {
-	__u32 id;
-	__u32 flags;
-	__u64 unmerged;
-	__u64 remaining;
-	__u64 reserved[3];
+	__u32 id;		/*  0 */
+	__u32 flags;		/*  4 */
+	__u64 unmerged;		/*  8 */
+	__u64 remaining;	/* 16 */
+	__u64 reserved[3];	/* 24: zero */
 };
 
 /**
@@ -104,13 +107,14 @@ struct twinpage_detach {
  * @buffer: in: address of 4096 writable bytes of the caller.
  *
  * Errors: -ENOENT: no page of that domain with that digest is merged on this
- * host; -EFAULT: @buffer is not writable.
+ * host; -EFAULT: @buffer is not writable; -EINVAL: @domain is 0; -EINTR: a signal
+ * came before all of the host's merged pages were looked at.
  */
 struct twinpage_read {
-	__u64 domain;
-	__u8 digest[TWINPAGE_DIGEST_SIZE];
-	__u64 buffer;
-	__u64 reserved[2];
+	__u64 domain;		/*  0 */
+	__u8 digest[TWINPAGE_DIGEST_SIZE]; /*  8 */
+	__u64 buffer;		/* 40 */
+	__u64 reserved[2];	/* 48: zero */
 };
 
 #define TWINPAGE_IOC_MAGIC 0xBC
