@@ -27,16 +27,31 @@ pub(crate) use header::*;
 /// # Safety
 ///
 /// The type is `repr(C)`, has no padding, and every bit pattern is a value of it.
-pub(crate) unsafe trait Argument: Default + Copy {}
+pub(crate) unsafe trait Argument: Default + Copy {
+    /// Bytes of all fields together.
+    const FIELDS: usize;
+}
 
-// SAFETY: Integers and arrays of them, laid out without a hole (see the offsets in the header).
-unsafe impl Argument for twinpage_version {}
-// SAFETY: As above.
-unsafe impl Argument for twinpage_attach {}
-// SAFETY: As above.
-unsafe impl Argument for twinpage_detach {}
-// SAFETY: As above.
-unsafe impl Argument for twinpage_read {}
+/// Implements [`Argument`] for a structure of integers and arrays of them.
+macro_rules! argument {
+    ($name:ident: $($field:ident),+) => {
+        // SAFETY: bindgen made it `repr(C)`, and integers take every bit pattern. Where it is used,
+        // `whole` makes sure that these fields fill it.
+        unsafe impl Argument for $name {
+            const FIELDS: usize = 0 $(+ size_of_field(|it: &$name| &it.$field))+;
+        }
+    };
+}
+
+/// Bytes of the field that `_get` names.
+const fn size_of_field<T, F>(_get: fn(&T) -> &F) -> usize {
+    size_of::<F>()
+}
+
+argument!(twinpage_version: uapi, features, reserved);
+argument!(twinpage_attach: vm_fd, flags, domain, id, pad, reserved);
+argument!(twinpage_detach: id, flags, unmerged, remaining, reserved);
+argument!(twinpage_read: domain, digest, buffer, reserved);
 
 /// Gives an [`Argument`] the traits that copying needs.
 #[repr(transparent)]
@@ -53,7 +68,7 @@ unsafe impl<T: Argument> AsBytes for Wire<T> {}
 ///
 /// `EFAULT`.
 pub(crate) fn read<T: Argument>(addr: usize) -> Result<T> {
-    let wire: Wire<T> = user(addr, size_of::<T>()).reader().read()?;
+    let wire: Wire<T> = user(addr, whole::<T>()).reader().read()?;
     Ok(wire.0)
 }
 
@@ -63,7 +78,7 @@ pub(crate) fn read<T: Argument>(addr: usize) -> Result<T> {
 ///
 /// `EFAULT`.
 pub(crate) fn write<T: Argument>(addr: usize, value: T) -> Result {
-    user(addr, size_of::<T>()).writer().write(&Wire(value))
+    user(addr, whole::<T>()).writer().write(&Wire(value))
 }
 
 /// Copies bytes to the caller's memory at `addr`.
@@ -73,6 +88,12 @@ pub(crate) fn write<T: Argument>(addr: usize, value: T) -> Result {
 /// `EFAULT`.
 pub(crate) fn write_bytes(addr: usize, bytes: &[u8]) -> Result {
     user(addr, bytes.len()).writer().write_slice(bytes)
+}
+
+/// Bytes of an argument. One with a hole does not build.
+const fn whole<T: Argument>() -> usize {
+    const { assert!(size_of::<T>() == T::FIELDS) };
+    size_of::<T>()
 }
 
 fn user(addr: usize, len: usize) -> UserSlice {
