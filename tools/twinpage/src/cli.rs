@@ -31,7 +31,7 @@ Exit codes:
   1  tried and failed
   2  wrong usage
   3  module not loaded, not the right version, or not permitted (run as root)
-  4  no such process, VM, attachment or page
+  4  no such process, VM, attachment, page or user
   5  a migration ended in doubt: ask both QEMUs which one runs the VM";
 
 /// How often `--watch` looks, unless told.

@@ -36,7 +36,7 @@ pub enum Exit {
     Usage = 2,
     /// The module is not loaded, not the right one, or the caller may not use it.
     Module = 3,
-    /// What was named does not exist: process, VM, attachment, page.
+    /// What was named does not exist: process, VM, attachment, page, user.
     NotFound = 4,
     /// A migration ended, and which side runs the VM is not known.
     Unsure = 5,

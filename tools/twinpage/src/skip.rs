@@ -47,7 +47,7 @@ const MEANINGS: [Meaning; 15] = [
     },
     Meaning {
         reason: "special",
-        text: "device memory, not readable or not writable, or a NUMA hint",
+        text: "device memory, or not both readable and writable",
         remedy: None,
     },
     Meaning {

@@ -4,8 +4,53 @@
 
 use std::fs;
 
+use twinpage::knobs::{
+    Values,
+    KNOBS, //
+};
+use twinpage_engine::engine::knobs::{
+    Knob,
+    Knobs,
+    Range, //
+};
+
 use crate::golden;
 use crate::machine::Machine;
+
+/// What users are told of the module's files.
+const ABI: &str = include_str!("../../../../Documentation/ABI/sysfs-kernel-mm-twinpage");
+
+#[test]
+fn knobs_are_those_of_the_module() {
+    let names = Knob::ALL.map(Knob::name);
+    assert_eq!(KNOBS.each_ref().map(|knob| knob.name), names);
+    for (told, knob) in KNOBS.iter().zip(Knob::ALL) {
+        let Range { min, max } = knob.range();
+        let values = match knob {
+            Knob::AdvisorMode => Values::Word(&["none", "cpu"]),
+            _ => Values::Number(min.into(), max.into()),
+        };
+        assert_eq!(told.values, values, "{}", told.name);
+    }
+}
+
+#[test]
+fn documentation_has_ranges_and_defaults_of_the_module() {
+    for knob in Knob::ALL {
+        let title = format!("What:\t\t/sys/kernel/mm/twinpage/{}\n", knob.name());
+        let (_, entry) = ABI.split_once(&title).expect(knob.name());
+        let entry = entry.split("What:").next().unwrap();
+        let entry = entry.split_whitespace().collect::<Vec<_>>().join(" ");
+        let (Range { min, max }, default) = (knob.range(), Knobs::DEFAULT.get(knob));
+        let told = match knob {
+            Knob::Run => format!("Default {default}"),
+            Knob::AdvisorMode => format!("{} the default", ["none", "cpu"][default as usize]),
+            _ if max == 1 => format!("{default}, the default"),
+            _ => format!("{min} to {max}, default {default}"),
+        };
+        assert!(entry.contains(&told), "'{told}' is not in: {entry}");
+    }
+}
 
 #[test]
 fn knobs_are_listed() {
