@@ -131,7 +131,8 @@ impl Memory {
         Ok(())
     }
 
-    /// Maps pages again that were unmapped, as zeroes of that backing, which is private.
+    /// Maps pages again that were unmapped, as zeroes of that backing, which is no file of its own:
+    /// shared memory is anonymous.
     ///
     /// # Errors
     ///
@@ -140,10 +141,12 @@ impl Memory {
         assert!(page + pages <= self.pages);
         let at = self.base.wrapping_add(page * PAGE_BYTES);
         let access = libc::PROT_READ | libc::PROT_WRITE;
-        let mut flags = ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-        if backing == Backing::Hugetlb {
-            flags |= libc::MAP_HUGETLB;
-        }
+        let kind = match backing {
+            Backing::Hugetlb => ANONYMOUS | libc::MAP_HUGETLB,
+            Backing::Shared => ANONYMOUS ^ libc::MAP_PRIVATE | libc::MAP_SHARED,
+            _ => ANONYMOUS,
+        };
+        let flags = kind | libc::MAP_FIXED_NOREPLACE;
         map(at, pages * PAGE_BYTES, access, flags, -1)?;
         self.ask_for(backing)
     }

@@ -50,7 +50,8 @@ macro_rules! acts {
 /// `madvise` values that libc lacks (`include/uapi/asm-generic/mman-common.h`).
 const MADV_COLD: libc::c_int = 20;
 const MADV_PAGEOUT: libc::c_int = 21;
-const MADV_POPULATE_WRITE: libc::c_int = 23;
+/// Makes pages there that can be written, or says why not.
+pub const MADV_POPULATE_WRITE: libc::c_int = 23;
 const MADV_COLLAPSE: libc::c_int = 25;
 const MADV_SOFT_OFFLINE: libc::c_int = 101;
 

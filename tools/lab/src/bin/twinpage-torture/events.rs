@@ -2,7 +2,12 @@
 
 //! What happens to monitors and module from outside: to the module, to processes, to the kernel.
 
-use std::fs;
+use std::fs::{
+    self,
+    File, //
+};
+use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::process::{
     Command,
     Stdio, //
@@ -10,8 +15,10 @@ use std::process::{
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use twinpage_lab::files::borrow;
 use twinpage_lab::module::{
     self,
+    Device,
     Merged,
     DEBUGFS, //
 };
@@ -47,6 +54,7 @@ pub const MODULE: &[Event] = events![
     "attach" attach,
     "detach" detach,
     "re-attach elsewhere" reattach,
+    "attach of its twin" attach_twin,
     "knob" knob,
     "knob" knob,
     "knob" knob,
@@ -137,6 +145,26 @@ fn reattach(host: &Host, random: &mut Random) -> Result<(), Failure> {
     })
 }
 
+/// Another VM with the memory of a monitor's guest, which may be attached already.
+fn attach_twin(host: &Host, random: &mut Random) -> Result<(), Failure> {
+    let (domain, merged) = (host::domain(random), merged(random));
+    let nap = random.below(300) as u64;
+    with_one(host, random, |monitor| {
+        let twin = borrow(monitor.pid(), monitor.vms()?.twin)?;
+        let device = Device::open()?;
+        let attached = device.attach(twin.as_raw_fd(), domain);
+        let id = attached.map_err(|error| Failure::Skipped(error.to_string()))?;
+        std::thread::sleep(Duration::from_millis(nap));
+        match device.detach(id, merged) {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                let kept = device.detach(id, Merged::Keep);
+                kept.map(|_| ()).map_err(|(error, _)| error.into())
+            }
+        }
+    })
+}
+
 /// Settings, with values of their range.
 const KNOBS: &[(&str, &[&str])] = &[
     ("run", &["0", "1", "1", "1", "1"]),
@@ -167,17 +195,31 @@ fn unmerge(_: &Host, random: &mut Random) -> Result<(), Failure> {
     result.map_err(|error| Failure::Skipped(error.to_string()))
 }
 
-/// Reads every file of the module, whole or in part, while it changes.
-fn read_debugfs(_: &Host, random: &mut Random) -> Result<(), Failure> {
+/// Reads every file of the module, whole or in part, while it changes. Some stay open until the next
+/// time, and are read then, when their VM may be gone.
+fn read_debugfs(host: &Host, random: &mut Random) -> Result<(), Failure> {
+    let mut open_files = host.open_files();
+    for mut file in open_files.drain(..) {
+        let _ = file.read_to_end(&mut Vec::new());
+    }
     // Where allocations fail, a module may come without them, or not come back at all.
     let none = |error: std::io::Error| Failure::Skipped(error.to_string());
     for directory in fs::read_dir(DEBUGFS).map_err(none)?.flatten() {
         let Ok(files) = fs::read_dir(directory.path()) else {
             continue;
         };
-        for file in files.flatten().filter(|_| random.one_in(2)) {
+        for file in files.flatten() {
+            if random.one_in(2) {
+                continue;
+            }
             // The VM may be gone by now.
-            let _ = fs::read(file.path());
+            let Ok(mut open) = File::open(file.path()) else {
+                continue;
+            };
+            match random.one_in(4) {
+                true => open_files.push(open),
+                false => drop(open.read_to_end(&mut Vec::new())),
+            }
         }
     }
     for file in fs::read_dir(module::SYSFS).map_err(none)?.flatten() {
@@ -222,6 +264,11 @@ fn reload(host: &Host, random: &mut Random) -> Result<(), Failure> {
     }
     let mut monitors = host.monitors();
     let mut neighbour_attached = host.neighbour_attached();
+    let mut open_files = host.open_files();
+    if !open_files.is_empty() && module::unload().is_ok() {
+        return Err(Failure::Failed("the module went under open files".into()));
+    }
+    open_files.clear();
     host::unload()?;
     *neighbour_attached = None;
     random.nap(300);

@@ -153,10 +153,19 @@ pub struct Monitor {
     pub domain: u64,
 }
 
+/// Files of a monitor's VMs, as its process numbers them.
+#[derive(Clone, Copy)]
+pub struct Vms {
+    /// That of its guest.
+    pub guest: i32,
+    /// That of another VM that has the guest's memory, too.
+    pub twin: i32,
+}
+
 /// What a monitor has said.
 #[derive(Default)]
 struct Heard {
-    vm: Mutex<Option<i32>>,
+    vms: Mutex<Option<Vms>>,
     audited: AtomicBool,
     wrong: AtomicBool,
 }
@@ -195,18 +204,18 @@ impl Monitor {
         self.child.id()
     }
 
-    /// Its VM's file there, once it has one.
-    pub fn vm(&self) -> Result<i32, Failure> {
-        let mut vm = None;
+    /// Its VMs, once it has them.
+    pub fn vms(&self) -> Result<Vms, Failure> {
+        let mut vms = None;
         wait::until("the start of a monitor", PATIENCE, || {
-            vm = *self
+            vms = *self
                 .heard
-                .vm
+                .vms
                 .lock()
                 .unwrap_or_else(|error| error.into_inner());
-            Ok::<_, Failure>(vm.is_some())
+            Ok::<_, Failure>(vms.is_some())
         })?;
-        vm.ok_or_else(|| Failure::Failed("a monitor has no VM".into()))
+        vms.ok_or_else(|| Failure::Failed("a monitor has no VM".into()))
     }
 
     /// Whether it ended by itself; it must not.
@@ -256,9 +265,12 @@ fn listen(number: u64, output: impl BufRead, heard: &Heard, record: &Record) {
     for line in output.lines().map_while(Result::ok) {
         let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
         match word {
-            "vm" => {
-                let mut vm = heard.vm.lock().unwrap_or_else(|error| error.into_inner());
-                *vm = rest.parse().ok();
+            "vms" => {
+                let mut vms = heard.vms.lock().unwrap_or_else(|error| error.into_inner());
+                *vms = rest.split_once(' ').and_then(|(guest, twin)| {
+                    let (guest, twin) = (guest.parse().ok()?, twin.parse().ok()?);
+                    Some(Vms { guest, twin })
+                });
             }
             "did" => record.did(rest),
             "refused" => {

@@ -2,7 +2,10 @@
 
 //! The host under torture: its monitors, the module, and what is put back at the end.
 
-use std::fs;
+use std::fs::{
+    self,
+    File, //
+};
 use std::os::fd::AsRawFd;
 use std::sync::{
     Arc,
@@ -45,6 +48,7 @@ pub struct Host {
     started: Mutex<u64>,
     neighbour: Mutex<Option<Neighbour>>,
     neighbour_attached: Mutex<Option<u32>>,
+    open_files: Mutex<Vec<File>>,
 }
 
 impl Host {
@@ -63,6 +67,7 @@ impl Host {
             started: Mutex::new(0),
             neighbour: Mutex::new(None),
             neighbour_attached: Mutex::new(None),
+            open_files: Mutex::new(Vec::new()),
         };
         for _ in 0..monitors {
             let monitor = host.another()?;
@@ -82,7 +87,7 @@ impl Host {
             *started
         };
         let monitor = Monitor::start(number, &self.arguments, &self.record)?;
-        monitor.vm()?;
+        monitor.vms()?;
         Ok(monitor)
     }
 
@@ -101,6 +106,14 @@ impl Host {
             .unwrap_or_else(|error| error.into_inner())
     }
 
+    /// Files of the module in debugfs that are held open, so that it cannot go. What they are about may
+    /// be gone.
+    pub fn open_files(&self) -> MutexGuard<'_, Vec<File>> {
+        self.open_files
+            .lock()
+            .unwrap_or_else(|error| error.into_inner())
+    }
+
     /// All monitors; who holds this keeps others from attaching and killing.
     pub fn monitors(&self) -> MutexGuard<'_, Vec<Monitor>> {
         self.monitors
@@ -111,7 +124,7 @@ impl Host {
 
 /// Attaches a monitor that is not attached.
 pub fn attach(monitor: &mut Monitor, domain: u64) -> Result<(), Failure> {
-    let vm = borrow(monitor.pid(), monitor.vm()?)?;
+    let vm = borrow(monitor.pid(), monitor.vms()?.guest)?;
     let id = Device::open()?.attach(vm.as_raw_fd(), domain)?;
     monitor.attached = Some(id);
     monitor.domain = domain;

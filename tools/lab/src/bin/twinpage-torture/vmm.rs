@@ -3,7 +3,7 @@
 //! A monitor of the fleet: one tiny VM that checks its memory without rest, and a thread that does
 //! to that memory what monitors do.
 //!
-//! It says what it does on standard output, a line each: `vm FD` once, then `did NAME`, `refused
+//! It says what it does on standard output, a line each: `vms FD FD` once, then `did NAME`, `refused
 //! NAME: ERROR`, `wrong TEXT`, and `audited SWEEPS` when its standard input ended and every byte
 //! was as it should be.
 
@@ -74,6 +74,8 @@ pub struct Machine {
     pub plan: Plan,
     /// Its VM.
     pub vm: Arc<Vm>,
+    /// Another VM, without a processor, that has the same memory.
+    twin: Vm,
     /// The memory of the VM.
     pub memory: Arc<Memory>,
     /// Which page of the memory is the first data page.
@@ -145,6 +147,7 @@ impl Machine {
         let counter = Counter::new(plan.pages, backing, |page| page as u64 % kinds)?;
         Ok(Machine {
             vm: counter.vm().clone(),
+            twin: Vm::over(counter.memory())?,
             memory: counter.memory().clone(),
             first_page: counter.first_page(),
             plan,
@@ -299,7 +302,8 @@ pub fn run(plan: Plan) -> ExitCode {
     if let Err(error) = std::fs::write(format!("{GROUP}/cgroup.procs"), "0") {
         die(&format!("{GROUP}: {error}"));
     }
-    said(&format!("vm {}", machine.vm.as_raw_fd()));
+    let (vm, twin) = (machine.vm.as_raw_fd(), machine.twin.as_raw_fd());
+    said(&format!("vms {vm} {twin}"));
     std::thread::scope(|scope| {
         scope.spawn(|| machine.or_die(Machine::run_guest));
         scope.spawn(|| machine.or_die(Machine::act));
