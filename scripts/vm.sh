@@ -47,7 +47,7 @@ MODULES=0xffffffffc0000000..0xfffffffffeffffff
 # count: the machine counts instructions. One that moves or fills bytes counts once for
 # each, so the kernel shall not use those where others do.
 count() {
-	SMP=1 THREAD=single CLOCK=(-icount "shift=0,sleep=off") CPU+=,-erms,-fsrm
+	SMP=1 THREAD=single CLOCK=(-icount "shift=0,sleep=off") CPU+=,-erms,-fsrm,-fsrs,-fzrm
 }
 
 parse() {
