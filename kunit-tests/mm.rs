@@ -98,12 +98,9 @@ impl Bench {
         Ok(results[0])
     }
 
-    fn unshare(&self, page: usize) -> Result<Unshared> {
-        Ok(self
-            .user
-            .try_lock()
-            .ok_or(EAGAIN)?
-            .unshare(self.memory.addr(page)))
+    fn unshare(&self, page: usize, pages: usize) -> Result<(usize, Unshared)> {
+        let locked = self.user.try_lock().ok_or(EAGAIN)?;
+        Ok(locked.unshare(self.memory.addr(page), pages))
     }
 
     fn is_merged(&mut self, page: usize, frame: &Frame) -> Result<bool> {
@@ -235,14 +232,30 @@ mod tests {
             &[Target::Copy(&frame), Target::Copy(&frame)],
             &mut results,
         )?;
-        assert_eq!(bench.unshare(0)?, Unshared::Done);
+        assert_eq!(bench.unshare(0, 1)?, (1, Unshared::Done));
         assert!(matches!(bench.see(0)?, Seen::Anon { .. }));
         assert!(bench.memory.is(0, 3, 4)?);
         assert_eq!(frame.mappings(), 1);
-        assert_eq!(bench.unshare(1)?, Unshared::Done);
+        assert_eq!(bench.unshare(1, 1)?, (1, Unshared::Done));
         assert_eq!(frame.mappings(), 0);
         // Nothing to do is done.
-        assert_eq!(bench.unshare(1)?, Unshared::Done);
+        assert_eq!(bench.unshare(1, 1)?, (1, Unshared::Done));
+        Ok(())
+    }
+
+    #[test]
+    fn unsharing_ends_at_the_run() -> Result {
+        let mut bench = Bench::filled(&[(3, 4); 5])?;
+        let frame = bench.copy(0)?;
+        for page in [0, 1, 3, 4] {
+            assert_eq!(bench.share_one(page, Target::Copy(&frame))?, Shared::Done);
+        }
+        assert_eq!(bench.unshare(1, 3)?, (3, Unshared::Done));
+        assert_eq!(frame.mappings(), 2);
+        for page in 0..5 {
+            assert_eq!(bench.is_merged(page, &frame)?, page == 0 || page == 4);
+            assert!(bench.memory.is(page, 3, 4)?);
+        }
         Ok(())
     }
 

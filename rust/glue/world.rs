@@ -43,6 +43,7 @@ use crate::{
     },
 };
 use core::ops::Range;
+use kernel::page::PAGE_SIZE;
 
 const _: () = assert!(RUN_PAGES <= RUN_MAX);
 
@@ -213,17 +214,20 @@ impl World for HostWorld<'_> {
             return (0, Unshared::Busy);
         };
         let pages = pages.min(RUN_PAGES);
-        for done in 0..pages {
+        let mut done = 0;
+        while done < pages {
             if self.allowance == 0 {
                 self.allowance = headroom::allowance(guest.space());
             }
-            let Some(left) = self.allowance.checked_sub(1) else {
+            if self.allowance == 0 {
                 return (done, Unshared::NoMemory);
-            };
-            self.allowance = left;
-            match locked.unshare(addr as usize + done * kernel::page::PAGE_SIZE) {
-                Unshared::Done => {}
-                why => return (done, why),
+            }
+            let part = self.allowance.min(pages - done);
+            let (unshared, last) = locked.unshare(addr as usize + done * PAGE_SIZE, part);
+            self.allowance -= unshared.min(part);
+            done += unshared;
+            if last != Unshared::Done {
+                return (done, last);
             }
         }
         (pages, Unshared::Done)

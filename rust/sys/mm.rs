@@ -138,20 +138,26 @@ impl Locked<'_> {
         }
     }
 
-    /// Gives the page at `addr` its own copy, if it maps a merged one.
+    /// Gives those of at most [`RUN_MAX`] pages from `addr` on, in one page table, that map merged
+    /// copies their own. Returns how many are done, and what kept the one after these from it.
     ///
     /// The caller has made sure that there is memory (`glue::headroom`).
     ///
     /// # Context
     ///
-    /// Sleeps: takes a page fault.
-    pub(crate) fn unshare(&self, addr: usize) -> Unshared {
-        // SAFETY: `mm` is valid and its mmap lock held, as `self` has the guard.
-        match unsafe { bindings::twinpage_shim_unshare(self.mm, addr) } as u32 {
+    /// Sleeps: takes page faults.
+    pub(crate) fn unshare(&self, addr: usize, pages: usize) -> (usize, Unshared) {
+        let (pages, mut done) = (pages.min(RUN_MAX) as u32, 0);
+        // SAFETY: `mm` is valid and its mmap lock held, as `self` has the guard. `done` lives until
+        // the call returns.
+        let result =
+            unsafe { bindings::twinpage_shim_unshare(self.mm, addr, pages, &mut done) } as u32;
+        let last = match result {
             bindings::TWINPAGE_SHIM_DONE => Unshared::Done,
             bindings::TWINPAGE_SHIM_NO_MEMORY => Unshared::NoMemory,
             _ => Unshared::Busy,
-        }
+        };
+        (done as usize, last)
     }
 
     /// Splits the large folio that is mapped at `addr`. `true` if the page is small now.

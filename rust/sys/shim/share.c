@@ -335,51 +335,59 @@ static struct vm_area_struct *find_mapping(struct mm_struct *mm,
 	return vma && twinpage_vma_holds_copies(vma) ? vma : NULL;
 }
 
-/* Does addr, which is in such a mapping, map a merged copy? */
-static bool maps_copy(struct mm_struct *mm, unsigned long addr)
+/*
+ * The first of n pages from addr on that maps a merged copy, or n. They are in
+ * such a mapping, and in one page table.
+ */
+static unsigned int first_copy(struct mm_struct *mm, unsigned long addr,
+			       unsigned int n)
 {
 	pmd_t *pmd = twinpage_find_pmd(mm, addr);
-	bool copy = false;
 	spinlock_t *ptl;
+	unsigned int i;
 	pte_t *pte;
-	pte_t val;
 
-	if (!pmd)
-		return false;
-	pte = twinpage_pte_lock(mm, pmd, addr, &ptl);
+	pte = pmd ? twinpage_pte_lock(mm, pmd, addr, &ptl) : NULL;
 	if (!pte)
-		return false;
-	val = ptep_get(pte);
-	if (pte_present(val) && !pte_special(val) && !is_zero_pfn(pte_pfn(val)))
-		copy = twinpage_is_copy(page_folio(pte_page(val)));
+		return n;
+	for (i = 0; i < n; i++) {
+		pte_t val = ptep_get(pte + i);
+
+		if (pte_present(val) && !pte_special(val) &&
+		    !is_zero_pfn(pte_pfn(val)) &&
+		    twinpage_is_copy(page_folio(pte_page(val))))
+			break;
+	}
 	twinpage_pte_unlock(pte, ptl);
-	return copy;
+	return i;
 }
 
-/**
- * twinpage_shim_unshare - give a page its own copy back.
- * @mm: the struct mm_struct; its mmap lock is held for reading.
- * @addr: address of the page.
- *
- * The caller has made sure that there is memory: the copy is charged to the
- * VM's memory cgroup, and a charge that fails may call the OOM killer. Sleeps.
- *
- * Return: TWINPAGE_SHIM_DONE, also if no merged copy was mapped there,
- * TWINPAGE_SHIM_NO_MEMORY or TWINPAGE_SHIM_BUSY.
+/* How often a page is tried that a fault does not give its own copy. */
+#define TRIES 3
+
+/*
+ * As twinpage_shim_unshare(), for the pages from number *done up to end, which
+ * are in one mapping. Faults that may not be retried keep the mmap lock, and the
+ * mapping with it.
  */
-int twinpage_shim_unshare(void *mm, unsigned long addr)
+static int unshare_mapped(struct vm_area_struct *vma, unsigned long addr,
+			  unsigned int *done, unsigned int end)
 {
-	/* Faults that may not be retried keep the lock, and the mapping with it. */
-	struct vm_area_struct *vma = find_mapping(mm, addr);
 	/* A page table that comes and goes under us ends the loop sooner. */
-	unsigned int tries = 3;
+	unsigned int next, tries = TRIES;
+	vm_fault_t fault;
 
-	while (vma && maps_copy(mm, addr)) {
-		vm_fault_t fault;
-
+	for (;;) {
+		next = *done + first_copy(vma->vm_mm, addr + *done * PAGE_SIZE,
+					  end - *done);
+		if (next > *done)
+			tries = TRIES;
+		*done = next;
+		if (next == end)
+			return TWINPAGE_SHIM_DONE;
 		if (!tries--)
 			return TWINPAGE_SHIM_BUSY;
-		fault = handle_mm_fault(vma, addr,
+		fault = handle_mm_fault(vma, addr + next * PAGE_SIZE,
 					FAULT_FLAG_UNSHARE | FAULT_FLAG_REMOTE,
 					NULL);
 		if (fault & VM_FAULT_OOM)
@@ -387,7 +395,39 @@ int twinpage_shim_unshare(void *mm, unsigned long addr)
 		if (fault & VM_FAULT_ERROR)
 			return TWINPAGE_SHIM_BUSY;
 	}
-	return TWINPAGE_SHIM_DONE;
+}
+
+/**
+ * twinpage_shim_unshare - give pages their own copies back.
+ * @mm: the struct mm_struct; its mmap lock is held for reading.
+ * @addr: address of the first page.
+ * @n: how many neighbouring pages, in one page table.
+ * @done: out: how many of them map no merged copy now, from the first on.
+ *
+ * The caller has made sure that there is memory: copies are charged to the VM's
+ * memory cgroup, and a charge that fails may call the OOM killer. Sleeps.
+ *
+ * Return: TWINPAGE_SHIM_DONE, or what kept the page after these from it:
+ * TWINPAGE_SHIM_NO_MEMORY or TWINPAGE_SHIM_BUSY.
+ */
+int twinpage_shim_unshare(void *mm, unsigned long addr, unsigned int n,
+			  unsigned int *done)
+{
+	int result = TWINPAGE_SHIM_DONE;
+
+	*done = 0;
+	while (*done < n && result == TWINPAGE_SHIM_DONE) {
+		struct vm_area_struct *vma;
+
+		vma = find_mapping(mm, addr + *done * PAGE_SIZE);
+		if (vma)
+			result = unshare_mapped(vma, addr, done,
+						min_t(unsigned long, n,
+						      (vma->vm_end - addr) / PAGE_SIZE));
+		else
+			(*done)++;
+	}
+	return result;
 }
 
 /* A reference on the large folio mapped at addr, or NULL. */

@@ -79,7 +79,8 @@ enum twinpage_shim_result {
 void twinpage_shim_share(void *mm, unsigned long addr, unsigned int n,
 			 unsigned int batch, void *const *targets,
 			 unsigned char *results);
-int twinpage_shim_unshare(void *mm, unsigned long addr);
+int twinpage_shim_unshare(void *mm, unsigned long addr, unsigned int n,
+			  unsigned int *done);
 int twinpage_shim_split(void *mm, unsigned long addr);
 
 /* frame.c: merged copies. */
