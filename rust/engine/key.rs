@@ -30,6 +30,9 @@ pub const LINE_WORDS: usize = 8;
 /// Words in a sample: one line in each 512 bytes.
 const SAMPLE_WORDS: usize = PAGE_WORDS / 8;
 
+/// Words from one line of a sample to the next: 576 bytes.
+const APART: usize = 9 * LINE_WORDS;
+
 /// Spreads NUMA nodes over the classes.
 const NODE_PRIME: u64 = 0x9e37_79b1_85eb_ca87;
 
@@ -41,8 +44,15 @@ const WHOLE: u64 = 0xffff_ffff;
 /// of a common size are not missed in one place.
 #[inline(always)]
 pub fn sample(word: impl Fn(usize) -> u64, seed: u64) -> u64 {
-    // OVERFLOW: Below `PAGE_WORDS`.
-    let place = |at: usize| at.wrapping_add((at / LINE_WORDS).wrapping_mul(8 * LINE_WORDS));
+    // By rows of two lines, of which the hash makes one step: the compiler then finds all words of
+    // a step from where its row begins. OVERFLOW: Below `PAGE_WORDS`.
+    const ROW: usize = 2 * LINE_WORDS;
+    let place = |at: usize| {
+        let (row, in_row) = (at / ROW, at % ROW);
+        let line = (in_row / LINE_WORDS).wrapping_mul(APART);
+        let first = row.wrapping_mul(2 * APART).wrapping_add(line);
+        first.wrapping_add(in_row % LINE_WORDS)
+    };
     hash_words(SAMPLE_WORDS, |at| word(place(at)), seed)
 }
 

@@ -84,8 +84,8 @@ static struct twinpage_shim_seen found(unsigned int class, unsigned int arg)
 }
 
 /* The pages from the end of the last run up to end are so. */
-static void see(struct look *look, unsigned int end,
-		struct twinpage_shim_seen now)
+static __always_inline void see(struct look *look, unsigned int end,
+				struct twinpage_shim_seen now)
 {
 	struct twinpage_shim_seen *next = look->seen + look->runs;
 
@@ -99,8 +99,8 @@ static void see(struct look *look, unsigned int end,
 	look->runs++;
 }
 
-static struct twinpage_shim_seen classify_page(const struct look *look,
-					       struct page *page)
+static __always_inline struct twinpage_shim_seen
+classify_page(const struct look *look, struct page *page)
 {
 	struct folio *folio = page_folio(page);
 	struct twinpage_shim_seen copy;
@@ -127,15 +127,17 @@ static struct twinpage_shim_seen classify_page(const struct look *look,
 
 static struct twinpage_shim_seen classify_pte(const struct look *look, pte_t pte)
 {
+	unsigned long pfn = pte_pfn(pte);
+
 	if (!pte_present(pte))
 		return found(TWINPAGE_SHIM_ABSENT, 0);
-	if (is_zero_pfn(pte_pfn(pte)))
+	if (is_zero_pfn(pfn))
 		return found(TWINPAGE_SHIM_ZERO, 0);
 	if (pte_special(pte))
 		return found(TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_SPECIAL);
 	if (pte_uffd(pte))
 		return found(TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_UFFD);
-	return classify_page(look, pte_page(pte));
+	return classify_page(look, pfn_to_page(pfn));
 }
 
 static bool is_private(struct twinpage_shim_seen now)

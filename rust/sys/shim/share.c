@@ -13,14 +13,22 @@ struct page_move {
 	pte_t old;
 };
 
-/* Words that are compared at once: 64 bytes, a cache line. */
-#define WORDS 8
+/* Words that are compared at once: 256 bytes, four cache lines. */
+#define WORDS 32
 
-/* Not 0 if the words differ. Written out: a loop costs three times as much. */
-static unsigned long differ(const unsigned long *a, const unsigned long *b)
+/* Not 0 if 8 words differ. Written out: a loop costs three times as much. */
+static __always_inline unsigned long differ8(const unsigned long *a,
+					     const unsigned long *b)
 {
 	return (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) |
 	       (a[4] ^ b[4]) | (a[5] ^ b[5]) | (a[6] ^ b[6]) | (a[7] ^ b[7]);
+}
+
+static __always_inline unsigned long differ(const unsigned long *a,
+					    const unsigned long *b)
+{
+	return differ8(a, b) | differ8(a + 8, b + 8) |
+	       differ8(a + 16, b + 16) | differ8(a + 24, b + 24);
 }
 
 /* Are two pages equal? Nobody may write to them. A NULL @target: zeroes. */
@@ -44,14 +52,15 @@ static bool pages_equal(struct page *page, struct page *target)
  */
 static struct page *candidate(pte_t pte, unsigned char *result)
 {
+	unsigned long pfn = pte_pfn(pte);
 	struct folio *folio;
 	struct page *page;
 
 	*result = TWINPAGE_SHIM_GONE;
 	if (!pte_present(pte) || pte_special(pte) || pte_uffd(pte) ||
-	    is_zero_pfn(pte_pfn(pte)))
+	    is_zero_pfn(pfn))
 		return NULL;
-	page = pte_page(pte);
+	page = pfn_to_page(pfn);
 	folio = page_folio(page);
 	if (folio_is_zone_device(folio) || !folio_test_anon(folio) ||
 	    folio_test_ksm(folio) || folio_test_large(folio) ||
