@@ -230,18 +230,14 @@ impl Blocks {
         block.map_or(&[], |block| &block.nodes)
     }
 
-    /// Keeps kind, level and marks of a page, and the block's account of them.
-    pub fn set_meta(&mut self, page: PageId, old: &Record, new: &Record) {
-        let Some(block) = self.blocks.get_mut(page.block() as usize) else {
-            return;
-        };
-        let Some(meta) = block.meta.get_mut(page.index()) else {
-            return;
-        };
-        *meta = new.meta();
+    /// Keeps kind, level and marks of a page, and the block's account of them. Returns the position
+    /// of its guest.
+    pub fn set_meta(&mut self, page: PageId, old: &Record, new: &Record) -> Option<u32> {
+        let block = self.blocks.get_mut(page.block() as usize)?;
+        *block.meta.get_mut(page.index())? = new.meta();
         if !old.huge && !new.huge {
             // Only huge pages wait or have votes.
-            return;
+            return Some(block.guest);
         }
         let change = |count: u16, was: bool, is: bool| {
             // OVERFLOW: Counts pages of a block, and only those that were added are taken.
@@ -255,6 +251,7 @@ impl Blocks {
             new.waits_for_split(), //
         );
         block.votes = change(block.votes, old.has_vote(), new.has_vote());
+        Some(block.guest)
     }
 
     /// Keeps key and link of a page that is in no tree.

@@ -118,15 +118,14 @@ impl<F> Index<F> {
                 self.store.copies.leave(left);
             }
         }
+        let position = self.store.blocks.set_meta(page, old, new);
         let (was, is) = (old.gauge(), new.gauge());
         if was != is {
-            let position = self.store.blocks.get(page.block()).map(|b| b.guest());
             if let Some(guest) = position.and_then(|position| self.guests.at_mut(position)) {
                 guest.stats.gauges.sub(was, 1);
                 guest.stats.gauges.add(is, 1);
             }
         }
-        self.store.blocks.set_meta(page, old, new);
     }
 
     /// Changes a page to `new`. If that is [`Kind::Listed`] and another has the key's place in the

@@ -122,6 +122,7 @@ impl Node {
 
 /// The way from the root to a node: ancestors, and the side taken at each.
 pub(super) struct Path {
+    /// Those below `len` mean something.
     ids: [u32; MAX_DEPTH],
     /// Bit `i` is set if the right side was taken at ancestor `i`.
     rights: u64,
@@ -131,7 +132,7 @@ pub(super) struct Path {
 impl Path {
     pub(super) fn new() -> Self {
         Self {
-            ids: [NIL; MAX_DEPTH],
+            ids: [0; MAX_DEPTH],
             rights: 0,
             len: 0,
         }

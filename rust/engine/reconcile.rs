@@ -43,10 +43,11 @@ impl<W: World> Visit<'_, W> {
         let kinds = Kinds::of(blocks.metas(self.block));
         let mut known = kinds.agreeing(seen);
         let nodes = blocks.nodes(self.block);
-        let merged = kinds.are(Kind::Merged);
-        for (index, pfn) in seen.copies() {
+        let merged = kinds.are(Kind::Merged).and(seen.merged());
+        for index in merged.iter() {
             let copy = nodes.get(index).map(Node::link).map(CopyId);
-            if merged.has(index) && copy.is_some_and(|copy| self.is_frame(copy, pfn)) {
+            let mapped = copy.zip(seen.frame(index));
+            if mapped.is_some_and(|(copy, pfn)| self.is_frame(copy, pfn)) {
                 known.add(index);
             }
         }

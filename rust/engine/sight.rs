@@ -60,7 +60,7 @@ impl Sight {
     }
 
     /// Keeps what was seen of `pages`, each of which is told once after [`Self::clear`].
-    #[inline]
+    #[inline(always)]
     pub fn put(&mut self, pages: Range<usize>, seen: Seen) {
         let set = match seen {
             Seen::Absent => return self.absent.add_range(pages),
@@ -125,14 +125,12 @@ impl Sight {
         &self.merged
     }
 
-    /// Returns the pages that map a merged copy, and its frame.
-    pub fn copies(&self) -> impl Iterator<Item = (usize, Pfn)> + '_ {
-        self.merged
-            .iter()
-            .filter_map(|index| match self.pages.get(index) {
-                Some(Seen::Merged { pfn, .. }) => Some((index, *pfn)),
-                _ => None,
-            })
+    /// Returns the frame of the copy that the page at `index` maps, which is in [`Self::merged`].
+    pub fn frame(&self, index: usize) -> Option<Pfn> {
+        match self.pages.get(index)? {
+            Seen::Merged { pfn, .. } => Some(*pfn),
+            _ => None,
+        }
     }
 }
 

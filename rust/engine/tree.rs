@@ -141,7 +141,7 @@ impl Tree {
         self.attach(nodes, &path, id)?;
         // OVERFLOW: There are fewer than 2^31 numbers.
         self.len = self.len.wrapping_add(1);
-        Ok(self.fix_red(nodes, path, id)?)
+        Ok(self.fix_red(nodes, &mut path, id)?)
     }
 
     /// Removes the node `id`, which keeps its key.
@@ -169,7 +169,7 @@ impl Tree {
         *get_mut(nodes, id)? = Node::new(key);
         match gone {
             Colour::Red => Ok(()),
-            Colour::Black => self.fix_black(nodes, path, child),
+            Colour::Black => self.fix_black(nodes, &mut path, child),
         }
     }
 
@@ -229,7 +229,7 @@ impl Tree {
     fn fix_red<N: Nodes>(
         &mut self,
         nodes: &mut N,
-        mut path: Path,
+        path: &mut Path,
         mut id: u32,
     ) -> Result<(), Corrupt> {
         loop {
@@ -251,7 +251,7 @@ impl Tree {
                 let up = rotate(nodes, grand, parent_side.other())?;
                 get_mut(nodes, up)?.paint(Colour::Black);
                 get_mut(nodes, grand)?.paint(Colour::Red);
-                return self.attach(nodes, &path, up);
+                return self.attach(nodes, path, up);
             }
             get_mut(nodes, parent)?.paint(Colour::Black);
             get_mut(nodes, uncle)?.paint(Colour::Black);
@@ -295,7 +295,7 @@ impl Tree {
     fn fix_black<N: Nodes>(
         &mut self,
         nodes: &mut N,
-        mut path: Path,
+        path: &mut Path,
         mut id: u32,
     ) -> Result<(), Corrupt> {
         loop {
@@ -311,14 +311,14 @@ impl Tree {
                 get_mut(nodes, sibling)?.paint(Colour::Black);
                 get_mut(nodes, parent)?.paint(Colour::Red);
                 rotate(nodes, parent, side)?;
-                self.attach(nodes, &path, sibling)?;
+                self.attach(nodes, path, sibling)?;
                 path.push(sibling, side)?;
                 sibling = get(nodes, parent)?.child(side.other());
             }
             let near = get(nodes, sibling)?.child(side);
             let far = get(nodes, sibling)?.child(side.other());
             if is_red(nodes, near)? || is_red(nodes, far)? {
-                return self.lend_red(nodes, &path, parent, side);
+                return self.lend_red(nodes, path, parent, side);
             }
             get_mut(nodes, sibling)?.paint(Colour::Red);
             id = parent;

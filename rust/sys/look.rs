@@ -92,7 +92,7 @@ impl Look {
             )
         };
         let mut from = first;
-        for run in self.seen.iter().take(runs as usize) {
+        for run in self.seen.get(..runs as usize).unwrap_or(&[]) {
             let end = usize::from(run.end);
             see(from..end, decode(run));
             from = end;
@@ -192,7 +192,15 @@ impl Drop for Words<'_> {
 
 fn decode(seen: &bindings::twinpage_shim_seen) -> Seen {
     use bindings::*;
-    match u32::from(seen.class) {
+    let class = u32::from(seen.class);
+    // Copies come one by one, everything else in runs.
+    if class == TWINPAGE_SHIM_MERGED {
+        return Seen::Merged {
+            pfn: Pfn(seen.pfn as u64),
+            token: Token(seen.arg),
+        };
+    }
+    match class {
         TWINPAGE_SHIM_ABSENT => Seen::Absent,
         TWINPAGE_SHIM_ANON => Seen::Anon {
             node: seen.arg as u8,
@@ -201,10 +209,6 @@ fn decode(seen: &bindings::twinpage_shim_seen) -> Seen {
             node: seen.arg as u8,
         },
         TWINPAGE_SHIM_ZERO => Seen::Zero,
-        TWINPAGE_SHIM_MERGED => Seen::Merged {
-            pfn: Pfn(seen.pfn as u64),
-            token: Token(seen.arg),
-        },
         _ => Seen::Skip(decode_skip(seen.arg)),
     }
 }
