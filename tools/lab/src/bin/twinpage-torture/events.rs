@@ -145,11 +145,14 @@ fn reattach(host: &Host, random: &mut Random) -> Result<(), Failure> {
     })
 }
 
-/// Another VM with the memory of a monitor's guest, which may be attached already.
+/// Another VM with the memory of a monitor's guest, which is detached before, or not.
 fn attach_twin(host: &Host, random: &mut Random) -> Result<(), Failure> {
     let (domain, merged) = (host::domain(random), merged(random));
-    let nap = random.below(300) as u64;
+    let (alone, nap) = (random.one_in(2), random.below(300) as u64);
     with_one(host, random, |monitor| {
+        if alone {
+            tolerate(host::detach(monitor, merged))?;
+        }
         let twin = borrow(monitor.pid(), monitor.vms()?.twin)?;
         let device = Device::open()?;
         let attached = device.attach(twin.as_raw_fd(), domain);
