@@ -236,9 +236,12 @@ static void replace_run(struct vm_area_struct *vma, unsigned long addr,
 	count_replaced(vma->vm_mm, copies, zeroes);
 }
 
-/* Gives up the page table's references to the pages that it no longer maps. */
-static void put_replaced(unsigned int n, const struct page_move *moves,
-			 const unsigned char *results)
+/*
+ * Gives up the page table's references to the pages that it no longer maps. Not
+ * inline: its array has no place on the stack while notifiers are called.
+ */
+static noinline void put_replaced(unsigned int n, const struct page_move *moves,
+				  const unsigned char *results)
 {
 	struct page *gone[16];
 	unsigned int i, count = 0;
