@@ -13,7 +13,7 @@ use crate::{
         frame::Frame,
         ksym::Symbols,
         look::Look,
-        mm::User, //
+        mm::{User, RUN_MAX}, //
     }, //
 };
 use kernel::prelude::*;
@@ -256,6 +256,14 @@ mod tests {
             assert_eq!(bench.is_merged(page, &frame)?, page == 0 || page == 4);
             assert!(bench.memory.is(page, 3, 4)?);
         }
+        // Behind the mapping nothing maps a copy.
+        assert_eq!(bench.unshare(0, RUN_MAX)?, (RUN_MAX, Unshared::Done));
+        assert_eq!(frame.mappings(), 0);
+        // What is in the next page table is left out.
+        assert_eq!(
+            bench.unshare(BLOCK_PAGES - 2, RUN_MAX)?,
+            (2, Unshared::Done)
+        );
         Ok(())
     }
 

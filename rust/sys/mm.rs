@@ -138,8 +138,10 @@ impl Locked<'_> {
         }
     }
 
-    /// Gives those of at most [`RUN_MAX`] pages from `addr` on, in one page table, that map merged
-    /// copies their own. Returns how many are done, and what kept the one after these from it.
+    /// Gives those of `pages` pages from `addr` on that map merged copies their own. Returns how
+    /// many are done, and what kept the next one from it; if nothing did, at least one is done.
+    ///
+    /// Takes at most [`RUN_MAX`] pages at once, and none of the next page table.
     ///
     /// The caller has made sure that there is memory (`glue::headroom`).
     ///

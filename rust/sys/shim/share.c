@@ -413,7 +413,7 @@ static int unshare_mapped(struct vm_area_struct *vma, unsigned long addr,
  * twinpage_shim_unshare - give pages their own copies back.
  * @mm: the struct mm_struct; its mmap lock is held for reading.
  * @addr: address of the first page.
- * @n: how many neighbouring pages, in one page table.
+ * @n: how many neighbouring pages; those of the next page table are left out.
  * @done: out: how many of them map no merged copy now, from the first on.
  *
  * The caller has made sure that there is memory: copies are charged to the VM's
@@ -427,6 +427,7 @@ int twinpage_shim_unshare(void *mm, unsigned long addr, unsigned int n,
 {
 	int result = TWINPAGE_SHIM_DONE;
 
+	n = min_t(unsigned long, n, PTRS_PER_PTE - pte_index(addr));
 	*done = 0;
 	while (*done < n && result == TWINPAGE_SHIM_DONE) {
 		struct vm_area_struct *vma;
