@@ -32,19 +32,33 @@ pub(crate) unsafe trait Argument: Default + Copy {
     const FIELDS: usize;
 }
 
-/// Implements [`Argument`] for a structure of integers and arrays of them.
+/// A type of which every bit pattern is a value.
+trait Field {}
+
+impl Field for u8 {}
+impl Field for u32 {}
+impl Field for i32 {}
+impl Field for u64 {}
+impl<T: Field, const N: usize> Field for [T; N] {}
+
+/// Implements [`Argument`] for a structure of integers and arrays of them. What has a hole, or
+/// fields that are not named or not such, does not build.
 macro_rules! argument {
     ($name:ident: $($field:ident),+) => {
-        // SAFETY: bindgen made it `repr(C)`, and integers take every bit pattern. Where it is used,
-        // `whole` makes sure that these fields fill it.
+        // SAFETY: bindgen made it `repr(C)`. The fields are all that it has, as the pattern below
+        // has each once; of each every bit pattern is a value (`Field`), and their sizes add up to
+        // its own.
         unsafe impl Argument for $name {
             const FIELDS: usize = 0 $(+ size_of_field(|it: &$name| &it.$field))+;
         }
+
+        const _: fn($name) = |$name { $($field: _),+ }| ();
+        const _: () = assert!(size_of::<$name>() == <$name as Argument>::FIELDS);
     };
 }
 
 /// Bytes of the field that `_get` names.
-const fn size_of_field<T, F>(_get: fn(&T) -> &F) -> usize {
+const fn size_of_field<T, F: Field>(_get: fn(&T) -> &F) -> usize {
     size_of::<F>()
 }
 
@@ -68,7 +82,7 @@ unsafe impl<T: Argument> AsBytes for Wire<T> {}
 ///
 /// `EFAULT`.
 pub(crate) fn read<T: Argument>(addr: usize) -> Result<T> {
-    let wire: Wire<T> = user(addr, whole::<T>()).reader().read()?;
+    let wire: Wire<T> = user(addr, size_of::<T>()).reader().read()?;
     Ok(wire.0)
 }
 
@@ -78,7 +92,7 @@ pub(crate) fn read<T: Argument>(addr: usize) -> Result<T> {
 ///
 /// `EFAULT`.
 pub(crate) fn write<T: Argument>(addr: usize, value: T) -> Result {
-    user(addr, whole::<T>()).writer().write(&Wire(value))
+    user(addr, size_of::<T>()).writer().write(&Wire(value))
 }
 
 /// Copies bytes to the caller's memory at `addr`.
@@ -88,12 +102,6 @@ pub(crate) fn write<T: Argument>(addr: usize, value: T) -> Result {
 /// `EFAULT`.
 pub(crate) fn write_bytes(addr: usize, bytes: &[u8]) -> Result {
     user(addr, bytes.len()).writer().write_slice(bytes)
-}
-
-/// Bytes of an argument. One with a hole does not build.
-const fn whole<T: Argument>() -> usize {
-    const { assert!(size_of::<T>() == T::FIELDS) };
-    size_of::<T>()
 }
 
 fn user(addr: usize, len: usize) -> UserSlice {
