@@ -53,8 +53,8 @@ pub(crate) struct HostWorld<'a> {
     look: &'a mut Look,
     /// Private pages are looked at to be merged, not only to be read.
     merging: bool,
-    /// Pages that may still be unshared before free memory is asked for again.
-    allowance: usize,
+    /// Pages of the guest that may still be unshared before free memory is asked for again.
+    allowance: (GuestId, usize),
 }
 
 impl<'a> HostWorld<'a> {
@@ -64,7 +64,7 @@ impl<'a> HostWorld<'a> {
             guests,
             look,
             merging: true,
-            allowance: 0,
+            allowance: (GuestId(0), 0),
         }
     }
 
@@ -79,6 +79,14 @@ impl<'a> HostWorld<'a> {
     fn guest(&self, id: GuestId) -> Option<&'a Guest> {
         let at = self.guests.binary_search_by_key(&id, Guest::id).ok()?;
         self.guests.get(at)
+    }
+
+    /// Returns how many of `pages` more pages of a guest may be unshared.
+    fn allow(&mut self, guest: &Guest, pages: usize) -> usize {
+        if self.allowance.0 != guest.id() || self.allowance.1 == 0 {
+            self.allowance = (guest.id(), headroom::allowance(guest.space()));
+        }
+        self.allowance.1.min(pages)
     }
 
     fn user(&self, id: GuestId) -> Result<(&'a Guest, User), Away> {
@@ -170,11 +178,12 @@ impl World for HostWorld<'_> {
             let first = number * LINE_WORDS;
             (0..LINE_WORDS).fold(0, |all, at| all | words.get(first + at))
         };
+        let four = |number: usize| {
+            let at = 4 * number;
+            line(at) | line(at + 1) | line(at + 2) | line(at + 3)
+        };
         // Of most pages the first line tells.
-        line(0) == 0
-            && (0..PAGE_WORDS / LINE_WORDS / 4)
-                .map(|four| 4 * four)
-                .all(|at| line(at) | line(at + 1) | line(at + 2) | line(at + 3) == 0)
+        line(0) == 0 && (0..PAGE_WORDS / LINE_WORDS / 4).all(|number| four(number) == 0)
     }
 
     fn snapshot(&mut self, index: usize) -> Option<Frame> {
@@ -220,15 +229,12 @@ impl World for HostWorld<'_> {
         let pages = pages.min(RUN_PAGES);
         let mut done = 0;
         while done < pages {
-            if self.allowance == 0 {
-                self.allowance = headroom::allowance(guest.space());
-            }
-            if self.allowance == 0 {
+            let part = self.allow(guest, pages - done);
+            if part == 0 {
                 return (done, Unshared::NoMemory);
             }
-            let part = self.allowance.min(pages - done);
             let (unshared, last) = locked.unshare(addr as usize + done * PAGE_SIZE, part);
-            self.allowance -= unshared.min(part);
+            self.allowance.1 -= unshared.min(part);
             done += unshared;
             if last != Unshared::Done {
                 return (done, last);
