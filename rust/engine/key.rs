@@ -16,7 +16,10 @@
 //! Keys are hints, see [`super::xxh64`]: whoever crafts pages of one key makes them cost a
 //! comparison each.
 
-use super::xxh64::hash_words;
+use super::xxh64::{
+    hash_words,
+    ROW_WORDS, //
+};
 
 /// The key of a page whose content is not known.
 pub const UNKNOWN: u64 = 0;
@@ -44,13 +47,13 @@ const WHOLE: u64 = 0xffff_ffff;
 /// of a common size are not missed in one place.
 #[inline(always)]
 pub fn sample(word: impl Fn(usize) -> u64, seed: u64) -> u64 {
-    // By rows of two lines, of which the hash makes one step: the compiler then finds all words of
-    // a step from where its row begins. OVERFLOW: Below `PAGE_WORDS`.
-    const ROW: usize = 2 * LINE_WORDS;
+    // By the rows in which the hash takes words, so that the compiler finds all words of a row from
+    // where it begins. OVERFLOW: Below `PAGE_WORDS`.
+    const ROW_APART: usize = ROW_WORDS / LINE_WORDS * APART;
     let place = |at: usize| {
-        let (row, in_row) = (at / ROW, at % ROW);
+        let (row, in_row) = (at / ROW_WORDS, at % ROW_WORDS);
         let line = (in_row / LINE_WORDS).wrapping_mul(APART);
-        let first = row.wrapping_mul(2 * APART).wrapping_add(line);
+        let first = row.wrapping_mul(ROW_APART).wrapping_add(line);
         first.wrapping_add(in_row % LINE_WORDS)
     };
     hash_words(SAMPLE_WORDS, |at| word(place(at)), seed)

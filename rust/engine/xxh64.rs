@@ -20,6 +20,9 @@ const PRIME_5: u64 = 0x27d4_eb2f_1656_67c5;
 /// kept where they are, it takes a fifth fewer instructions than one by one.
 const ROW: usize = 4;
 
+/// Words in such a row.
+pub const ROW_WORDS: usize = 4 * ROW;
+
 /// The four lanes that stripes of 32 bytes go through.
 struct Lanes(u64, u64, u64, u64);
 
@@ -112,7 +115,7 @@ pub fn hash_words(count: usize, word: impl Fn(usize) -> u64, seed: u64) -> u64 {
         let rows = stripes / ROW;
         for row in 0..rows {
             // OVERFLOW: Words have numbers below `count`.
-            let first = row.wrapping_mul(ROW * 4);
+            let first = row.wrapping_mul(ROW_WORDS);
             lanes.stripe(stripe_at(&word, first));
             lanes.stripe(stripe_at(&word, first.wrapping_add(4)));
             lanes.stripe(stripe_at(&word, first.wrapping_add(8)));

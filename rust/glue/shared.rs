@@ -306,7 +306,7 @@ impl Shared {
     /// # Errors
     ///
     /// `ENOENT`. With how far it got: those of [`unmerge`](Self::unmerge); `EBUSY`, somebody else
-    /// does the same.
+    /// attaches or detaches it.
     pub(crate) fn unmerge_to_leave(&self, id: GuestId) -> Result<(Returned, Result)> {
         let held = self.state.lock().hold(id);
         if held.is_err() {

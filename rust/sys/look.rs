@@ -193,7 +193,7 @@ impl Drop for Words<'_> {
 fn decode(seen: &bindings::twinpage_shim_seen) -> Seen {
     use bindings::*;
     let class = u32::from(seen.class);
-    // Copies come one by one, everything else in runs.
+    // Most runs of copies have one page, so these are told apart first.
     if class == TWINPAGE_SHIM_MERGED {
         return Seen::Merged {
             pfn: Pfn(seen.pfn as u64),

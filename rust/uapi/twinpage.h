@@ -11,7 +11,7 @@
  * Rules for every ioctl: the caller needs the device node open (mode 0600) and
  * CAP_SYS_ADMIN, else -EPERM. Another number is -ENOTTY, an argument that cannot
  * be read or written -EFAULT, a reserved field or an unknown flag bit that is not
- * zero -EINVAL, and -ENOMEM that the module has no memory to answer with. All
+ * zero in what is read -EINVAL, and -ENOMEM that the module has no memory to answer with. All
  * integers are in host order. The numbers beside fields are byte offsets.
  */
 #ifndef _UAPI_TWINPAGE_H
@@ -90,7 +90,7 @@ struct twinpage_attach {
  * free memory would have fallen under the floor; the VM is still attached, its
  * rest still merged and @unmerged and @remaining say how far it got; -EINTR: the
  * same, after a signal; -EBUSY: the same, as pages stayed busy for too long, or
- * as somebody else detaches it.
+ * as somebody else attaches or detaches it just now.
  */
 struct twinpage_detach {
 	__u32 id;		/*  0 */
@@ -108,7 +108,7 @@ struct twinpage_detach {
  *
  * Errors: -ENOENT: no page of that domain with that digest is merged on this
  * host; -EFAULT: @buffer is not writable; -EINVAL: @domain is 0; -EINTR: a signal
- * came before all of the host's merged pages were looked at.
+ * came before all of that domain's merged pages were looked at.
  */
 struct twinpage_read {
 	__u64 domain;		/*  0 */
