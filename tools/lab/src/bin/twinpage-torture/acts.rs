@@ -28,6 +28,8 @@ use twinpage_lab::uffd::{
 use crate::transfer;
 use crate::unmap::{
     guard,
+    show_hugetlb,
+    show_shared,
     unmap, //
 };
 use crate::vmm::{
@@ -78,6 +80,8 @@ pub const ACTS: &[Act] = acts![
     "mprotect" protect,
     "mremap" remap,
     "munmap" unmap,
+    "shared memory in its place" show_shared,
+    "hugetlb in its place" show_hugetlb,
     "guard regions" guard,
     "move_pages" change_node,
     "clear soft-dirty" clear_soft_dirty,

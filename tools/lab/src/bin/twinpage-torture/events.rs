@@ -20,6 +20,7 @@ use twinpage_lab::module::{
     self,
     Device,
     Merged,
+    Stats,
     DEBUGFS, //
 };
 use twinpage_lab::random::Random;
@@ -153,19 +154,28 @@ fn attach_twin(host: &Host, random: &mut Random) -> Result<(), Failure> {
         if alone {
             tolerate(host::detach(monitor, merged))?;
         }
-        let twin = borrow(monitor.pid(), monitor.vms()?.twin)?;
-        let device = Device::open()?;
-        let attached = device.attach(twin.as_raw_fd(), domain);
-        let id = attached.map_err(|error| Failure::Skipped(error.to_string()))?;
+        let skipped = |error: std::io::Error| Failure::Skipped(error.to_string());
+        let twin = borrow(monitor.pid(), monitor.vms()?.twin).map_err(skipped)?;
+        let device = Device::open().map_err(skipped)?;
+        let id = device.attach(twin.as_raw_fd(), domain).map_err(skipped)?;
         std::thread::sleep(Duration::from_millis(nap));
-        match device.detach(id, merged) {
-            Ok(_) => Ok(()),
-            Err(_) => {
-                let kept = device.detach(id, Merged::Keep);
-                kept.map(|_| ()).map_err(|(error, _)| error.into())
-            }
+        // It may come in a moment in which the guest has no slot, which then gets none.
+        let both = has_pages(Some(id)) && has_pages(monitor.attached);
+        if device.detach(id, merged).is_err() {
+            let kept = device.detach(id, Merged::Keep);
+            kept.map_err(|(error, _)| Failure::Failed(format!("detaching a twin: {error}")))?;
+        }
+        match both {
+            true => Err(Failure::Failed("memory is in two attached VMs".into())),
+            false => Ok(()),
         }
     })
+}
+
+/// Whether the module knows of memory of a VM, which may have ended.
+fn has_pages(id: Option<u32>) -> bool {
+    let pages = id.and_then(|id| Stats::of(id).ok()?.get("pages").ok());
+    pages.is_some_and(|pages| pages > 0)
 }
 
 /// Settings, with values of their range.
@@ -373,6 +383,8 @@ fn hotplug_memory(_: &Host, random: &mut Random) -> Result<(), Failure> {
     let gone = take_offline(&block);
     random.nap(200);
     let back = host::write(&block, "online");
+    // Free pages of hugetlb that were there are gone from the pool for good.
+    host::fill_hugetlb();
     gone.and(back)
 }
 

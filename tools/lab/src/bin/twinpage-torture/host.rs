@@ -191,6 +191,12 @@ pub fn write(path: &str, value: impl AsRef<[u8]>) -> Result<(), Failure> {
     fs::write(path, value).map_err(|error| Failure::Skipped(format!("{path}: {error}")))
 }
 
+/// Has a few huge pages at hand for monitors that map such where their guest's memory was. Where there
+/// are none they say so.
+pub fn fill_hugetlb() {
+    let _ = fs::write("/proc/sys/vm/nr_hugepages", "4");
+}
+
 /// Lets the kernel's race detector, where there is one, watch the module's functions.
 fn watch_races() -> Result<(), Failure> {
     const KCSAN: &str = "/sys/kernel/debug/kcsan";

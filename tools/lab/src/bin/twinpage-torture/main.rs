@@ -73,9 +73,6 @@ const PAGES_AT_THE_END: usize = 64;
 const SWAP_MIB: usize = 192;
 const DISK_MIB: usize = 64;
 
-/// Pages of 2 MiB for monitors that map such where their guest's memory was.
-const HUGETLB_PAGES: &str = "4";
-
 /// What the caller wants.
 struct Options {
     seconds: u64,
@@ -270,8 +267,7 @@ fn prepare(options: &mut Options) -> Result<Option<Swap>, Failure> {
     let told = |what: &str, failure: Failure| println!("no {what}: {failure}");
     let swap = Swap::on(swap::Kind::Zram, SWAP_MIB);
     let swap = swap.map_err(|failure| told("swap", failure)).ok();
-    let pool = host::write("/proc/sys/vm/nr_hugepages", HUGETLB_PAGES);
-    let _ = pool.map_err(|failure| told("hugetlb", failure));
+    host::fill_hugetlb();
     let disk = swap::attach_loop("/tmp/disk", DISK_MIB);
     options.disk = disk.map_err(|failure| told("disk", failure)).ok();
     // It is left as it is: the machine ends with the run.

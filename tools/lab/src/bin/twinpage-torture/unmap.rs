@@ -28,8 +28,7 @@ const MADV_GUARD_REMOVE: libc::c_int = 103;
 const TABLE: usize = 512;
 
 /// Unmaps some pages, a whole page table, or all of the memory, which is alone among its page tables:
-/// those of every level go. For a moment the module finds a slot where nothing is mapped, or where
-/// something is that it must not touch.
+/// those of every level go. For a moment the module finds a slot where nothing is mapped.
 pub fn unmap(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     let all = machine.memory.pages();
     let (page, pages) = match random.below(3) {
@@ -37,23 +36,55 @@ pub fn unmap(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
         1 if all > TABLE => (all / TABLE * TABLE, all % TABLE),
         _ => (0, all),
     };
-    let pages = pages.max(1);
+    come_and_go(machine, random, page..page + pages.max(1), None)
+}
+
+/// The same, with shared memory in its place for a moment: the module may know a page of the guest by
+/// its address still.
+pub fn show_shared(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let (page, pages) = machine.some_pages(random, 64);
+    let gone = page..page + pages;
+    come_and_go(machine, random, gone.clone(), Some((Backing::Shared, gone)))
+}
+
+/// The same, with a huge page of hugetlb in the place of a page table.
+pub fn show_hugetlb(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
+    let all = 0..machine.memory.pages();
+    come_and_go(machine, random, all, Some((Backing::Hugetlb, 0..TABLE)))
+}
+
+/// Unmaps pages, and maps them again a moment later. What is in the place of some meanwhile is written
+/// to.
+fn come_and_go(
+    machine: &Machine,
+    random: &mut Random,
+    gone: Range<usize>,
+    other: Option<(Backing, Range<usize>)>,
+) -> Result<(), Trouble> {
+    let wrong = |what, error| Trouble::Wrong(format!("{what} memory: {error}"));
+    let (page, pages) = (gone.start, gone.len());
     let state = machine.still();
     // The guest's program, and what it remembers of its data pages.
     let own: Vec<_> = (page..machine.first_page)
         .map(|page| machine.memory.read_page(page))
         .collect();
     machine.memory.unmap(page, pages)?;
-    let other = random.pick(&[None, Some(Backing::Shared), Some(Backing::Hugetlb)]);
-    let shown = other.map_or(Ok(()), |other| show(machine, page..page + pages, other));
+    let shown = other.as_ref().map_or(Ok(()), |(backing, place)| {
+        machine
+            .memory
+            .map_again(place.start, place.len(), *backing)?;
+        // There may be none to have, and an access would be a signal then.
+        machine
+            .memory
+            .advise(place.start, place.len(), MADV_POPULATE_WRITE)
+    });
     random.nap(10);
-    if let Some(range) = whole(page..page + pages, other) {
-        machine.memory.unmap(range.start, range.len())?;
+    if let Some((_, place)) = other {
+        let taken = machine.memory.unmap(place.start, place.len());
+        taken.map_err(|error| wrong("taking away other", error))?;
     }
-    machine
-        .memory
-        .map_again(page, pages, machine.backing())
-        .map_err(|error| Trouble::Wrong(format!("mapping memory again: {error}")))?;
+    let mapped = machine.memory.map_again(page, pages, machine.backing());
+    mapped.map_err(|error| wrong("mapping again", error))?;
     for (index, content) in own.iter().enumerate() {
         machine.memory.write_page(page + index, content);
     }
@@ -61,28 +92,7 @@ pub fn unmap(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     let end = page + pages - machine.first_page;
     (first..end).for_each(|data| state.counter.believe(data, 0));
     refill(machine, &state.counter, random, first..end)?;
-    shown
-}
-
-/// Memory of another kind where that of the guest was, written to: the module may know a page of the
-/// guest by its address still.
-fn show(machine: &Machine, gone: Range<usize>, other: Backing) -> Result<(), Trouble> {
-    let Some(range) = whole(gone, Some(other)) else {
-        return Ok(());
-    };
-    let (page, pages) = (range.start, range.len());
-    machine.memory.map_again(page, pages, other)?;
-    // There may be none to have, and an access would be a signal then.
-    Ok(machine.memory.advise(page, pages, MADV_POPULATE_WRITE)?)
-}
-
-/// The part of a range that memory of this kind can be mapped to, if there is any.
-fn whole(range: Range<usize>, backing: Option<Backing>) -> Option<Range<usize>> {
-    let range = match backing? {
-        Backing::Hugetlb => range.start.next_multiple_of(TABLE)..range.end / TABLE * TABLE,
-        _ => range,
-    };
-    (!range.is_empty()).then_some(range)
+    Ok(shown?)
 }
 
 /// Puts guards in the place of some pages, with which an access faults for good. For a moment the
