@@ -11,7 +11,6 @@
 use std::ffi::OsString;
 use std::fs::{
     self,
-    DirBuilder,
     File, //
 };
 use std::io::{
@@ -19,10 +18,7 @@ use std::io::{
     Read, //
 };
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{
-    DirBuilderExt,
-    PermissionsExt, //
-};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{
     Path,
     PathBuf, //
@@ -38,6 +34,7 @@ use crate::device::{
     Kernel,
     Running, //
 };
+use crate::leave::leave;
 use crate::process::{
     ForeignFd,
     Pid, //
@@ -183,15 +180,9 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// The file cannot be made.
+    /// The file cannot be made, or somebody else could lead it elsewhere.
     pub fn leave(&self, path: &Path, text: &str) -> Result<(), FileError> {
-        let directory = path.parent().unwrap_or(path);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(self.under_root(directory))
-            .and_then(|()| fs::write(self.under_root(path), text))
-            .map_err(|source| FileError::new("write", path, source))
+        leave(&self.root, path, text).map_err(|source| FileError::new("write", path, source))
     }
 
     /// The names in directory `path`, in no order.

@@ -36,6 +36,7 @@ mod account;
 mod counters;
 mod estimate;
 mod ioctl;
+mod leave;
 mod memory;
 mod notes;
 mod notices;

@@ -2,6 +2,12 @@
 
 //! `twinpage attach`.
 
+use std::fs;
+use std::os::unix::fs::{
+    symlink,
+    PermissionsExt, //
+};
+
 use rustix::io::Errno;
 
 use crate::golden;
@@ -33,6 +39,53 @@ fn json_has_the_same() {
         "attach-json",
         &machine.run("attach --pid 812 --domain web --json").good(),
     );
+}
+
+/// A machine with a VM, where the directory for names of domains is there with this mode.
+fn with_names(mode: u32) -> Machine {
+    let machine = Machine::new();
+    machine.process(812, "vmm", 1);
+    fs::create_dir_all(machine.path("/run/twinpage/domains")).unwrap();
+    for (path, mode) in [
+        ("/run", 0o755),
+        ("/run/twinpage", 0o700),
+        ("/run/twinpage/domains", mode),
+    ] {
+        fs::set_permissions(machine.path(path), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    machine
+}
+
+#[test]
+fn names_of_domains_are_kept_for_root() {
+    let new = Machine::new();
+    new.process(812, "vmm", 1);
+    for machine in [new, with_names(0o700)] {
+        machine.run("attach --pid 812 --domain web").good();
+        let path = machine.path(&format!("/run/twinpage/domains/{WEB:x}"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "web");
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+    }
+}
+
+#[test]
+fn a_link_in_place_of_a_name_is_not_followed() {
+    let machine = with_names(0o700);
+    machine.file("/victim", "as before");
+    let link = machine.path(&format!("/run/twinpage/domains/{WEB:x}"));
+    symlink(machine.path("/victim"), link).unwrap();
+    machine.run("attach --pid 812 --domain web").good();
+    let victim = fs::read_to_string(machine.path("/victim")).unwrap();
+    assert_eq!(victim, "as before");
+}
+
+#[test]
+fn no_name_is_left_where_others_may_write() {
+    let machine = with_names(0o777);
+    machine.run("attach --pid 812 --domain web").good();
+    let names = fs::read_dir(machine.path("/run/twinpage/domains")).unwrap();
+    assert_eq!(names.count(), 0);
 }
 
 #[test]
@@ -160,7 +213,7 @@ fn module_must_be_there() {
         .starts_with("twinpage: The module twinpage is not loaded\n"));
 
     let machine = Machine::new();
-    std::fs::remove_file(machine.path("/dev/twinpage")).unwrap();
+    fs::remove_file(machine.path("/dev/twinpage")).unwrap();
     assert!(machine
         .run("attach --pid 1")
         .bad(3)
