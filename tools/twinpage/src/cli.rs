@@ -319,7 +319,6 @@ mod tests {
             "store build --store s --all --pid 1",
             "store build --store s --image i --min-sources 1",
             "store build --store s --image i --fleet-key k",
-            "store stat",
             "store stat --store s --fleet redis://h",
             "store verify",
             "store gc --store s",

@@ -251,6 +251,9 @@ pub enum Error {
     /// A source of pages is to be used that has no place.
     #[error("--sources names {0}, and no --{0} says where that is")]
     NoPlace(&'static str),
+    /// Nothing says which store of pages is meant.
+    #[error("Nothing says which store: name --store or --fleet")]
+    NoStore,
     /// A store of pages cannot be used.
     #[error(transparent)]
     Store(#[from] twinpage_store::Error),
@@ -326,6 +329,7 @@ impl Error {
             | Self::PrivateDomain
             | Self::NoSecurity
             | Self::NoPlace(_)
+            | Self::NoStore
             | Self::SourcesNeeded { .. } => Exit::Usage,
             Self::Migration(error) => match **error {
                 proxy::Error::Unsure { .. } => Exit::Unsure,

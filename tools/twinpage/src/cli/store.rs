@@ -18,6 +18,9 @@ use crate::units::{
 
 use super::migrate::ShowOptions;
 
+/// The environment variable that names the store of the fleet.
+pub const FLEET: &str = "TWINPAGE_FLEET";
+
 /// What to do with a store of canonical pages.
 #[derive(Debug, Subcommand)]
 pub enum Store {
@@ -38,7 +41,7 @@ pub struct FleetOptions {
     #[arg(
         long,
         value_name = "URL",
-        env = "TWINPAGE_FLEET",
+        env = FLEET,
         hide_env_values = true
     )]
     pub fleet: Option<String>,
@@ -96,14 +99,17 @@ pub struct Build {
 
 /// Arguments of `store stat`.
 #[derive(Args, Debug)]
-#[command(group = ArgGroup::new("which").required(true).args(["store", "fleet"]))]
+#[command(group = ArgGroup::new("which").args(["store", "fleet"]))]
 pub struct Stat {
     /// The store in this directory
     #[arg(long, value_name = "PATH")]
     pub store: Option<PathBuf>,
-    /// The fleet's store.
-    #[command(flatten)]
-    pub fleet: FleetOptions,
+    /// The store of the fleet, as for `store build` [default: what TWINPAGE_FLEET says]
+    #[arg(long, value_name = "URL")]
+    pub fleet: Option<String>,
+    /// Certificates of the authorities that sign for the fleet's servers, PEM
+    #[arg(long, value_name = "FILE", conflicts_with = "store")]
+    pub fleet_ca: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -19,6 +19,7 @@ use crate::golden;
 fn program(line: &str) -> Command {
     let mut command = Command::cargo_bin("twinpage").unwrap();
     command.args(line.split_whitespace());
+    command.env_remove("TWINPAGE_FLEET");
     command
 }
 
@@ -79,6 +80,27 @@ fn wrong_usage_is_code_2() {
         assert_eq!(output.status.code(), Some(2), "{line:?}");
         assert!(!output.stderr.is_empty(), "{line:?}");
     }
+}
+
+#[test]
+fn store_that_is_named_wins_over_the_environment() {
+    let directory = tempfile::tempdir().unwrap();
+    let [store, image] = ["store", "image"].map(|name| directory.path().join(name));
+    std::fs::write(&image, [7; 4096]).unwrap();
+    let (store, image) = (store.display(), image.display());
+    let built = program(&format!("store build --store {store} --raw-image {image}")).output();
+    assert!(built.unwrap().status.success());
+    // Nobody listens there.
+    let stat = |line: &str| {
+        let mut command = program(line);
+        command.env("TWINPAGE_FLEET", "redis://127.0.0.1:1");
+        command.output().unwrap().status.code()
+    };
+    assert_eq!(stat(&format!("store stat --store {store}")), Some(0));
+    assert_eq!(stat("store stat"), Some(1));
+    let both = "store stat --store s --fleet redis://h";
+    assert_eq!(stat(both), Some(2));
+    assert_eq!(program("store stat").status().unwrap().code(), Some(2));
 }
 
 #[test]

@@ -2,9 +2,12 @@
 
 //! `twinpage store stat`: what a store holds.
 
+use std::env;
+
 use serde::Serialize;
 use twinpage_store::fleet::{
     Fleet,
+    FleetOptions,
     FleetStat, //
 };
 use twinpage_store::{
@@ -19,7 +22,6 @@ use crate::console::{
     Format, //
 };
 use crate::error::Error;
-use crate::page_sources;
 use crate::table::mib;
 use crate::units::Size;
 
@@ -40,13 +42,9 @@ struct Found {
 
 /// Runs the command.
 pub fn run(arguments: &store::Stat, console: &mut Console<'_>) -> Result<(), Error> {
-    let store = match &arguments.store {
-        Some(path) => Some(Store::open(path, Mode::Read)?.stat()?),
-        None => None,
-    };
-    let fleet = match page_sources::fleet(&arguments.fleet) {
-        Some(options) => Some(Fleet::connect(options)?.stat()?),
-        None => None,
+    let (store, fleet) = match &arguments.store {
+        Some(path) => (Some(Store::open(path, Mode::Read)?.stat()?), None),
+        None => (None, Some(Fleet::connect(fleet(arguments)?)?.stat()?)),
     };
     let found = Found {
         schema: SCHEMA,
@@ -57,6 +55,16 @@ pub fn run(arguments: &store::Stat, console: &mut Console<'_>) -> Result<(), Err
         Format::Json => console.json(&found),
         Format::Text => show(&found, console),
     }
+}
+
+/// How to reach the fleet: the environment says it where no option does, which clap would take for
+/// an option beside `--store`.
+fn fleet(arguments: &store::Stat) -> Result<FleetOptions, Error> {
+    let named = arguments.fleet.clone();
+    let url = named.or_else(|| env::var(store::FLEET).ok());
+    let mut fleet = FleetOptions::new(url.ok_or(Error::NoStore)?);
+    fleet.ca = arguments.fleet_ca.clone();
+    Ok(fleet)
 }
 
 /// Shows what was found.
