@@ -76,7 +76,7 @@ pub struct SendOptions {
     /// Memory for pages sent before, which are sent again as a number
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     pub dictionary: Size,
-    /// Threads that hash pages [default: one a processor]
+    /// Threads that hash pages, 1 to 256 [default: one a processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
     /// Who the peer is.
@@ -127,7 +127,7 @@ pub struct Receive {
     /// Bytes between the hosts that may be under way
     #[arg(long, value_name = "SIZE", default_value = "8MiB")]
     pub wire_window: Size,
-    /// Threads that hash pages [default: one a processor]
+    /// Threads that hash pages, 1 to 256 [default: one a processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
     /// Who the peer is.
@@ -153,7 +153,7 @@ pub struct PageOptions {
     /// Do not use pages of the same migration
     #[arg(long)]
     pub no_stream: bool,
-    /// Use only these, in this order: stream, module, store, fleet
+    /// Use only these, stream first and the others in this order: stream, module, store, fleet
     #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with_all = ["no_module", "no_stream"])]
     pub sources: Option<Vec<SourceName>>,
     /// Memory for pages of the same migration
@@ -177,7 +177,7 @@ pub enum SourceName {
 /// Arguments of `migrate run`.
 #[derive(Args, Debug)]
 pub struct Run {
-    /// The monitor of the QEMU that runs the VM: the path of a QMP socket, or HOST:PORT
+    /// The monitor of the QEMU that runs the VM: the path of a QMP socket, with a /, or HOST:PORT
     #[arg(long, value_name = "QMP", value_parser = monitor)]
     pub from: Address,
     /// The monitor of the QEMU that waits for it, if it can be reached from here
@@ -189,10 +189,10 @@ pub struct Run {
     /// With --to-qmp: start the VM there if that QEMU was told not to (-S)
     #[arg(long, requires = "to_qmp")]
     pub start: bool,
-    /// How long the VM may stand still
+    /// How long the VM may stand still, in ms, 1 to 2000000
     #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=2_000_000))]
     pub downtime_ms: u64,
-    /// What the link between the hosts carries: 1Gbit [default: measured]
+    /// What the link between the hosts carries: 1Gbit [default: what QEMU measures at the proxy]
     #[arg(long, value_name = "RATE")]
     pub link_rate: Option<Rate>,
     /// Give up after so many seconds, and let the VM run on where it is
