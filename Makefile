@@ -79,8 +79,10 @@ clean:
 
 .PHONY: help
 help:
-	@echo 'make                 twinpage.ko for the stock kernel (build/stock/)'
-	@echo 'make KDIR=TREE       twinpage.ko for a kernel tree of yours (build/custom/)'
+	@echo 'make                 twinpage.ko for the stock kernel (build/stock/);'
+	@echo '                     TWINPAGE_FLAVOUR=deb13-amd64 make: for the one of real machines'
+	@echo 'make KDIR=TREE       twinpage.ko for a kernel tree of yours (build/custom/);'
+	@echo '                     CC=... or LLVM=1 names the compiler that built it'
 	@echo 'make demo            boot a KVM host and three guests, merge, judge'
 	@echo 'make demo-migrate    two KVM hosts; a guest moves from one to the other as digests'
 	@echo 'make bench           against ksmd; SIZES="PAGES ..." ONLY="MEASURE ..." choose (bench.sh --list)'

@@ -26,7 +26,7 @@ initrd_key() {
 }
 
 initrd_path() {
-	printf '%s/initrd-%s\n' "$CACHE" "$(initrd_key)"
+	printf '%s/initrd%s-%s\n' "$CACHE" "$OF_FLAVOUR" "$(initrd_key)"
 }
 
 # copy_programs TREE: the programs with their libraries and firmware.

@@ -27,7 +27,7 @@ kernel_key() {
 }
 
 kernel_path() {
-	printf '%s/%s-%s\n' "$CACHE" "$1" "$(kernel_key "$1")"
+	printf '%s/%s%s-%s\n' "$CACHE" "$1" "$OF_FLAVOUR" "$(kernel_key "$1")"
 }
 
 debug_path() {

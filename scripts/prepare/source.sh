@@ -2,17 +2,19 @@
 # shellcheck shell=bash
 #
 # The stock kernel as its distribution ships it: the packages unpacked
-# (deb/) and the source tree they were built from, untouched (src/).
+# (deb/) and the source tree they were built from, untouched (src/). With
+# TWINPAGE_FLAVOUR another of its kernels; what is of that is kept beside the rest.
 
 BACKPORTS=trixie-backports
-KERNEL_FLAVOUR=deb13-cloud-amd64
+KERNEL_FLAVOUR=${TWINPAGE_FLAVOUR:-deb13-cloud-amd64}
+OF_FLAVOUR=${TWINPAGE_FLAVOUR:+-of-$TWINPAGE_FLAVOUR}
 
 source_key() {
 	printf '%s\n' "source 1" "$BACKPORTS" "$KERNEL_FLAVOUR" "$(root_key)" | hash_of
 }
 
 source_path() {
-	printf '%s/source-%s\n' "$CACHE" "$(source_key)"
+	printf '%s/source%s-%s\n' "$CACHE" "$OF_FLAVOUR" "$(source_key)"
 }
 
 # source_release: the release string of the stock kernel that was taken.

@@ -11,7 +11,7 @@ stock_key() {
 }
 
 stock_path() {
-	printf '%s/stock-%s\n' "$CACHE" "$(stock_key)"
+	printf '%s/stock%s-%s\n' "$CACHE" "$OF_FLAVOUR" "$(stock_key)"
 }
 
 # settle BUILD: make a build directory that was made as BUILD.tmp right for
