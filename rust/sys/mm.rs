@@ -152,9 +152,8 @@ impl Locked<'_> {
         let (pages, mut done) = (pages.min(RUN_MAX) as u32, 0);
         // SAFETY: `mm` is valid and its mmap lock held, as `self` has the guard. `done` lives until
         // the call returns.
-        let result =
-            unsafe { bindings::twinpage_shim_unshare(self.mm, addr, pages, &mut done) } as u32;
-        let last = match result {
+        let result = unsafe { bindings::twinpage_shim_unshare(self.mm, addr, pages, &mut done) };
+        let last = match result as u32 {
             bindings::TWINPAGE_SHIM_DONE => Unshared::Done,
             bindings::TWINPAGE_SHIM_NO_MEMORY => Unshared::NoMemory,
             _ => Unshared::Busy,
