@@ -29,9 +29,13 @@ impl<W: World> Visit<'_, W> {
     pub(super) fn reconcile(&mut self) {
         self.orphans = Mask::EMPTY;
         for index in self.news().iter() {
-            self.news = true;
-            self.reconcile_page(index);
+            let page = self.page(index);
+            let old = self.index.record(page);
+            self.reconcile_page(index, &old);
+            // What is left alone for the reason that it was is nothing new.
+            self.news |= self.index.record(page) != old;
         }
+        self.news |= !self.orphans.is_empty();
     }
 
     /// Returns the pages that were seen otherwise than recorded, which are few, and counts those
@@ -54,13 +58,11 @@ impl<W: World> Visit<'_, W> {
         self.cover.without(&known)
     }
 
-    fn reconcile_page(&mut self, index: usize) {
-        let seen = self.scratch.seen(index);
+    fn reconcile_page(&mut self, index: usize, old: &Record) {
         let page = self.page(index);
-        let old = self.index.record(page);
-        match seen {
+        match self.scratch.seen(index) {
             Seen::Absent => self.index.set(page, Record::of(Kind::Absent)),
-            Seen::Zero => self.found_zero(index, &old),
+            Seen::Zero => self.found_zero(index, old),
             Seen::Skip(reason) => {
                 if reason == Skip::Poison && old.kind == Kind::Merged {
                     self.index.retire(Token(old.copy.0));
@@ -70,9 +72,9 @@ impl<W: World> Visit<'_, W> {
                     self.index.set(page, new);
                 }
             }
-            Seen::Merged { pfn, token } => self.found_merged(index, &old, pfn, token),
-            Seen::Anon { .. } => self.found_private(index, &old, false),
-            Seen::Huge { .. } => self.found_private(index, &old, true),
+            Seen::Merged { pfn, token } => self.found_merged(index, old, pfn, token),
+            Seen::Anon { .. } => self.found_private(index, old, false),
+            Seen::Huge { .. } => self.found_private(index, old, true),
         }
     }
 

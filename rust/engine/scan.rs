@@ -455,6 +455,8 @@ mod tests {
     fn a_calm_block_is_visited_in_every_fourth_pass() -> Result<(), Untested> {
         let mut toy = Toy::new(1)?;
         toy.fill(0, 0..10, |index| Page::Own(1 + index / 2));
+        // It is left alone, and that is nothing new.
+        toy.fill(0, 10..11, |_| Page::Zero);
         let visits = |toy: &mut Toy| {
             let mut visits = 0;
             for _ in 0..4 {
