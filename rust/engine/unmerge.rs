@@ -35,18 +35,24 @@ use super::{
 #[derive(Debug, Default)]
 pub struct Patience {
     tries: u32,
+    steps: u32,
     rounds: u32,
 }
 
 impl Patience {
-    /// How many tries of one block, and how many rounds over all of them, may be in vain in a row.
+    /// How many tries of one block may be in vain in a row, and how many rounds over all of them:
+    /// about ten seconds, as a millisecond passes between two tries.
     pub const LIMIT: u32 = 10_000;
+
+    /// Blocks of a round that take as long as the wait for the next round.
+    pub const STEPS: u32 = 64;
 
     /// A step gave so many pages back.
     pub fn stepped(&mut self, pages: u32) {
         self.tries = 0;
+        self.steps = self.steps.saturating_add(1);
         if pages > 0 {
-            self.rounds = 0;
+            (self.steps, self.rounds) = (0, 0);
         }
     }
 
@@ -58,7 +64,8 @@ impl Patience {
 
     /// A round is over and some pages were busy; says whether to begin another.
     pub fn begin_again(&mut self) -> bool {
-        self.rounds = self.rounds.saturating_add(1);
+        let long = core::mem::take(&mut self.steps) / Self::STEPS;
+        self.rounds = self.rounds.saturating_add(1).saturating_add(long);
         self.rounds < Self::LIMIT
     }
 }
@@ -230,6 +237,7 @@ mod tests {
         }
         assert!((1..Patience::LIMIT).all(|_| patience.try_again()));
         assert!(!patience.try_again());
+        patience.stepped(1);
         // Steps without a page do not make a round one that gave something back.
         assert!((1..Patience::LIMIT).all(|_| {
             patience.stepped(0);
@@ -238,6 +246,18 @@ mod tests {
         assert!(!patience.begin_again());
         patience.stepped(1);
         assert!(patience.begin_again());
+    }
+
+    #[test]
+    fn a_round_over_a_large_guest_takes_more_patience() {
+        let mut patience = Patience::default();
+        let mut round = |steps: u32| {
+            (0..steps).for_each(|_| patience.stepped(0));
+            patience.begin_again()
+        };
+        // A guest of a TiB.
+        assert!(round(1 << 19));
+        assert!(!round(1 << 19));
     }
 
     #[test]
