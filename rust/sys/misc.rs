@@ -29,9 +29,10 @@ pub(crate) trait Ioctl: Send + Sync + 'static {
 /// The device node exists, mode 0600, until this is dropped.
 #[pin_data]
 pub(crate) struct Device<T: Ioctl> {
-    data: Arc<T>,
+    /// First, so that it is gone before `data` is dropped.
     #[pin]
     registration: MiscDeviceRegistration<Open<T>>,
+    data: Arc<T>,
 }
 
 /// An open file of the device.
