@@ -261,7 +261,7 @@ bool twinpage_vma_holds_copies(struct vm_area_struct *vma)
 /**
  * twinpage_shim_look - what is mapped in part of one page table.
  * @mm: the struct mm_struct; its mmap lock is held for reading.
- * @block: address of the first page of the table, a multiple of 2 MiB.
+ * @block: address of a page of the table.
  * @first: index of the first page to look at.
  * @end: index after the last one, at most TWINPAGE_SHIM_TABLE_PAGES.
  * @wanted: bitmap by page index: pages to keep.
@@ -282,6 +282,7 @@ unsigned int twinpage_shim_look(void *mm, unsigned long block,
 {
 	struct look look = { .wanted = wanted, .seen = seen, .kept = kept };
 
+	block &= PMD_MASK;
 	while (first < end) {
 		unsigned long addr = block + first * PAGE_SIZE;
 		struct vm_area_struct *vma = find_vma(mm, addr);

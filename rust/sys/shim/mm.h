@@ -47,6 +47,9 @@ int twinpage_vma_refusal(struct vm_area_struct *vma);
 /* May pages of this mapping be merged copies? */
 bool twinpage_vma_holds_copies(struct vm_area_struct *vma);
 
+/* May so many pages of this mapping get their own copies? */
+bool twinpage_nodes_have_room(struct vm_area_struct *vma, unsigned int pages);
+
 /* Is this folio a merged copy, ours or of an earlier load? */
 static inline bool twinpage_is_copy(struct folio *folio)
 {

@@ -72,7 +72,10 @@ static struct page *candidate(pte_t pte, unsigned char *result)
 	return page;
 }
 
-/* The mapping of addr, if pages of it may be replaced; *n is cut to its end. */
+/*
+ * The mapping of addr, if pages of it may be replaced; *n is cut to its end, and
+ * to that of the page table.
+ */
 static struct vm_area_struct *find_run(struct mm_struct *mm, unsigned long addr,
 				       unsigned int *n)
 {
@@ -81,7 +84,8 @@ static struct vm_area_struct *find_run(struct mm_struct *mm, unsigned long addr,
 	if (!vma || vma->vm_start > addr || twinpage_vma_refusal(vma) >= 0 ||
 	    !vma->anon_vma)
 		return NULL;
-	*n = min_t(unsigned long, *n, (vma->vm_end - addr) / PAGE_SIZE);
+	*n = min3((unsigned long)*n, (vma->vm_end - addr) / PAGE_SIZE,
+		  PTRS_PER_PTE - pte_index(addr));
 	return vma;
 }
 
@@ -134,6 +138,10 @@ static bool may_replace(struct page_move *move, struct page *target,
 {
 	struct folio *folio = page_folio(move->page);
 
+	/* ksmd makes a page its own under this lock. */
+	*result = TWINPAGE_SHIM_GONE;
+	if (folio_test_ksm(folio))
+		return false;
 	*result = TWINPAGE_SHIM_PINNED;
 	if (folio_expected_ref_count(folio) != folio_ref_count(folio))
 		return false;
@@ -198,6 +206,8 @@ static void count_replaced(struct mm_struct *mm, long copies, long zeroes)
 {
 	long files = TWINPAGE_COPY_IS_ANON ? 0 : copies;
 
+	if (zeroes)
+		update_hiwater_rss(mm);
 	percpu_counter_add(&mm->rss_stat[MM_ANONPAGES], -(files + zeroes));
 	percpu_counter_add(&mm->rss_stat[MM_FILEPAGES], files);
 }
@@ -291,7 +301,8 @@ static void share_run(struct vm_area_struct *vma, pmd_t *pmd,
  * twinpage_shim_share - make pages map their targets if their bytes are equal.
  * @mm: the struct mm_struct; its mmap lock is held for reading.
  * @addr: address of the first page.
- * @n: how many neighbouring pages, 1..TWINPAGE_SHIM_RUN_MAX, in one page table.
+ * @n: how many neighbouring pages, 1..TWINPAGE_SHIM_RUN_MAX; those of the next
+ *	page table are GONE.
  * @batch: how many are replaced at once, at least 1.
  * @targets: for each page a frame, or NULL for the shared zero page.
  * @results: out: DONE, or why nothing was changed.
@@ -389,6 +400,8 @@ static int unshare_mapped(struct vm_area_struct *vma, unsigned long addr,
 	unsigned int next, tries = TRIES;
 	vm_fault_t fault;
 
+	if (!twinpage_nodes_have_room(vma, end - *done))
+		return TWINPAGE_SHIM_NO_MEMORY;
 	for (;;) {
 		next = *done + first_copy(vma->vm_mm, addr + *done * PAGE_SIZE,
 					  end - *done);
