@@ -141,7 +141,11 @@ impl Serve for Shared {
         self.ring();
         if matches!(knob, Knob::Run) && run == Run::Unmerge {
             self.unmerge_all().inspect_err(|_| {
-                self.state.lock().knobs.run = Run::Stop;
+                let run = &mut self.state.lock().knobs.run;
+                // Unless somebody has set it meanwhile.
+                if *run == Run::Unmerge {
+                    *run = Run::Stop;
+                }
             })?;
         }
         Ok(())
@@ -150,24 +154,24 @@ impl Serve for Shared {
 
 impl Shared {
     fn write(&self, shows: Shows, out: &mut impl Write) -> core::fmt::Result {
-        let (knobs, full_scans, totals) = {
-            let state = self.state.lock();
-            (state.knobs, state.full_scans(), state.totals())
-        };
-        let (gauges, counters) = (&totals.gauges, &totals.counters);
+        let totals = || self.state.lock().totals();
+        let gauge = |gauge| totals().gauges.get(gauge);
         match shows {
-            Shows::Knob(knob) => writeln!(out, "{}", knobs.show(knob)),
-            Shows::PagesShared => writeln!(out, "{}", totals.shared),
-            Shows::PagesSharing => writeln!(out, "{}", totals.sharing()),
-            Shows::PagesUnshared => writeln!(out, "{}", gauges.get(Gauge::Unshared)),
-            Shows::PagesVolatile => writeln!(out, "{}", gauges.get(Gauge::Volatile)),
-            Shows::PagesSkipped => writeln!(out, "{}", counters.skipped),
-            Shows::PagesScanned => writeln!(out, "{}", counters.scanned),
-            Shows::ZeroPages => writeln!(out, "{}", gauges.get(Gauge::Zero)),
-            Shows::FullScans => writeln!(out, "{full_scans}"),
-            Shows::GeneralProfit => writeln!(out, "{}", totals.general_profit()),
-            Shows::CpuNs => writeln!(out, "{}", counters.cpu_ns),
-            Shows::MetadataBytes => writeln!(out, "{}", totals.metadata_bytes),
+            Shows::Knob(knob) => {
+                let knobs = self.state.lock().knobs;
+                writeln!(out, "{}", knobs.show(knob))
+            }
+            Shows::PagesShared => writeln!(out, "{}", totals().shared),
+            Shows::PagesSharing => writeln!(out, "{}", totals().sharing()),
+            Shows::PagesUnshared => writeln!(out, "{}", gauge(Gauge::Unshared)),
+            Shows::PagesVolatile => writeln!(out, "{}", gauge(Gauge::Volatile)),
+            Shows::PagesSkipped => writeln!(out, "{}", totals().counters.skipped),
+            Shows::PagesScanned => writeln!(out, "{}", totals().counters.scanned),
+            Shows::ZeroPages => writeln!(out, "{}", gauge(Gauge::Zero)),
+            Shows::FullScans => writeln!(out, "{}", self.state.lock().full_scans()),
+            Shows::GeneralProfit => writeln!(out, "{}", totals().general_profit()),
+            Shows::CpuNs => writeln!(out, "{}", totals().counters.cpu_ns),
+            Shows::MetadataBytes => writeln!(out, "{}", totals().metadata_bytes),
             Shows::Features => self.write_features(out),
         }
     }
