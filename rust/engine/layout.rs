@@ -58,6 +58,10 @@ pub struct Layout {
     slots: KVVec<Slot>,
     /// Sorted, disjoint, not adjacent.
     ranges: KVVec<Span>,
+    /// Pages in the numbered list.
+    pages: u64,
+    gmem: bool,
+    migrating: bool,
     version: u64,
 }
 
@@ -68,8 +72,6 @@ pub struct GuestPage {
     pub gfn: u64,
     /// Host address.
     pub addr: u64,
-    /// In a slot with memory that only the guest sees.
-    pub gmem: bool,
 }
 
 impl Layout {
@@ -83,8 +85,13 @@ impl Layout {
         if self.version > 0 && *slots == *self.slots {
             return Ok(None);
         }
+        let pages = count(&slots, |_| true);
+        let noted = count(&slots, |slot| slot.flags & Slot::LOG_DIRTY != 0);
         Ok(Some(Self {
             ranges: union(&slots, flags)?,
+            pages,
+            gmem: slots.iter().any(|slot| slot.gmem),
+            migrating: noted > pages / 2,
             slots,
             // OVERFLOW: One step for each change of memslots never gets there.
             version: self.version.wrapping_add(1),
@@ -117,8 +124,7 @@ impl Layout {
 
     /// Pages in the numbered list: those of address space 0.
     pub fn pages(&self) -> u64 {
-        self.normal()
-            .fold(0, |sum: u64, slot| sum.saturating_add(slot.pages))
+        self.pages
     }
 
     /// Page `number` of the list, which is in order of guest frame numbers.
@@ -131,7 +137,6 @@ impl Layout {
                     return Some(GuestPage {
                         gfn: slot.base_gfn.checked_add(left)?,
                         addr: slot.addr.checked_add(left.checked_mul(PAGE_BYTES)?)?,
-                        gmem: slot.gmem,
                     })
                 }
             }
@@ -160,22 +165,29 @@ impl Layout {
 
     /// Does any slot have memory that only the guest sees?
     pub fn has_gmem(&self) -> bool {
-        self.slots.iter().any(|slot| slot.gmem)
+        self.gmem
     }
 
     /// Is the guest being migrated? Then writes to most of its memory are noted; a display alone
     /// has them noted in its frame buffer.
     pub fn is_migrating(&self) -> bool {
-        let noted = self
-            .normal()
-            .filter(|slot| slot.flags & Slot::LOG_DIRTY != 0);
-        let noted = noted.fold(0, |sum: u64, slot| sum.saturating_add(slot.pages));
-        noted > self.pages() / 2
+        self.migrating
     }
 
     fn normal(&self) -> impl Iterator<Item = &Slot> {
-        self.slots.iter().filter(|slot| slot.as_id == 0)
+        normal(&self.slots)
     }
+}
+
+/// Those of address space 0.
+fn normal(slots: &[Slot]) -> impl Iterator<Item = &Slot> {
+    slots.iter().filter(|slot| slot.as_id == 0)
+}
+
+/// Pages of those slots of address space 0 for which this holds.
+fn count(slots: &[Slot], which: impl Fn(&Slot) -> bool) -> u64 {
+    let slots = normal(slots).filter(|slot| which(slot));
+    slots.fold(0, |sum, slot| sum.saturating_add(slot.pages))
 }
 
 /// The addresses covered by any of `slots`, as sorted ranges with gaps between them.
@@ -280,8 +292,6 @@ mod tests {
             .into_iter()
             .map(|addr| layout.is_gmem(addr))
             .eq([false, true, true, false, false]));
-        let seen = |number| layout.page(number).map(|page| page.gmem);
-        assert_eq!((seen(3), seen(4)), (Some(true), Some(false)));
         assert!(!Layout::default().has_gmem());
         Ok(())
     }

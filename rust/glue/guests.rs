@@ -57,8 +57,18 @@ pub(crate) struct Guest {
     in_pass: bool,
     /// It is being attached, or its merged pages are being given back: nothing may merge.
     held: bool,
-    /// Being detached: its index forgets it, in steps.
-    leaving: bool,
+    /// Its index forgets it, in steps.
+    leaving: Leaving,
+}
+
+/// Whether a guest is being detached, and by whom.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    No,
+    /// By a call, which returns when all of it is gone.
+    Asked,
+    /// By the scanner, as its VM or its memory has gone.
+    Ended,
 }
 
 impl Guest {
@@ -73,7 +83,7 @@ impl Guest {
             round: 0,
             in_pass: false,
             held: true,
-            leaving: false,
+            leaving: Leaving::No,
         }
     }
 
@@ -123,7 +133,7 @@ impl Guest {
         other.id != self.id
             && other.space.is(&self.space)
             && other.layout.overlaps(layout)
-            && !other.leaving
+            && !other.is_leaving()
             && !other.vm.is_closed()
     }
 
@@ -156,9 +166,14 @@ impl Guest {
         self.round = round;
     }
 
-    /// May its pages merge now?
+    /// May its pages merge now? Those of a VM that is closed may be another guest's by now.
     pub(crate) fn is_at_work(&self) -> bool {
-        !self.held && !self.leaving
+        !self.held && !self.is_leaving() && !self.vm.is_closed()
+    }
+
+    /// As [`is_at_work`](Self::is_at_work), and is it not being migrated either?
+    pub(crate) fn may_merge(&self) -> bool {
+        self.is_at_work() && !self.layout.is_migrating()
     }
 
     /// Is it being attached, or are its merged pages being given back?
@@ -173,11 +188,23 @@ impl Guest {
 
     /// Is it being detached?
     pub(crate) fn is_leaving(&self) -> bool {
-        self.leaving
+        self.leaving != Leaving::No
     }
 
-    /// Starts to detach it.
+    /// Is it the scanner that detaches it?
+    pub(crate) fn has_ended(&self) -> bool {
+        self.leaving == Leaving::Ended
+    }
+
+    /// Starts to detach it for somebody who asks for that.
     pub(crate) fn leave(&mut self) {
-        self.leaving = true;
+        self.leaving = Leaving::Asked;
+    }
+
+    /// Has the scanner detach it, unless somebody does.
+    pub(crate) fn end(&mut self) {
+        if !self.is_leaving() {
+            self.leaving = Leaving::Ended;
+        }
     }
 }

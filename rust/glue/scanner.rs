@@ -80,6 +80,8 @@ impl Shared {
     /// Scans up to `pages_to_scan` pages; `None` if there is nothing to scan, else how urgent it
     /// was and how much CPU time it took.
     fn batch(&self, clock: &mut Clock) -> Option<(Pace, u64)> {
+        // What guests that ended took since the last batch is nobody's, and has no rest.
+        clock.lap();
         let began = clock.now;
         let knobs = self.state.lock().knobs;
         if knobs.run != Run::Merge {
@@ -117,12 +119,12 @@ impl Shared {
     /// Detaches guests whose VM has ended.
     fn let_go(&self) {
         loop {
-            let leaving = {
+            let ended = {
                 let mut state = self.state.lock();
                 state.notice_closed();
-                state.leaving()
+                state.ended()
             };
-            match leaving {
+            match ended {
                 Some(id) => self.depart(id),
                 None => return,
             }

@@ -312,11 +312,11 @@ impl State {
         Ok(())
     }
 
-    /// A guest that is being detached.
-    pub(crate) fn leaving(&self) -> Option<GuestId> {
+    /// A guest that the scanner is to detach.
+    pub(crate) fn ended(&self) -> Option<GuestId> {
         self.guests
             .iter()
-            .find(|guest| guest.is_leaving())
+            .find(|guest| guest.has_ended())
             .map(Guest::id)
     }
 
@@ -340,7 +340,7 @@ impl State {
     pub(crate) fn notice_closed(&mut self) {
         for guest in self.guests.iter_mut() {
             if guest.vm().is_closed() {
-                guest.leave();
+                guest.end();
             }
         }
     }
@@ -360,9 +360,7 @@ impl State {
         } else {
             Pace::Steady(halvings)
         };
-        if guest.vm().is_closed() {
-            guest.leave();
-        } else if !guest.is_in_pass() {
+        if !guest.is_in_pass() {
             // Without memory the old memslots serve: a stale range does no harm.
             if self.refresh(id) == Ok(Progress::More) {
                 return Some(Worked {
@@ -392,7 +390,7 @@ impl State {
                 step.present
             }
             Err(Away::Gone) => {
-                self.guest_mut(id)?.leave();
+                self.guest_mut(id)?.end();
                 0
             }
             Err(Away::Busy) => 0,

@@ -206,7 +206,7 @@ impl World for HostWorld<'_> {
         let Ok((guest, user)) = self.user(guest) else {
             return results.fill(Shared::Gone);
         };
-        if !guest.is_at_work() {
+        if !guest.may_merge() {
             return results.fill(Shared::Skip(Skip::Paused));
         }
         let Some(locked) = user.try_lock() else {
@@ -244,9 +244,12 @@ impl World for HostWorld<'_> {
     }
 
     fn split(&mut self, guest: GuestId, addr: u64) -> bool {
-        let Ok((_, user)) = self.user(guest) else {
+        let Ok((guest, user)) = self.user(guest) else {
             return false;
         };
+        if !guest.may_merge() {
+            return false;
+        }
         let Some(locked) = user.try_lock() else {
             return false;
         };
