@@ -128,9 +128,9 @@ impl Writer for Slots {
     fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let View { shared, id } = &self.0;
         writeln!(f, "as_id slot base_gfn npages userspace_addr flags")?;
-        let mut state = shared.state.lock();
         // Without memory the slots as of the last pass are shown.
-        let _ = state.refresh(*id);
+        let _ = shared.refresh(*id);
+        let state = shared.state.lock();
         let Some(guest) = state.guest(*id) else {
             return Ok(());
         };
@@ -170,8 +170,9 @@ impl BinaryWriter for Digests {
 impl Digests {
     fn header(&self) -> Result<Header> {
         let View { shared, id } = &self.0;
-        let mut state = shared.state.lock();
-        state.refresh(*id)?;
+        // The last layout must not pass for the present one while the index forgets what is gone.
+        shared.refresh(*id)?;
+        let state = shared.state.lock();
         let guest = state.guest(*id).ok_or(ENOENT)?;
         Ok(Header {
             id: id.0,

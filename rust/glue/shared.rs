@@ -6,12 +6,14 @@ use super::{
     export::Export,
     state::{
         Departed,
-        State, //
+        State,
+        SWEEP_COPIES, //
     },
 };
 use crate::{
     engine::{
         index::{
+            Progress,
             UnmergeState,
             Unmerged, //
         },
@@ -155,14 +157,23 @@ impl Shared {
         Ok(id)
     }
 
+    /// Asks for a guest's memslots and tells its index all of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`State::refresh`].
+    pub(crate) fn refresh(&self, id: GuestId) -> Result {
+        // The guard must not live on in the loop's body.
+        while self.state.lock().refresh(id)? == Progress::More {}
+        Ok(())
+    }
+
     /// Gives pages of a new guest that map copies of another domain, or of an earlier load, their
     /// own: until then it is held, and afterwards no other domain has a frame of its memory.
     fn arrive(&self, id: GuestId) -> Result {
-        let listed = self.state.lock().refresh(id);
-        match listed {
+        match self.refresh(id) {
             // It has ended by itself, and takes its pages along.
             Err(error) if error == ENOENT => return Ok(()),
-            // There is nothing yet to forget.
             listed => listed?,
         };
         self.walk(id, State::give_up_orphans).1
@@ -281,6 +292,7 @@ impl Shared {
                     busy += u64::from(done.busy);
                     match done.state {
                         UnmergeState::More => continue,
+                        UnmergeState::NoMemory if self.sweep() > 0 => continue,
                         UnmergeState::NoMemory => break Err(ENOMEM),
                         UnmergeState::Done if busy > 0 => {
                             (cursor, busy) = (0, 0);
@@ -298,6 +310,18 @@ impl Shared {
             fsleep(Delta::from_millis(BUSY_MS));
         };
         (pages, result)
+    }
+
+    /// Frees copies that nobody maps any more; says how many.
+    fn sweep(&self) -> u64 {
+        let mut freed = 0;
+        loop {
+            let swept = self.state.lock().sweep(SWEEP_COPIES);
+            freed += u64::from(swept.freed);
+            if swept.done {
+                return freed;
+            }
+        }
     }
 
     /// As [`unmerge`](Self::unmerge), and keeps the guest from merging again if that succeeds, as
@@ -323,17 +347,23 @@ impl Shared {
     ///
     /// # Errors
     ///
-    /// As [`unmerge`](Self::unmerge); the rest stays merged.
+    /// As [`unmerge`](Self::unmerge), for the first guest of which some stay merged. The others'
+    /// are given back all the same, unless there was a signal.
     pub(crate) fn unmerge_all(&self) -> Result {
         let mut id = GuestId(0);
+        let mut result = Ok(());
         loop {
             // The guard must not live on in the loop's body.
             let next = self.state.lock().guest_after(id);
             let Some(next) = next else {
-                return Ok(());
+                return result;
             };
             id = next;
-            self.unmerge(id).1?;
+            let unmerged = self.unmerge(id).1;
+            if unmerged == Err(EINTR) {
+                return unmerged;
+            }
+            result = result.and(unmerged);
         }
     }
 }
