@@ -4,6 +4,8 @@
 
 use std::fs;
 use std::io::Read;
+use std::path::PathBuf;
+use std::slice;
 use std::time::Instant;
 
 use twinpage_lab::module::DEBUGFS;
@@ -17,6 +19,7 @@ use crate::curves::{
 use crate::data::{
     rewrite,
     Data,
+    GUESTS,
     UNSAMPLED, //
 };
 use crate::invalidations;
@@ -292,27 +295,37 @@ fn slabs() -> Result<u64, Failure> {
     Ok(ksm.filter_map(bytes).sum())
 }
 
-/// What reading the digests of all pages takes, when they must be computed and when they are known.
+/// What reading digests takes: of one VM, none of whose copies has one yet; of all the others, whose
+/// copies are the same; of all of them once they are known.
 fn digests(size: usize) -> Result<Vec<Row>, Failure> {
     let merger = merged(Which::Twinpage, size)?;
-    // As much as the tool reads at once. It is in memory, so that no page fault is counted.
-    let mut room = vec![1; 64 << 10];
-    let mut read = || -> Result<f64, Failure> {
-        let start = Instant::now();
-        for directory in fs::read_dir(DEBUGFS)?.flatten() {
-            let file = directory.path().join("digests");
-            if file.exists() {
-                let mut file = fs::File::open(file)?;
-                while file.read(&mut room)? > 0 {}
-            }
-        }
-        Ok(start.elapsed().as_nanos() as f64 / size as f64)
+    let files = fs::read_dir(DEBUGFS)?.flatten();
+    let files = files.map(|directory| directory.path().join("digests"));
+    let files: Vec<_> = files.filter(|file| file.exists()).collect();
+    let Some((first, others)) = files.split_first() else {
+        return Err(Failure::Failed("no VM shows its digests".into()));
     };
-    let (cold, cached) = (read()?, read()?);
+    let cold = read_digests(slice::from_ref(first), size)?;
+    let found = read_digests(others, size)?;
+    let cached = read_digests(&files, size)?;
     merger.end()?;
     let row = |metric: &str, value| Row::alone(metric, Data::Copies.name(), size, EACH, value);
     Ok(vec![
         row("digest, cold", cold),
+        row("digest, found by another VM", found),
         row("digest, cached", cached),
     ])
+}
+
+/// The time that reading some of the files of [`GUESTS`] VMs takes, for each page of theirs.
+fn read_digests(files: &[PathBuf], size: usize) -> Result<f64, Failure> {
+    // As much as the tool reads at once. It is in memory, so that no page fault is counted.
+    let mut room = vec![1; 64 << 10];
+    let start = Instant::now();
+    for file in files {
+        let mut file = fs::File::open(file)?;
+        while file.read(&mut room)? > 0 {}
+    }
+    let pages = size * files.len() / GUESTS;
+    Ok(start.elapsed().as_nanos() as f64 / pages as f64)
 }
