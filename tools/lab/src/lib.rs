@@ -15,6 +15,7 @@ pub mod child;
 pub mod content;
 pub mod dmesg;
 pub mod error;
+pub mod faults;
 pub mod files;
 pub mod guest;
 pub mod initramfs;

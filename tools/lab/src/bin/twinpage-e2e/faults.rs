@@ -3,15 +3,17 @@
 //! Lets the kernel's allocations fail, one at a time (`Documentation/fault-injection` of the kernel).
 
 use std::fs::{
-    self,
     File,
     OpenOptions, //
 };
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use twinpage_lab::ensure;
+use twinpage_lab::faults::{
+    self,
+    Changed, //
+};
 use twinpage_lab::tap::{
     Failure,
     Outcome, //
@@ -19,16 +21,6 @@ use twinpage_lab::tap::{
 
 /// More allocations than any operation makes.
 pub const MANY: u64 = 1 << 30;
-
-/// Settings that let every kind of allocation fail, quietly.
-const SETTINGS: &[(&str, &str)] = &[
-    ("failslab/ignore-gfp-wait", "N"),
-    ("failslab/verbose", "0"),
-    ("fail_page_alloc/ignore-gfp-wait", "N"),
-    ("fail_page_alloc/ignore-gfp-highmem", "N"),
-    ("fail_page_alloc/min-order", "0"),
-    ("fail_page_alloc/verbose", "0"),
-];
 
 /// The allocations of one thread.
 pub struct Faults(File);
@@ -59,13 +51,11 @@ impl Faults {
     }
 
     fn at(path: &str) -> Result<Faults, Failure> {
-        if !Path::new("/sys/kernel/debug/failslab").exists() {
+        if !faults::possible() {
             let text = "this kernel cannot let allocations fail";
             return Err(Failure::Skipped(text.into()));
         }
-        for (name, value) in SETTINGS {
-            fs::write(format!("/sys/kernel/debug/{name}"), value)?;
-        }
+        Changed::to(faults::EVERY_KIND.iter().copied())?.keep();
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         Ok(Faults(file))
     }

@@ -15,6 +15,10 @@ use std::process::{
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use twinpage_lab::faults::{
+    self,
+    Changed, //
+};
 use twinpage_lab::files::borrow;
 use twinpage_lab::module::{
     self,
@@ -112,7 +116,7 @@ pub fn with_one(
 }
 
 /// An error of the module that it may give: no memory, or the process is going.
-pub fn tolerate(result: Result<(), Failure>) -> Result<(), Failure> {
+pub fn tolerate<T>(result: Result<T, Failure>) -> Result<T, Failure> {
     result.map_err(|failure| Failure::Skipped(failure.to_string()))
 }
 
@@ -434,29 +438,27 @@ fn fail_allocations(_: &Host, random: &mut Random) -> Result<(), Failure> {
     let Some((start, end)) = module_text() else {
         return Err(Failure::Skipped("the module is not loaded".into()));
     };
+    let (start, end) = (format!("{start:#x}"), format!("{end:#x}"));
     let interval = random.pick(&["1", "7", "50"]);
-    for kind in ["failslab", "fail_page_alloc"] {
-        let at = format!("/sys/kernel/debug/{kind}");
-        host::write(&format!("{at}/require-start"), format!("{start:#x}"))?;
-        host::write(&format!("{at}/require-end"), format!("{end:#x}"))?;
-        host::write(&format!("{at}/ignore-gfp-wait"), "N")?;
-        host::write(&format!("{at}/verbose"), "0")?;
-        host::write(&format!("{at}/times"), "-1")?;
-        host::write(&format!("{at}/interval"), interval)?;
-        host::write(&format!("{at}/probability"), "100")?;
-    }
-    host::write("/sys/kernel/debug/fail_page_alloc/min-order", "0")?;
+    let mut settings = faults::EVERY_KIND.to_vec();
+    settings.extend([
+        ("failslab/require-start", &*start),
+        ("failslab/require-end", &*end),
+        ("failslab/times", "-1"),
+        ("failslab/interval", interval),
+        ("fail_page_alloc/require-start", &*start),
+        ("fail_page_alloc/require-end", &*end),
+        ("fail_page_alloc/times", "-1"),
+        ("fail_page_alloc/interval", interval),
+        // Nothing fails before the rest is set, nor once these are put back, which is first.
+        ("failslab/probability", "100"),
+        ("fail_page_alloc/probability", "100"),
+    ]);
+    // Not every kernel can do it at all.
+    let failing = tolerate(Changed::to(settings).map_err(Failure::from))?;
     random.nap(500);
-    stop_failing();
+    drop(failing);
     Ok(())
-}
-
-/// Allocations no longer fail.
-pub fn stop_failing() {
-    for kind in ["failslab", "fail_page_alloc"] {
-        // Not every kernel can do it at all.
-        let _ = fs::write(format!("/sys/kernel/debug/{kind}/probability"), "0");
-    }
 }
 
 /// Where the module's code is.
