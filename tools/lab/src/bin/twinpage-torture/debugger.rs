@@ -10,33 +10,45 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use twinpage_lab::random::Random;
 use twinpage_lab::tap::Failure;
+use twinpage_lab::wait;
 
 use crate::events::{
     signal,
+    tolerate,
     with_one, //
 };
 use crate::frames::guest_memory;
 use crate::host::Host;
 
+/// The longest that a monitor may take to stop.
+const STOPS: Duration = Duration::from_secs(5);
+
 /// How often a word is put back before it counts as lost: memory may be short for a moment.
-const TRIES: u32 = 100;
+pub const TRIES: u32 = 100;
 
 /// Writes another word to some page of each mapping, sees that it is there, and puts the old one
-/// back. Both give a merged page a copy of its own; other VMs that had it must not see the word. Only
-/// while all threads stand still is a word not somebody's to use meanwhile.
+/// back. Both give a merged page a copy of its own; other VMs that had it must not see the word.
 pub fn poke(host: &Host, random: &mut Random) -> Result<(), Failure> {
+    while_stopped(host, random, poke_stopped)
+}
+
+/// Does something to a monitor of which all threads stand still: only then is its memory not
+/// somebody's to use meanwhile.
+pub fn while_stopped(
+    host: &Host,
+    random: &mut Random,
+    run: impl FnOnce(u32, &mut Random) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let seed = random.below(usize::MAX);
     with_one(host, random, |monitor| {
         let mut random = Random::new(seed as u64, 0);
         let pid = monitor.pid();
         signal(pid, Signal::SIGSTOP)?;
-        std::thread::sleep(Duration::from_millis(20));
-        let poked = match all_stopped(pid) {
-            true => poke_stopped(pid, &mut random),
-            false => Err(Failure::Skipped("not all threads stopped".into())),
-        };
+        let stopped: Result<_, Failure> =
+            wait::until("the stop of all threads", STOPS, || Ok(all_stopped(pid)));
+        let result = tolerate(stopped).and_then(|_| run(pid, &mut random));
         signal(pid, Signal::SIGCONT)?;
-        poked
+        result
     })
 }
 

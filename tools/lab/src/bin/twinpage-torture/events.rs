@@ -39,6 +39,7 @@ use crate::host::{
     Host, //
 };
 use crate::losses;
+use crate::stranger;
 
 /// One of the things that happen.
 pub struct Event {
@@ -76,6 +77,9 @@ pub const KERNEL: &[Event] = events![
     "core dump" |host, random| kill(host, random, libc::SIGABRT),
     "SIGSTOP" stop,
     "ptrace poke" debugger::poke,
+    "process_vm_readv" stranger::read_vm,
+    "process_vm_writev" stranger::write_vm,
+    "write through /proc/mem" stranger::write_mem,
     "cgroup freeze" freeze,
     "memcg reclaim" reclaim,
     "memcg limit" limit,

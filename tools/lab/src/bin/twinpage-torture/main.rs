@@ -18,6 +18,7 @@ mod frames;
 mod host;
 mod losses;
 mod neighbour;
+mod stranger;
 mod transfer;
 mod unmap;
 mod vmm;

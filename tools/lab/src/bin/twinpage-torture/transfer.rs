@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Guest memory that others read and write: debuggers, disks, pipes, rings.
+//! Guest memory that others read and write: disks, pipes, rings.
 
 use std::fs::{
     File,
@@ -90,51 +90,12 @@ fn written(counter: &Counter, data: usize, number: u32) -> Result<(), Trouble> {
     Ok(counter.check(data)?)
 }
 
-/// A debugger writes.
-pub fn write_mem(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
-    let (page, data) = some_page(machine, random);
-    let number = number(random);
-    let state = machine.still();
-    let memory = OpenOptions::new().write(true).open("/proc/self/mem")?;
-    memory.write_all_at(&Bytes::of(number).0, machine.memory.page_address(page))?;
-    written(&state.counter, data, number)
-}
-
 /// One page as a vector for the kernel.
 fn vector(at: *mut u8) -> libc::iovec {
     libc::iovec {
         iov_base: at.cast(),
         iov_len: 4096,
     }
-}
-
-/// Another process writes.
-pub fn write_vm(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
-    let (page, data) = some_page(machine, random);
-    let number = number(random);
-    let mut bytes = Bytes::of(number);
-    let (local, remote) = (
-        vector(bytes.0.as_mut_ptr()),
-        vector(machine.memory.page(page)),
-    );
-    let state = machine.still();
-    // SAFETY: both vectors point to 4096 bytes of this process, one of them guest memory.
-    whole(unsafe { libc::process_vm_writev(libc::getpid(), &local, 1, &remote, 1, 0) })?;
-    written(&state.counter, data, number)
-}
-
-/// Another process reads.
-pub fn read_vm(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
-    let (page, data) = some_page(machine, random);
-    let mut bytes = Bytes([0; 4096]);
-    let (local, remote) = (
-        vector(bytes.0.as_mut_ptr()),
-        vector(machine.memory.page(page)),
-    );
-    let state = machine.still();
-    // SAFETY: as in `write_vm`.
-    whole(unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) })?;
-    bytes.must_be("process_vm_readv", &[state.counter.number(data)])
 }
 
 /// A page waits in a pipe while the guest runs. The pipe shows the page as it was, if it was shared
