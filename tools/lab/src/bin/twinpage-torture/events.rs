@@ -261,7 +261,7 @@ fn isolation(host: &Host, _: &mut Random) -> Result<(), Failure> {
         return Err(Failure::Skipped("ksmd shares across domains".into()));
     }
     let monitors = host.monitors();
-    if common_frame(&monitors)?.is_none() {
+    if common_frame(host, &monitors)?.is_none() {
         return Ok(());
     }
     // Pages that were elsewhere while their VM was unmerged (moved, swapped out) still map a copy of
@@ -270,7 +270,7 @@ fn isolation(host: &Host, _: &mut Random) -> Result<(), Failure> {
     host::hurry()?;
     let mut common = None;
     let settled: Result<_, Failure> = wait::until("isolation", ORPHANS_GO, || {
-        common = common_frame(&monitors)?;
+        common = common_frame(host, &monitors)?;
         Ok(common.is_none())
     });
     settled

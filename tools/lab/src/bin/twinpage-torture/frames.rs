@@ -19,18 +19,20 @@ use twinpage_lab::tap::Failure;
 use crate::fleet::Monitor;
 use crate::host::Host;
 
-/// A frame, other than that of zeroes, that VMs of different domains map.
-pub fn common_frame(monitors: &[Monitor]) -> Result<Option<String>, Failure> {
+/// A frame, other than that of zeroes, that VMs of different domains map: monitors, and the QEMU guest.
+pub fn common_frame(host: &Host, monitors: &[Monitor]) -> Result<Option<String>, Failure> {
     let frames = Frames::open()?;
     let mut owner: HashMap<Frame, (u64, u32)> = HashMap::new();
-    for monitor in monitors.iter().filter(|monitor| monitor.attached.is_some()) {
+    let attached = monitors.iter().filter(|monitor| monitor.attached.is_some());
+    let vms = attached.map(|monitor| (monitor.pid(), monitor.domain));
+    for (process, domain) in vms.chain(host.attached_neighbour()) {
         // A VM of the private domain shares with no other VM.
-        let domain = match monitor.domain {
-            0 => u64::MAX - u64::from(monitor.pid()),
+        let domain = match domain {
+            0 => u64::MAX - u64::from(process),
             domain => domain,
         };
-        for frame in frames_of(monitor.pid())? {
-            let (other, pid) = *owner.entry(frame).or_insert((domain, monitor.pid()));
+        for frame in frames_of(process)? {
+            let (other, pid) = *owner.entry(frame).or_insert((domain, process));
             if other == domain {
                 continue;
             }
@@ -39,9 +41,8 @@ pub fn common_frame(monitors: &[Monitor]) -> Result<Option<String>, Failure> {
             if !flags.zero() && !flags.poisoned() {
                 return Ok(Some(format!(
                     "frame {:#x} is mapped in domains {other:#x} (process {pid}) and \
-                     {domain:#x} (process {})",
-                    frame.0,
-                    monitor.pid()
+                     {domain:#x} (process {process})",
+                    frame.0
                 )));
             }
         }

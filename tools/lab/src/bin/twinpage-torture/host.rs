@@ -10,7 +10,8 @@ use std::os::fd::AsRawFd;
 use std::sync::{
     Arc,
     Mutex,
-    MutexGuard, //
+    MutexGuard,
+    OnceLock, //
 };
 use std::time::Duration;
 
@@ -28,7 +29,10 @@ use crate::fleet::{
     Monitor,
     Record, //
 };
-use crate::neighbour::Neighbour;
+use crate::neighbour::{
+    self,
+    Neighbour, //
+};
 
 /// Domains that VMs are attached to; 0 is that of VMs that share with no other.
 const DOMAINS: [u64; 4] = [0, 7, 7, 8];
@@ -47,6 +51,7 @@ pub struct Host {
     monitors: Mutex<Vec<Monitor>>,
     started: Mutex<u64>,
     neighbour: Mutex<Option<Neighbour>>,
+    neighbour_pid: OnceLock<u32>,
     neighbour_attached: Mutex<Option<u32>>,
     open_files: Mutex<Vec<File>>,
 }
@@ -66,6 +71,7 @@ impl Host {
             monitors: Mutex::new(Vec::new()),
             started: Mutex::new(0),
             neighbour: Mutex::new(None),
+            neighbour_pid: OnceLock::new(),
             neighbour_attached: Mutex::new(None),
             open_files: Mutex::new(Vec::new()),
         };
@@ -97,6 +103,19 @@ impl Host {
         self.neighbour
             .lock()
             .unwrap_or_else(|error| error.into_inner())
+    }
+
+    /// Puts the QEMU guest, which stays, beside the monitors.
+    pub fn moves_in(&self, neighbour: Neighbour) {
+        self.neighbour_pid.get_or_init(|| neighbour.pid());
+        *self.neighbour() = Some(neighbour);
+    }
+
+    /// Process and domain of the QEMU guest, if it is attached. Who holds the monitors may ask.
+    pub fn attached_neighbour(&self) -> Option<(u32, u64)> {
+        let attached = self.neighbour_attached().is_some();
+        let pid = self.neighbour_pid.get().filter(|_| attached);
+        pid.map(|&pid| (pid, neighbour::DOMAIN))
     }
 
     /// Number of the QEMU guest's attachment. Who wants the monitors, too, takes them first.

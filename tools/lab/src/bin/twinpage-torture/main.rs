@@ -238,7 +238,9 @@ fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
             host::attach(monitor, 7)?;
         }
     }
-    *host.neighbour() = neighbour;
+    if let Some(neighbour) = neighbour {
+        host.moves_in(neighbour);
+    }
     std::thread::scope(|scope| {
         for (actor, events) in options.actors().into_iter().enumerate() {
             let random = Random::new(options.seed, (1 << 32) + actor as u64);

@@ -28,7 +28,7 @@ const MEMORY: usize = 192;
 const LEAST: usize = 160;
 
 /// Its domain: one that monitors are in, too.
-const DOMAIN: u64 = 7;
+pub const DOMAIN: u64 = 7;
 
 /// The guest.
 pub struct Neighbour {
@@ -54,6 +54,11 @@ impl Neighbour {
         let mut vmm = guest.start(&std::env::temp_dir(), &[])?;
         vmm.ready()?;
         Ok(Neighbour { vmm })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.vmm.pid()
     }
 
     /// Asks it to compare all of its memory.
