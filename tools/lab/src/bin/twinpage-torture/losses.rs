@@ -150,7 +150,9 @@ pub fn break_merged(host: &Host, random: &mut Random) -> Result<(), Failure> {
     }
 }
 
-/// The kernel shall move a merged copy off a frame that may break soon, which it cannot.
+/// The kernel shall move a merged copy off a frame that may break soon, which it cannot. A copy that
+/// comes apart meanwhile may leave a free frame, which it can take out of use
+/// (mm/memory-failure.c:soft_offline_page): then nobody maps it.
 pub fn offline_merged(host: &Host, random: &mut Random) -> Result<(), Failure> {
     now_and_then(random)?;
     let monitors = host.monitors();
@@ -159,7 +161,21 @@ pub fn offline_merged(host: &Host, random: &mut Random) -> Result<(), Failure> {
     };
     let frame = some_merged(host, monitor, &Frames::open()?, random)?;
     let at = format!("{:#x}", frame.0 * 4096);
-    host::write("/sys/devices/system/memory/soft_offline_page", at)
+    match fs::write("/sys/devices/system/memory/soft_offline_page", at) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EIO)) => Ok(()),
+        Err(error) => Err(Failure::Skipped(error.to_string())),
+        Ok(()) => {
+            for monitor in monitors.iter() {
+                let pid = monitor.pid();
+                let mapped = frames_of(pid).is_ok_and(|frames| frames.contains(&frame));
+                ensure!(
+                    !mapped,
+                    "{frame:x?} is out of use, and process {pid} maps it"
+                );
+            }
+            Err(Failure::Skipped("it came apart meanwhile".into()))
+        }
+    }
 }
 
 /// A merged copy that a monitor maps, and somebody else too. Where it looks like ksmd's, it must not
