@@ -307,12 +307,9 @@ fn reload(host: &Host, random: &mut Random) -> Result<(), Failure> {
 
 /// A monitor dies.
 fn kill(host: &Host, random: &mut Random, signal: libc::c_int) -> Result<(), Failure> {
-    losses::lose_one(host, random, |monitor| {
-        monitor.kill(signal);
-        Ok(())
-    })?;
+    let killed = losses::kill_and_attach(host, random, signal);
     let _ = fs::remove_file("/tmp/core");
-    Ok(())
+    killed
 }
 
 /// Sends a signal to a process.

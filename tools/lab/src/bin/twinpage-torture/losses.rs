@@ -4,11 +4,24 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{
+    AsRawFd,
+    OwnedFd, //
+};
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering, //
+};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use twinpage_lab::ensure;
-use twinpage_lab::module;
+use twinpage_lab::files::borrow;
+use twinpage_lab::module::{
+    self,
+    Device,
+    Merged, //
+};
 use twinpage_lab::pagemap::{
     Flags,
     Frame,
@@ -57,6 +70,42 @@ pub fn lose_one(
         tolerate(host::attach(place, domain))?;
     }
     result
+}
+
+/// Kills a monitor while its VM is detached and attached, by this process, again and again.
+pub fn kill_and_attach(host: &Host, random: &mut Random, signal: i32) -> Result<(), Failure> {
+    let (domain, nap) = (host::domain(random), random.below(100) as u64);
+    lose_one(host, random, |monitor| {
+        // A killed monitor is gone for whoever looks for its files.
+        let vm = borrow(monitor.pid(), monitor.vms()?.guest);
+        let (attached, done) = (monitor.attached, AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| attach_until(vm, attached, domain, &done));
+            std::thread::sleep(Duration::from_millis(nap));
+            monitor.kill(signal);
+            done.store(true, Ordering::Release);
+        });
+        Ok(())
+    })
+}
+
+/// Attaches and detaches a VM until told to stop. The module may be gone, or the VM.
+fn attach_until(
+    vm: io::Result<OwnedFd>,
+    mut attached: Option<u32>,
+    domain: u64,
+    done: &AtomicBool,
+) {
+    let (Ok(vm), Ok(device)) = (vm, Device::open()) else {
+        return;
+    };
+    while !done.load(Ordering::Acquire) {
+        if let Some(id) = attached.take() {
+            let _ = device.detach(id, Merged::Keep);
+        }
+        attached = device.attach(vm.as_raw_fd(), domain).ok();
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Does something to one of the monitors and kills it.
