@@ -2,6 +2,11 @@
 
 //! What a monitor does to the memory of its guest, while the guest runs or stands still.
 
+use std::fs::File;
+use std::io::{
+    Read,
+    Write, //
+};
 use std::sync::atomic::{
     AtomicBool,
     Ordering, //
@@ -11,9 +16,11 @@ use tinyvm::{
     content,
     fresh,
     Backing,
+    Lost,
     Memory,
     Slot, //
 };
+use twinpage_lab::files::pipe;
 use twinpage_lab::pagemap::{
     Entry,
     Pagemap, //
@@ -271,31 +278,63 @@ fn clear_soft_dirty(_: &Machine, random: &mut Random) -> Result<(), Trouble> {
 fn fork(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     let state = machine.still();
     let (page, pages) = machine.some_pages(random, 32);
+    let (reader, mut writer) = pipe()?;
     // SAFETY: the child only reads and writes guest memory, which needs no lock and no allocation,
     // and ends; all it uses was made before.
     match unsafe { libc::fork() } {
         -1 => Err(std::io::Error::last_os_error().into()),
         0 => {
             let counter = &state.counter;
-            let mut wrong = counter.audit().is_err();
+            let before = counter.audit();
             for index in page - machine.first_page..page - machine.first_page + pages {
                 put(machine, counter, index, index % 64);
             }
-            wrong |= counter.audit().is_err();
+            let wrong = before.and_then(|()| counter.audit()).err();
+            if let Some(lost) = wrong {
+                tell(&mut writer, &lost);
+            }
             // SAFETY: the call ends the process; nothing of the parent's is to be cleaned up here.
-            unsafe { libc::_exit(i32::from(wrong)) }
+            unsafe { libc::_exit(i32::from(wrong.is_some())) }
         }
         child => {
-            drop(state);
+            drop((state, writer));
             let mut status = 0;
             // SAFETY: `status` is a place for the result.
             unsafe { libc::waitpid(child, &mut status, 0) };
             if libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 1 {
-                return Err(Trouble::Wrong("a child of fork saw a wrong byte".into()));
+                return Err(told(reader));
             }
             Ok(())
         }
     }
+}
+
+/// Tells the parent what a child saw, without any allocation.
+fn tell(parent: &mut File, lost: &Lost) {
+    let Lost { gfn, .. } = *lost;
+    let numbers = [lost.number, lost.expected, lost.seen].map(u64::from);
+    for word in [gfn, lost.offset as u64].into_iter().chain(numbers) {
+        // The status says that something is wrong, whatever becomes of this.
+        let _ = parent.write_all(&word.to_le_bytes());
+    }
+}
+
+/// What a child of fork saw.
+fn told(mut child: File) -> Trouble {
+    let mut bytes = Vec::new();
+    // What cannot be read is missing below.
+    let _ = child.read_to_end(&mut bytes);
+    let words: Vec<_> = bytes
+        .chunks_exact(8)
+        .map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
+        .collect();
+    Trouble::Wrong(match words[..] {
+        [gfn, offset, number, expected, seen] => format!(
+            "a child of fork: gfn {gfn:#x} byte {offset:#x}: expected {expected:#x} (number \
+             {number:#x}), seen {seen:#x}"
+        ),
+        _ => "a child of fork saw a wrong byte".into(),
+    })
 }
 
 /// The slot that shows all of the memory at guest address 0.
