@@ -32,6 +32,7 @@ use twinpage_lab::uffd::{
     Watcher, //
 };
 
+use crate::fleet::NOT_EVERY_TIME;
 use crate::transfer;
 use crate::unmap::{
     guard,
@@ -160,7 +161,7 @@ fn free_lazily(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
 fn soft_offline(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     let (page, _) = machine.some_pages(random, 1);
     if !random.one_in(8) {
-        return Err(std::io::Error::other("not every time").into());
+        return Err(std::io::Error::other(NOT_EVERY_TIME).into());
     }
     Ok(machine.memory.advise(page, 1, MADV_SOFT_OFFLINE)?)
 }

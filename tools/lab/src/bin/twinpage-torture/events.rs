@@ -32,7 +32,10 @@ use twinpage_lab::tap::Failure;
 use twinpage_lab::wait;
 
 use crate::debugger;
-use crate::fleet::Monitor;
+use crate::fleet::{
+    Monitor,
+    NOT_EVERY_TIME, //
+};
 use crate::frames::common_frame;
 use crate::host::{
     self,
@@ -281,7 +284,7 @@ fn isolation(host: &Host, _: &mut Random) -> Result<(), Failure> {
 /// The module goes, with or without what it merged, and comes back.
 fn reload(host: &Host, random: &mut Random) -> Result<(), Failure> {
     if !random.one_in(3) {
-        return Err(Failure::Skipped("not every time".into()));
+        return Err(Failure::Skipped(NOT_EVERY_TIME.into()));
     }
     let mut monitors = host.monitors();
     let mut neighbour_attached = host.neighbour_attached();
@@ -426,7 +429,7 @@ fn hotplug_cpu(_: &Host, random: &mut Random) -> Result<(), Failure> {
 /// Everything freezes, as for a suspend to memory that stops there. It takes five seconds.
 fn suspend(_: &Host, random: &mut Random) -> Result<(), Failure> {
     if !random.one_in(6) {
-        return Err(Failure::Skipped("not every time".into()));
+        return Err(Failure::Skipped(NOT_EVERY_TIME.into()));
     }
     host::write("/sys/power/pm_test", "freezer")?;
     let frozen = host::write("/sys/power/state", "mem");

@@ -33,6 +33,9 @@ use twinpage_lab::wait;
 /// The longest a monitor may take to start or to end.
 const PATIENCE: Duration = Duration::from_secs(240);
 
+/// Why something that shall be rare was not even tried.
+pub const NOT_EVERY_TIME: &str = "not every time";
+
 /// How often something was done and refused, and why it was refused first.
 #[derive(Clone, Default)]
 pub struct Count {
@@ -87,8 +90,11 @@ impl Record {
         self.count(name, |count| count.did += 1);
     }
 
-    /// Counts something that the kernel did not want to do.
+    /// Counts something that the kernel did not want to do, if it was asked.
     pub fn refused(&self, name: &str, why: &str) {
+        if why == NOT_EVERY_TIME {
+            return;
+        }
         self.count(name, |count| {
             if count.refused == 0 {
                 count.why = why.to_owned();

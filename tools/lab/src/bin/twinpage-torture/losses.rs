@@ -38,7 +38,10 @@ use crate::events::{
     with_ksmd,
     GROUP, //
 };
-use crate::fleet::Monitor;
+use crate::fleet::{
+    Monitor,
+    NOT_EVERY_TIME, //
+};
 use crate::frames::frames_of;
 use crate::host::{
     self,
@@ -151,7 +154,7 @@ fn oom_kills(group: &str) -> Result<u64, Failure> {
 fn now_and_then(random: &mut Random) -> Result<(), Failure> {
     match random.one_in(4) {
         true => Ok(()),
-        false => Err(Failure::Skipped("not every time".into())),
+        false => Err(Failure::Skipped(NOT_EVERY_TIME.into())),
     }
 }
 

@@ -18,6 +18,7 @@ mod frames;
 mod host;
 mod losses;
 mod neighbour;
+mod proof;
 mod stranger;
 mod transfer;
 mod unmap;
@@ -32,6 +33,8 @@ use std::time::{
 };
 
 use twinpage_lab::cgroup::Group;
+use twinpage_lab::ensure;
+use twinpage_lab::faults;
 use twinpage_lab::module;
 use twinpage_lab::random::Random;
 use twinpage_lab::swap::{
@@ -52,6 +55,7 @@ use crate::fleet::{
 };
 use crate::host::Host;
 use crate::neighbour::Neighbour;
+use crate::proof::Swapped;
 
 /// How the program is called.
 const USAGE: &str = "\
@@ -241,6 +245,7 @@ fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
     if let Some(neighbour) = neighbour {
         host.moves_in(neighbour);
     }
+    let before = Swapped::now()?;
     std::thread::scope(|scope| {
         for (actor, events) in options.actors().into_iter().enumerate() {
             let random = Random::new(options.seed, (1 << 32) + actor as u64);
@@ -251,6 +256,8 @@ fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
         watch_over(&host, Duration::from_secs(options.seconds));
     });
     calm_down();
+    let swapped = Swapped::now()?.since(&before);
+    println!("swapped: {} pages out, {} in", swapped.went, swapped.came);
     if record.verdict().is_ok() && !options.bare {
         still_merges(&host)?;
     }
@@ -262,17 +269,51 @@ fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
     }
     host.open_files().clear();
     host::unload()?;
+    did_something(options, record, swap.is_some().then_some(swapped))?;
     swap.map_or(Ok(()), Swap::off)
+}
+
+/// Fails a long run in which what was tried never came to be. Of the kernels, only our debug ones have
+/// all that it takes. `swapped`: if there is swap.
+fn did_something(
+    options: &Options,
+    record: &Record,
+    swapped: Option<Swapped>,
+) -> Result<(), Failure> {
+    if options.seconds < proof::LONG {
+        return Ok(());
+    }
+    let swaps = |swapped: Swapped| swapped.went > 0 && swapped.came > 0;
+    ensure!(
+        !options.only.is_empty() || swapped.is_none_or(swaps),
+        "there is swap, and pages did not go there and come back"
+    );
+    let never = proof::never_done(&record.table(), options.seed);
+    ensure!(
+        never.is_empty() || !faults::possible(),
+        "always refused: {}",
+        never.join(", ")
+    );
+    Ok(())
+}
+
+/// What the host should have; debug kernels of ours must.
+fn should_have<T>(what: &str, made: Result<T, Failure>) -> Result<Option<T>, Failure> {
+    match made {
+        Ok(made) => Ok(Some(made)),
+        Err(failure) if faults::possible() => Err(Failure::Failed(format!("no {what}: {failure}"))),
+        Err(failure) => {
+            println!("no {what}: {failure}");
+            Ok(None)
+        }
+    }
 }
 
 /// A host in which everything can happen: swap, a disk, a group of its own for all monitors.
 fn prepare(options: &mut Options) -> Result<Option<Swap>, Failure> {
-    let told = |what: &str, failure: Failure| println!("no {what}: {failure}");
-    let swap = Swap::on(swap::Kind::Zram, SWAP_MIB);
-    let swap = swap.map_err(|failure| told("swap", failure)).ok();
+    let swap = should_have("swap", Swap::on(swap::Kind::Zram, SWAP_MIB))?;
     host::fill_hugetlb();
-    let disk = swap::attach_loop("/tmp/disk", DISK_MIB);
-    options.disk = disk.map_err(|failure| told("disk", failure)).ok();
+    options.disk = should_have("disk", swap::attach_loop("/tmp/disk", DISK_MIB))?;
     // It is left as it is: the machine ends with the run.
     std::mem::forget(Group::new("torture")?);
     fs::write("/proc/sys/kernel/core_pattern", "/tmp/core")?;
