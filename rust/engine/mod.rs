@@ -34,6 +34,7 @@ pub mod blocks;
 pub mod catalog;
 pub mod check;
 pub mod copies;
+pub mod crafted;
 pub mod digests;
 pub mod guests;
 pub mod huge;

@@ -7,6 +7,7 @@
 use core::ops::Range;
 
 use super::{
+    crafted,
     guests::block_of,
     index::{
         Index,
@@ -45,6 +46,10 @@ use crate::mem::{
 pub const PAGES: usize = BLOCK_PAGES + 64;
 
 const SEED: u64 = 42;
+
+/// Contents from here on are those of pages that were made to have one hash, and one hash of their
+/// samples: that of zeroes up to 2^32 further, then others.
+pub const CRAFTED: u64 = 1 << 63;
 
 /// What one page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +119,8 @@ pub struct Guests {
     looked: usize,
     /// Splits that were asked for.
     pub splits: u32,
+    /// Pages that were compared with what they should map.
+    pub compared: u32,
     /// Pages hashed.
     pub hashed: u32,
     /// Samples hashed.
@@ -137,6 +144,7 @@ impl Toy {
                 made: KVVec::new(),
                 looked: 0,
                 splits: 0,
+                compared: 0,
                 hashed: 0,
                 sampled: 0,
                 has_memory: true,
@@ -258,6 +266,7 @@ impl Guests {
                 None => return Shared::Busy,
             },
         };
+        self.compared = self.compared.wrapping_add(1);
         if content != wanted {
             return Shared::Differs;
         }
@@ -416,18 +425,37 @@ impl World for Guests {
     }
 }
 
+/// Returns what reads the words of a crafted page.
+fn crafted_words(content: u64) -> impl Fn(usize) -> u64 {
+    let words = crafted::words(content & 0xffff_ffff, SEED);
+    let class = (content ^ CRAFTED) >> 32;
+    move |word| if word == 1 { class } else { words(word) }
+}
+
 /// Returns the hash of a page of that content.
 fn hash_of(content: u64, seed: u64) -> u64 {
     match content {
-        0 => hash_words(512, |_| 0, seed),
+        0 => hash_words(key::PAGE_WORDS, |_| 0, seed),
+        CRAFTED.. => hash_words(key::PAGE_WORDS, crafted_words(content), seed),
         content => hash_words(1, |_| content, seed),
     }
 }
 
 /// Returns the hash of the sample of a page of that content: what is above 2^32 is not in it.
 fn sample_of(content: u64, seed: u64) -> u64 {
+    if content >= CRAFTED {
+        return key::sample(crafted_words(content), seed);
+    }
     let low = content & 0xffff_ffff;
     key::sample(|word| if word == 0 { low } else { 0 }, seed)
+}
+
+/// Returns the key of a page of that content, where all of it counts.
+pub fn key_of(content: u64) -> u64 {
+    key::of_whole(
+        key::of_sample(sample_of(content, SEED)),
+        hash_of(content, SEED),
+    )
 }
 
 /// What stands for the digest of a page of that content.

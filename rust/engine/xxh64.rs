@@ -10,8 +10,8 @@
 //! without the seed (`tools/engine/tests/collisions.rs`), so nothing may depend on hashes being
 //! different; the seed keeps what is known of one host from being of use on another.
 
-const PRIME_1: u64 = 0x9e37_79b1_85eb_ca87;
-const PRIME_2: u64 = 0xc2b2_ae3d_27d4_eb4f;
+pub(super) const PRIME_1: u64 = 0x9e37_79b1_85eb_ca87;
+pub(super) const PRIME_2: u64 = 0xc2b2_ae3d_27d4_eb4f;
 const PRIME_3: u64 = 0x1656_67b1_9e37_79f9;
 const PRIME_4: u64 = 0x85eb_ca77_c2b2_ae63;
 const PRIME_5: u64 = 0x27d4_eb2f_1656_67c5;
@@ -64,8 +64,9 @@ impl Lanes {
     }
 }
 
+/// What a lane does with a word.
 #[inline(always)]
-fn round(lane: u64, word: u64) -> u64 {
+pub(super) fn round(lane: u64, word: u64) -> u64 {
     lane.wrapping_add(word.wrapping_mul(PRIME_2))
         .rotate_left(31)
         .wrapping_mul(PRIME_1)

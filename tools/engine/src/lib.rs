@@ -6,7 +6,6 @@
 
 #![cfg_attr(not(test), no_std)]
 
-pub mod crafted;
 #[path = "../../../rust/engine/mod.rs"]
 pub mod engine;
 pub mod mem;

@@ -2,6 +2,7 @@
 
 //! What a guest can do against the module harms nobody else.
 
+use std::array;
 use std::collections::HashSet;
 use std::sync::atomic::{
     AtomicBool,
@@ -13,7 +14,7 @@ use std::time::{
 };
 
 use tinyvm::Backing;
-use twinpage_engine::crafted::crafted;
+use twinpage_engine::engine::crafted;
 use twinpage_lab::module::{
     self,
     Merged, //
@@ -52,6 +53,9 @@ pub const TESTS: &[Test] = &[
     },
 ];
 
+/// The words of a page.
+type Content = [u64; 512];
+
 /// Pages of a hostile VM: crafted ones, and ones that are written again and again.
 const CRAFTED: usize = 4096;
 const CHURNED: usize = 1024;
@@ -73,10 +77,14 @@ fn records_are_small(hostile: usize) -> Outcome {
     Ok(())
 }
 
-/// The pages are made for a seed that is not the module's, which nobody knows; a part of them has
-/// the hash of the page of zeroes all the same.
+/// Page `page` of a guest that crafts its pages. They are made for a seed that is not the module's,
+/// which nobody knows; a part of them has the hash of the page of zeroes all the same.
+fn crafted_page(page: usize) -> Content {
+    array::from_fn(crafted::words(page as u64 + 1, 0x0123_4567_89ab_cdef))
+}
+
 fn crafted_pages_with_one_hash_stay_themselves() -> Outcome {
-    let content = |page: usize| crafted(page as u64 + 1, 0x0123_4567_89ab_cdef);
+    let content = crafted_page;
     let host = Host::new()?;
     let hostile = host.guest(CRAFTED, Backing::Small, DOMAIN)?;
     for page in 0..CRAFTED {
