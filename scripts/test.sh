@@ -103,7 +103,7 @@ stage_torture() {
 	[ "$1" = debug ] || seed=3
 	build_payload "$1"
 	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 1500 --mem 3072 --numa 2 --check-log \
-		--out "$LOG/torture-$1" "${PAYLOAD[@]}" \
+		--append page_poison=1 --out "$LOG/torture-$1" "${PAYLOAD[@]}" \
 		-- sh -c "twinpage-torture --seconds 90 --seed $seed --qemu &&
 			twinpage-torture --seconds 60 --seed $((seed + 1)) &&
 			echo ok 1 - torture || { echo not ok 1 - torture; exit 1; }
