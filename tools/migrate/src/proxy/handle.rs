@@ -79,6 +79,18 @@ impl Handle {
         self.session.stop.fail(Error::Cancelled);
     }
 
+    /// As [`Handle::cancel`], unless the destination may have all that it needs to run the guest;
+    /// says whether the connections are broken. It does not get what it still needs then.
+    pub fn cancel_early(&self) -> bool {
+        let early = || !self.handed_over();
+        self.session.stop.fail_if(Error::Cancelled, early)
+    }
+
+    /// Whether the destination may have all that it needs to run the guest.
+    pub fn handed_over(&self) -> bool {
+        self.session.progress.was_complete()
+    }
+
     /// Whether [`Handle::wait`] would return at once.
     pub fn finished(&self) -> bool {
         self.session.finished()

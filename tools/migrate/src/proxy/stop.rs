@@ -45,12 +45,31 @@ struct Inner {
 impl Stop {
     /// Ends the session with `error`, unless another error came first.
     pub fn fail(&self, error: Error) {
+        self.fail_if(error, || true);
+    }
+
+    /// As [`Stop::fail`], if `may` says so; says whether it did. Nothing that goes through
+    /// [`Stop::unless_failed`] comes between.
+    pub fn fail_if(&self, error: Error, may: impl FnOnce() -> bool) -> bool {
         let mut inner = self.lock();
-        if self.failed.swap(true, Ordering::SeqCst) {
-            return;
+        if !may() {
+            return false;
         }
-        inner.error = Some(error);
-        inner.closers.iter().for_each(|close| close());
+        if !self.failed.swap(true, Ordering::SeqCst) {
+            inner.error = Some(error);
+            inner.closers.iter().for_each(|close| close());
+        }
+        true
+    }
+
+    /// Does `act` unless the session has failed; says whether it did.
+    pub fn unless_failed(&self, act: impl FnOnce()) -> bool {
+        let _held = self.lock();
+        let goes_on = !self.failed();
+        if goes_on {
+            act();
+        }
+        goes_on
     }
 
     /// Whether the session has failed.
@@ -111,6 +130,22 @@ mod tests {
         stop.fail(Error::NoReturnPath { channel: 0 });
         assert!(matches!(stop.take(), Some(Error::Cancelled)));
         assert_eq!(closed.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn what_is_done_first_decides() {
+        let stop = Stop::default();
+        let released = AtomicBool::new(false);
+        let release = || stop.unless_failed(|| released.store(true, Ordering::SeqCst));
+        let early = || !released.load(Ordering::SeqCst);
+        assert!(release());
+        assert!(!stop.fail_if(Error::Cancelled, early));
+        assert!(!stop.failed());
+
+        released.store(false, Ordering::SeqCst);
+        assert!(stop.fail_if(Error::Cancelled, early));
+        assert!(!release());
+        assert!(early());
     }
 
     #[test]

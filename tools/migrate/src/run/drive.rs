@@ -137,9 +137,10 @@ impl Course<'_> {
         loop {
             match Migration::query(source) {
                 Ok(migration) => self.last = migration,
-                // A QEMU that is busy may be late with an answer.
+                // A QEMU that is busy may be late with an answer. What state it is in then nobody
+                // knows: a command would be done when all is written, and both sides would run.
                 Err(qmp::Error::Slow { .. }) if !self.overdue() => {
-                    self.cancel_if_wanted(source);
+                    self.cancel_if_wanted(None);
                     continue;
                 }
                 Err(error) => {
@@ -160,7 +161,7 @@ impl Course<'_> {
                 // If it is refused, the status has changed, and the next look shows to what.
                 let _refused = source.execute("migrate-continue", state);
             }
-            self.cancel_if_wanted(source);
+            self.cancel_if_wanted(Some(source));
             if self.overdue() {
                 self.proxy.cancel();
                 let reason = format!(
@@ -201,8 +202,9 @@ impl Course<'_> {
         }
     }
 
-    /// Cancels what shall not go on, as long as that is safe.
-    fn cancel_if_wanted(&mut self, source: &mut qmp::Client) {
+    /// Cancels what shall not go on, as long as that is safe: breaks the proxy, and tells `source`
+    /// if it answers.
+    fn cancel_if_wanted(&mut self, source: Option<&mut qmp::Client>) {
         if self.proxy.finished() && self.orphaned.is_none() {
             self.orphaned = Some(Instant::now());
         }
@@ -223,13 +225,16 @@ impl Course<'_> {
             _ => return,
         };
         // While the guest is handed over, a cancelled source starts its guest again although the
-        // destination may have started it too. The end is near then, one way or the other.
-        if self.late {
+        // destination may have started it too. The end is near then, one way or the other. The
+        // source may go on to that moment before it hears the command, so the proxy comes first.
+        if self.late || !self.proxy.cancel_early() {
             return;
         }
-        // If it is refused, the migration has just ended, and the next look shows how.
-        let _refused = source.execute("migrate_cancel", Value::Null);
         self.cancelled = Some((Instant::now(), why));
+        if let Some(source) = source {
+            // If it is refused, the migration has just ended, and the next look shows how.
+            let _refused = source.execute("migrate_cancel", Value::Null);
+        }
     }
 
     /// Whether the source had long enough to end.

@@ -269,11 +269,15 @@ impl Proxy for proxy::Handle {
     }
 
     fn handed_over(&self) -> bool {
-        self.progress().was_complete()
+        proxy::Handle::handed_over(self)
     }
 
     fn cancel(&self) {
         proxy::Handle::cancel(self);
+    }
+
+    fn cancel_early(&self) -> bool {
+        proxy::Handle::cancel_early(self)
     }
 
     fn set_round(&self, round: u64) {

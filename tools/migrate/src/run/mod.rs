@@ -116,6 +116,9 @@ pub trait Proxy {
     fn handed_over(&self) -> bool;
     /// Breaks its connections.
     fn cancel(&self);
+    /// Breaks its connections unless the guest may have been handed over; says whether they are
+    /// broken. What the destination would still need does not get there then.
+    fn cancel_early(&self) -> bool;
     /// Is told the number of the round.
     fn set_round(&self, round: u64);
 }

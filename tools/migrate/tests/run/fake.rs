@@ -150,6 +150,9 @@ pub struct Qemu {
     pub more: Map<String, Value>,
     /// Commands that are refused.
     pub refuse: BTreeMap<&'static str, &'static str>,
+    /// In which step how many questions stay without an answer, as while QEMU's big lock is held;
+    /// what comes then is done nevertheless.
+    pub mute: Option<(&'static str, u32)>,
     /// After which step the process ends.
     pub dies_at: Option<&'static str>,
     /// All commands, without those that only ask.
@@ -190,6 +193,7 @@ impl Qemu {
             parameters,
             more: Map::new(),
             refuse: BTreeMap::new(),
+            mute: None,
             dies_at: None,
             log: Vec::new(),
         }
@@ -202,6 +206,21 @@ impl Qemu {
             clock: "query-status",
             begin: "migrate-incoming",
             ..Self::source(steps)
+        }
+    }
+
+    /// Answers a command, unless it is mute.
+    fn hear(&mut self, command: &str, arguments: &Value) -> Reply {
+        match &mut self.mute {
+            Some((at, left)) if self.begun && *at == self.now.migration && *left > 0 => {
+                if command == self.clock {
+                    *left -= 1;
+                } else {
+                    self.answer(command, arguments);
+                }
+                Reply::Hang
+            }
+            _ => self.answer(command, arguments),
         }
     }
 
@@ -274,7 +293,7 @@ impl Qemu {
         let qemu = shared.clone();
         let fake = Fake::new(
             format!("{}\n", GREETING.replace('\n', "")),
-            move |name, args| qemu.lock().unwrap().answer(name, args),
+            move |name, args| qemu.lock().unwrap().hear(name, args),
         );
         (fake, shared)
     }

@@ -23,7 +23,10 @@ use serde_json::{
     json,
     Value, //
 };
-use twinpage_migrate::qmp::Client;
+use twinpage_migrate::qmp::{
+    Client,
+    PATIENCE, //
+};
 use twinpage_migrate::run::{
     drive,
     Ending,
@@ -51,6 +54,8 @@ use fake::{
 struct Dummy {
     finished: AtomicBool,
     handed_over: AtomicBool,
+    /// It hands over just when it is to be cancelled.
+    races: bool,
     cancelled: AtomicBool,
     round: AtomicU64,
 }
@@ -66,6 +71,12 @@ impl Proxy for Dummy {
 
     fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    fn cancel_early(&self) -> bool {
+        let early = !self.races && !self.handed_over();
+        self.cancelled.fetch_or(early, Ordering::Relaxed);
+        early
     }
 
     fn set_round(&self, round: u64) {
@@ -102,6 +113,8 @@ struct Scene {
     plan: Plan,
     proxy: Dummy,
     watcher: Impatient,
+    /// How long the source may take to answer.
+    patience: Duration,
 }
 
 impl Scene {
@@ -125,13 +138,14 @@ impl Scene {
             },
             proxy: Dummy::default(),
             watcher: Impatient::default(),
+            patience: PATIENCE,
         }
     }
 
     fn drive(&self) -> Result<Outcome, Error> {
         let destination = self.destination.as_ref();
         let mut monitors = Monitors {
-            source: Client::connect(self.source.0.address()).unwrap(),
+            source: Client::connect_within(self.source.0.address(), self.patience).unwrap(),
             destination: destination.map(|(fake, _)| Client::connect(fake.address()).unwrap()),
         };
         drive(&mut monitors, &self.plan, &self.proxy, &self.watcher)
@@ -520,6 +534,44 @@ fn nothing_is_cancelled_while_the_guest_is_handed_over() {
     scene.watcher.at = Some("active");
     scene.proxy.handed_over = AtomicBool::new(true);
     scene.drive().unwrap();
+    assert!(!scene.commands().contains(&"migrate_cancel".to_owned()));
+}
+
+/// A migration that takes too long while its source gives no answers.
+fn mute(then: &[Step]) -> Scene {
+    let mut source = Qemu::source(&[&[step("active", "running")], then].concat());
+    source.mute = Some(("active", 6));
+    let mut scene = Scene::new(source, None);
+    scene.patience = Duration::from_millis(50);
+    scene.plan.timeout = Some(Duration::from_millis(120));
+    scene
+}
+
+#[test]
+fn a_source_that_is_mute_is_cancelled_by_breaking_the_proxy() {
+    let scene = mute(&[step("failed", "running")]);
+    let outcome = scene.drive().unwrap();
+    let reason = "it took longer than allowed".to_owned();
+    assert_eq!(outcome.ending, Ending::Failed { reason });
+    assert!(scene.proxy.cancelled.load(Ordering::Relaxed));
+    assert!(!scene.commands().contains(&"migrate_cancel".to_owned()));
+}
+
+#[test]
+fn a_source_that_is_mute_and_may_have_handed_over_is_left_alone() {
+    let mut scene = mute(&[step("completed", "postmigrate")]);
+    scene.proxy.handed_over = AtomicBool::new(true);
+    assert_eq!(scene.drive().unwrap().ending, Ending::Completed);
+    assert!(!scene.proxy.cancelled.load(Ordering::Relaxed));
+    assert!(!scene.commands().contains(&"migrate_cancel".to_owned()));
+}
+
+#[test]
+fn a_guest_that_is_handed_over_in_that_moment_is_not_cancelled() {
+    let mut scene = Scene::new(completing(), Some(receiving()));
+    scene.watcher.at = Some("active");
+    scene.proxy.races = true;
+    assert_eq!(scene.drive().unwrap().ending, Ending::Completed);
     assert!(!scene.commands().contains(&"migrate_cancel".to_owned()));
 }
 

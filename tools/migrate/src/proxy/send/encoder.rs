@@ -347,8 +347,11 @@ impl Encoder {
             .window
             .reserve(amount)
             .map_err(|_| Halt::Stopped)?;
-        let progress = &self.flow.channel.session.progress;
-        progress.sending();
+        let session = &self.flow.channel.session;
+        let progress = &session.progress;
+        if !session.stop.unless_failed(|| progress.sending()) {
+            return Err(Halt::Stopped);
+        }
         progress.blocks.add(1);
         progress.in_flight_bytes.set(self.flow.window.in_flight());
         self.flow.outbox.send(frame).map_err(|_| Halt::Stopped)?;
