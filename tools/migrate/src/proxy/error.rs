@@ -119,8 +119,8 @@ pub enum Error {
         /// What happened.
         source: io::Error,
     },
-    /// QEMU at the source closed its socket although not everything was delivered.
-    #[error("Channel {channel}, stream offset {offset}: QEMU at the source has gone")]
+    /// QEMU at the source closed its socket before the destination's answer was there.
+    #[error("Channel {channel}, stream offset {offset}: QEMU at the source gave up or has ended")]
     SourceGone {
         /// Number of the connection.
         channel: u16,
@@ -161,10 +161,9 @@ pub enum Error {
         /// What the destination said.
         destination: Option<u32>,
     },
-    /// The link broke when the destination may already have had everything.
+    /// It broke when the destination may already have had everything.
     #[error(
-        "The link broke after RAM was complete and before the destination answered; ask both \
-         QEMUs where the guest runs ({cause})"
+        "The migration broke after RAM was complete; ask both QEMUs where the guest runs ({cause})"
     )]
     Unsure {
         /// The error that ended the session.

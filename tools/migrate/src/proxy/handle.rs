@@ -88,7 +88,7 @@ impl Handle {
 
     /// Whether the destination may have all that it needs to run the guest.
     pub fn handed_over(&self) -> bool {
-        self.session.progress.was_complete()
+        self.session.progress.was_complete() || self.session.destination().0 == Some(0)
     }
 
     /// Whether [`Handle::wait`] would return at once.
@@ -125,7 +125,7 @@ impl Handle {
     fn judge(&self, error: Error) -> Error {
         let (destination, _) = self.session.destination();
         let refused = matches!(destination, Some(status) if status != 0);
-        if self.session.progress.was_complete() && !refused {
+        if self.handed_over() && !refused {
             let cause = Box::new(error);
             return Error::Unsure { cause };
         }

@@ -44,6 +44,9 @@ const QUEUE_FRAMES: usize = 4;
 /// Between two tries to put the last frame into a full queue.
 const RETRY: Duration = Duration::from_millis(10);
 
+/// Bytes of a block that are written before it is looked whether the session has failed.
+const PART_BYTES: usize = 64 << 10;
+
 /// Hands frames to the thread; clones share it.
 #[derive(Clone)]
 pub struct Outbox {
@@ -157,6 +160,8 @@ impl Writer {
         let ping = self.channel.session.limits.ping;
         loop {
             match orders.recv_timeout(ping) {
+                // What the source gave up must not get through.
+                Ok(Order::Frame(frame)) if is_block(&frame) && self.channel.failed() => (),
                 Ok(Order::Frame(frame)) => self.write(frame)?,
                 Ok(Order::Last(frame)) => {
                     frame.map_or(Ok(()), |frame| self.write(frame))?;
@@ -170,11 +175,23 @@ impl Writer {
 
     /// Writes one frame.
     fn write(&mut self, frame: Frame) -> io::Result<()> {
-        let is_block = frame.kind() == Kind::Block;
+        let is_block = is_block(&frame);
         let bytes = self.sealer.seal(frame);
-        self.link.write_all(&bytes)?;
-        self.link.flush()?;
         let progress = &self.channel.session.progress;
+        // One that may complete the destination is stopped even in the middle.
+        let part = match is_block && progress.was_complete() {
+            true => PART_BYTES,
+            false => bytes.len(),
+        };
+        for (n, part) in bytes.chunks(part.max(1)).enumerate() {
+            if n > 0 && self.channel.failed() {
+                return Err(io::Error::other(
+                    "The session failed in the middle of a block",
+                ));
+            }
+            self.link.write_all(part)?;
+        }
+        self.link.flush()?;
         match self.direction {
             Sent::Forth => progress.wire_bytes.add(bytes.len() as u64),
             Sent::Back => progress.return_wire_bytes.add(bytes.len() as u64),
@@ -187,6 +204,11 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// Whether a frame is a block.
+fn is_block(frame: &Frame) -> bool {
+    frame.kind() == Kind::Block
 }
 
 /// A PING.

@@ -37,7 +37,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// How long threads may take to see that all they wait for has gone.
 const THREADS: Duration = Duration::from_secs(5);
 /// Between two looks at QEMU's socket.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A channel to oversee.
 pub struct Task {
@@ -140,7 +140,9 @@ impl Task {
             }
         } else if self.source.as_ref().is_some_and(QemuCloser::hung_up) {
             let since = seen.hung_up.get_or_insert_with(Instant::now);
-            if since.elapsed() >= self.channel.session.limits.silence {
+            let session = &self.channel.session;
+            let given_up = self.channel.number == 0 && !session.may_leave();
+            if given_up || since.elapsed() >= session.limits.silence {
                 return Err(Error::SourceGone {
                     channel: self.channel.number,
                     offset: self.channel.position(),

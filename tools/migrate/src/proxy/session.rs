@@ -210,6 +210,13 @@ impl Session {
         (ledger.destination, ledger.unreadable)
     }
 
+    /// Whether QEMU at the source may leave: the destination has answered, or what it says cannot be
+    /// read. One that leaves before that gives the migration up, and runs its guest again.
+    pub fn may_leave(&self) -> bool {
+        let ledger = self.lock();
+        ledger.destination.is_some() || ledger.unreadable
+    }
+
     /// Notes where a channel turns opaque.
     pub fn note_opaque(&self, note: OpaqueNote) {
         self.progress.opaque_channels.add(1);

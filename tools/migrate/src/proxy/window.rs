@@ -7,6 +7,7 @@
 //! time. The sender waits in [`Window::reserve`]; the receiver holds it to the same numbers.
 
 use std::sync::{
+    Arc,
     Condvar,
     Mutex,
     MutexGuard,
@@ -45,6 +46,10 @@ struct State {
     /// Nobody shall wait any more.
     closed: bool,
 }
+
+/// The accounts of all channels of a session.
+#[derive(Default)]
+pub struct Windows(Mutex<Vec<Arc<Window>>>);
 
 /// The channel has failed; nothing more will be acknowledged.
 #[derive(Debug)]
@@ -141,6 +146,20 @@ impl Window {
     }
 }
 
+impl Windows {
+    /// Adds the account of one more channel.
+    pub fn add(&self, window: &Arc<Window>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.push(Arc::clone(window));
+    }
+
+    /// All accounts.
+    pub fn all(&self) -> Vec<Arc<Window>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.clone()
+    }
+}
+
 impl State {
     /// Whether `amount` may follow what is under way.
     fn fits(&self, amount: Amount, limit: Amount) -> bool {
@@ -157,7 +176,6 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::thread;
     use std::time::Duration;
 

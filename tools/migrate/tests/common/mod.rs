@@ -33,6 +33,7 @@ use std::time::{
 
 use twinpage_migrate::net::{
     Address,
+    RateLimit,
     Security, //
 };
 use twinpage_migrate::proxy::{
@@ -114,6 +115,8 @@ pub struct Setup {
     pub via: Box<dyn Fn(&str) -> String>,
     /// How long RAM waits for the filter.
     pub filter_wait: Duration,
+    /// Bytes a second.
+    pub rate: Option<RateLimit>,
 }
 
 impl Default for Setup {
@@ -130,6 +133,7 @@ impl Default for Setup {
             compression: Some(1),
             via: Box::new(str::to_owned),
             filter_wait: Duration::from_secs(10),
+            rate: None,
         }
     }
 }
@@ -171,6 +175,7 @@ impl Setup {
         options.limits = self.send;
         options.compression = self.compression;
         options.filter_wait = self.filter_wait;
+        options.rate = self.rate;
         let sender = send::start(options).unwrap();
         Pair {
             sender,
@@ -289,6 +294,15 @@ pub fn source(path: &Path, stream: &[u8], step: usize, await_shut: bool) -> Vec<
         let _ = socket.shutdown(std::net::Shutdown::Write);
     }
     heard.join().unwrap()
+}
+
+/// Waits until `what` is so, but not for ever.
+pub fn until(what: impl Fn() -> bool) {
+    let end = Instant::now() + LIMIT;
+    while !what() {
+        assert!(Instant::now() < end, "it does not come to that");
+        thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Waits for `handle`, but not for ever.

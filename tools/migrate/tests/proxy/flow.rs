@@ -7,6 +7,8 @@ use std::io::{
     Read,
     Write, //
 };
+use std::net::Shutdown;
+use std::num::NonZeroU64;
 use std::os::unix::net::{
     UnixListener,
     UnixStream, //
@@ -21,6 +23,7 @@ use std::time::{
     Instant, //
 };
 
+use twinpage_migrate::net::RateLimit;
 use twinpage_migrate::proxy::{
     send,
     Error,
@@ -34,6 +37,7 @@ use crate::common::synth::{
 use crate::common::{
     finish,
     source,
+    until,
     Destination,
     Pair,
     Setup,
@@ -43,7 +47,8 @@ use crate::common::{
 };
 use crate::{
     pages,
-    stream, //
+    stream,
+    stream_with, //
 };
 
 /// Between two pings where a test waits for silence.
@@ -189,6 +194,109 @@ fn a_source_that_gives_up_while_the_destination_stands_still_is_noticed() {
         "{error}"
     );
     assert!(finish(pair.receiver).is_err());
+}
+
+/// What comes to a destination from now on.
+fn rest(mut destination: UnixStream) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut came = Vec::new();
+        let _ = destination.read_to_end(&mut came);
+        came
+    })
+}
+
+#[test]
+fn what_a_source_gave_up_does_not_get_through() {
+    for half in [false, true] {
+        let stream = stream(&pages(1000, 37), 3);
+        let (_dir, listener, pair) = manual(Setup::default());
+        let mut source = UnixStream::connect(&pair.path).unwrap();
+        let destination = taken(&listener, &pair).unwrap();
+        source.write_all(&stream).unwrap();
+        let progress = pair.sender.progress();
+        until(|| progress.snapshot().in_flight_bytes > 3 << 20);
+        // As with `migrate_cancel`, or when QEMU ends.
+        source.shutdown(Shutdown::Write).unwrap();
+        if !half {
+            source.shutdown(Shutdown::Both).unwrap();
+        }
+        thread::sleep(Duration::from_millis(300));
+        let rest = rest(destination);
+        let error = finish(pair.sender).unwrap_err();
+        assert!(matches!(error, Error::SourceGone { .. }), "{error}");
+        finish(pair.receiver).unwrap_err();
+        assert!(rest.join().unwrap().len() < stream.len());
+    }
+}
+
+#[test]
+fn what_waits_for_a_slow_link_is_dropped_when_the_source_gives_up() {
+    let stream = stream_with(&pages(10, 38), 3, &pages(2000, 39).concat());
+    let setup = Setup {
+        compression: None,
+        rate: Some(RateLimit::new(NonZeroU64::new(4 << 20).unwrap())),
+        ..Setup::default()
+    };
+    let (_dir, listener, pair) = manual(setup);
+    let mut source = UnixStream::connect(&pair.path).unwrap();
+    let rest = rest(taken(&listener, &pair).unwrap());
+    source.write_all(&stream).unwrap();
+    assert!(pair.sender.handed_over());
+    drop(source);
+    let error = finish(pair.sender).unwrap_err();
+    assert!(matches!(error, Error::Unsure { .. }), "{error}");
+    finish(pair.receiver).unwrap_err();
+    assert!(rest.join().unwrap().len() < stream.len());
+}
+
+#[test]
+fn the_state_of_devices_waits_until_the_destination_has_all_of_ram() {
+    let stream = stream(&pages(1000, 40), 3);
+    let (_dir, listener, pair) = manual(Setup::default());
+    let mut source = UnixStream::connect(&pair.path).unwrap();
+    let mut destination = taken(&listener, &pair).unwrap();
+    let mut other = UnixStream::connect(&pair.path).unwrap();
+    let mut there = taken(&listener, &pair).unwrap();
+    // More than sockets hold.
+    let plain = [&[0x11, 0x22, 0x33, 0x44][..], &pages(1000, 41).concat()].concat();
+    other.write_all(&plain).unwrap();
+    source.write_all(&stream).unwrap();
+    let quiet = || {
+        thread::sleep(Duration::from_millis(200));
+        assert!(!pair.sender.handed_over());
+    };
+    quiet();
+    let mut came = vec![0; stream.len() - 30_000];
+    destination.read_exact(&mut came).unwrap();
+    quiet();
+    there.read_exact(&mut vec![0; plain.len()]).unwrap();
+    let mut left = vec![0; 30_000];
+    destination.read_exact(&mut left).unwrap();
+    assert!(pair.sender.handed_over());
+    assert!([came, left].concat() == stream);
+    destination.write_all(&SHUT).unwrap();
+    source.read_exact(&mut [0; 8]).unwrap();
+    drop((source, other, destination, there));
+    finish(pair.sender).unwrap();
+    finish(pair.receiver).unwrap();
+}
+
+#[test]
+fn an_answer_that_the_source_does_not_hear_is_no_success() {
+    let stream = stream(&pages(10, 42), 3);
+    let (_dir, listener, pair) = manual(Setup::default());
+    let mut source = UnixStream::connect(&pair.path).unwrap();
+    let mut destination = taken(&listener, &pair).unwrap();
+    source.shutdown(Shutdown::Read).unwrap();
+    source.write_all(&stream).unwrap();
+    destination.read_exact(&mut vec![0; stream.len()]).unwrap();
+    destination.write_all(&SHUT).unwrap();
+    until(|| pair.receiver.handed_over());
+    drop((source, destination));
+    for said in [finish(pair.sender), finish(pair.receiver)] {
+        let error = said.unwrap_err();
+        assert!(matches!(error, Error::Unsure { .. }), "{error}");
+    }
 }
 
 #[test]

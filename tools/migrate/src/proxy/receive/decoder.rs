@@ -141,7 +141,12 @@ impl LinkThread {
             before = self.inbox.bytes();
             channel.session.progress.wire_bytes.add(bytes);
             let arrived = match incoming {
-                None => return Ok(()),
+                None if ended => return Ok(()),
+                // Nothing of what waits to be written may complete the destination now.
+                None => {
+                    let reason = "the other end closed it too early";
+                    return Err(channel.link(&std::io::Error::other(reason)));
+                }
                 Some(Incoming::Block(sealed)) => {
                     let charge = bytes + BLOCK_CHARGE;
                     charged += charge;

@@ -120,12 +120,20 @@ impl Back {
                 .protocol("a return path that goes on after its end"));
         }
         self.spy.feed(bytes);
+        // Before QEMU can act on it: it leaves when it has read SHUT.
+        let session = &self.flow.channel.session;
+        session.note_destination(self.spy.shut(), self.spy.blind());
         if !self.deaf && self.qemu.write_all(bytes).is_err() {
             // QEMU has closed its socket; its stream ends too, which is what counts.
             self.deaf = true;
         }
-        let session = &self.flow.channel.session;
-        session.note_destination(self.spy.shut(), self.spy.blind());
+        if self.deaf && self.spy.shut() == Some(0) {
+            // The destination has the guest, and the source does not know.
+            return Err(Error::SourceGone {
+                channel: self.flow.channel.number,
+                offset: self.flow.channel.position(),
+            });
+        }
         Ok(())
     }
 

@@ -36,6 +36,7 @@ use crate::proxy::oversight::{
 };
 use crate::proxy::qemu::{
     Qemu,
+    QemuCloser,
     QemuReader, //
 };
 use crate::proxy::send::back::Back;
@@ -59,7 +60,8 @@ use crate::proxy::session::{
 use crate::proxy::spy::Spy;
 use crate::proxy::window::{
     Amount,
-    Window, //
+    Window,
+    Windows, //
 };
 
 /// Opens a channel for `qemu` and leaves it to its own thread.
@@ -131,6 +133,8 @@ pub struct Flow {
     pub window: Arc<Window>,
     /// Pages that the receiver may ask for.
     pub kept: Arc<Kept>,
+    /// The same of all channels.
+    pub windows: Arc<Windows>,
     /// What the receiver holds.
     pub gate: Arc<FilterGate>,
 }
@@ -156,15 +160,18 @@ fn start(
         let window = Arc::clone(&window);
         move || window.close()
     });
+    sender.windows.add(&window);
     let flow = Flow {
         channel: Arc::clone(channel),
         outbox: outbox.clone(),
         window,
+        windows: Arc::clone(&sender.windows),
         kept: Arc::default(),
         gate: Arc::clone(&sender.gate),
     };
     let (queue, parcels) = sync_channel(QUEUE_CHUNKS);
-    let encoder = encoder(sender, &flow, &agreed, parcels)?;
+    let source = qemu.closer.clone();
+    let encoder = encoder(sender, &flow, &agreed, parcels, source)?;
     let back = Back {
         inbox: opened.inbox,
         key: agreed.filter_key,
@@ -179,7 +186,7 @@ fn start(
         source: qemu.reader,
         main: channel.number == 0,
         shelf: Arc::default(),
-        pool: Arc::clone(&channel.session.pool),
+        session: Arc::clone(&channel.session),
         queue,
     };
     let roster = &channel.session.roster;
@@ -199,6 +206,7 @@ fn encoder(
     flow: &Flow,
     agreed: &Agreed,
     queue: Receiver<Parcel>,
+    source: QemuCloser,
 ) -> Result<Encoder, Error> {
     let compression = match sender.compression {
         Some(level) if agreed.zstd => Compression::Level(level),
@@ -207,6 +215,7 @@ fn encoder(
     let writer = BlockWriter::new(compression).map_err(|error| flow.channel.protocol(error))?;
     Ok(Encoder {
         queue,
+        source,
         writer: writer.with_limits(BlockLimits {
             stream: BLOCK_STREAM_BYTES,
             ..BlockLimits::default()
@@ -225,6 +234,10 @@ fn read(channel: &Channel, reader: Reader<QemuReader>) {
     let number = channel.number;
     match reader.run() {
         End::Eof | End::Stopped => (),
+        End::GivenUp(offset) => channel.fail(Error::SourceGone {
+            channel: number,
+            offset,
+        }),
         End::NoReturnPath => channel.fail(Error::NoReturnPath { channel: number }),
         End::Unguarded(opaque) => channel.fail(Error::Unguarded {
             channel: number,

@@ -35,6 +35,7 @@ use crate::proxy::progress::{
     OpaqueNote,
     Phase, //
 };
+use crate::proxy::qemu::QemuCloser;
 use crate::proxy::send::channel::Flow;
 use crate::proxy::send::chunk::{
     piece_bytes,
@@ -57,6 +58,8 @@ pub struct Encoder {
     pub flow: Flow,
     /// Chunks, in order.
     pub queue: Receiver<Parcel>,
+    /// QEMU.
+    pub source: QemuCloser,
     /// The open block.
     pub writer: BlockWriter,
     /// What was sent before.
@@ -290,6 +293,7 @@ impl Encoder {
                 self.restrict(Mode::Certain);
             }
             Mark::RamEnd => {
+                self.await_ram()?;
                 progress.enter(Phase::Device);
                 self.restrict(Mode::Certain);
             }
@@ -311,6 +315,34 @@ impl Encoder {
             Mark::Ended => progress.enter(Phase::Device),
         }
         Ok(())
+    }
+
+    /// Before the state of devices: waits until the destination has taken all of RAM, on all
+    /// channels. From then on it needs no more than that state, for which no backlog shall be in
+    /// the way: a source that gives up later is heard too late only while that is under way, as
+    /// without a proxy. No answer to anything that follows is waited for here, and what the
+    /// receiver acknowledges it has written, whatever the destination waits for.
+    fn await_ram(&mut self) -> Result<(), Halt> {
+        // After postcopy the guest runs at the destination already.
+        if self.flow.channel.number != 0 || self.mode == Mode::Urgent {
+            return Ok(());
+        }
+        self.flush()?;
+        let windows = self.flow.windows.all();
+        if windows.len() > 1 {
+            // What the others hold back goes out meanwhile.
+            std::thread::sleep(2 * LINGER);
+        }
+        for window in windows {
+            window.drain().map_err(|_| Halt::Stopped)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the source has given up. It may leave once the destination has answered.
+    fn is_given_up(&self) -> bool {
+        let channel = &self.flow.channel;
+        channel.number == 0 && self.source.hung_up() && !channel.session.may_leave()
     }
 
     /// Goes on to `mode`; never back. The guest stands still for all channels, and only the main
@@ -347,6 +379,12 @@ impl Encoder {
             .window
             .reserve(amount)
             .map_err(|_| Halt::Stopped)?;
+        if self.is_given_up() {
+            return Err(Halt::Failed(Error::SourceGone {
+                channel: self.flow.channel.number,
+                offset: self.position,
+            }));
+        }
         let session = &self.flow.channel.session;
         let progress = &session.progress;
         if !session.stop.unless_failed(|| progress.sending()) {

@@ -38,6 +38,7 @@ use crate::proxy::session::{
     no_thread,
     Session, //
 };
+use crate::proxy::window::Windows;
 
 /// Where QEMU's stream comes from.
 pub enum Input {
@@ -96,6 +97,8 @@ pub(crate) struct Sender {
     id: SessionId,
     /// The receiver's filter.
     gate: Arc<FilterGate>,
+    /// What is under way on each channel.
+    windows: Arc<Windows>,
     /// Where the receiver listens.
     to: Address,
     /// How the link is secured.
@@ -130,6 +133,7 @@ pub fn start(options: Options) -> Result<Handle, Error> {
         session: Arc::clone(&session),
         id: SessionId(handshake::random()?),
         gate,
+        windows: Arc::default(),
         to: options.to,
         security: options.security,
         rate: options.rate,

@@ -16,14 +16,12 @@ use twinpage_stream::{
     Piece, //
 };
 
-use crate::proxy::pool::{
-    Pool,
-    Ticket, //
-};
+use crate::proxy::pool::Ticket;
 use crate::proxy::send::chunk::{
     Body,
     Chunk, //
 };
+use crate::proxy::session::Session;
 use crate::proxy::shelf::Shelf;
 
 /// Chunks between the reader and the encoder.
@@ -43,10 +41,10 @@ pub struct Reader<R> {
     pub source: R,
     /// Whether it is the connection that asks for a return path.
     pub main: bool,
+    /// Its session.
+    pub session: Arc<Session>,
     /// Buffers.
     pub shelf: Arc<Shelf>,
-    /// Where pages are hashed.
-    pub pool: Arc<Pool>,
     /// Where chunks go.
     pub queue: SyncSender<Parcel>,
 }
@@ -56,6 +54,9 @@ pub struct Reader<R> {
 pub enum End {
     /// QEMU closed its end; everything went to the encoder.
     Eof,
+    /// QEMU closed its end, at this offset, before it could know that the destination has
+    /// everything.
+    GivenUp(u64),
     /// QEMU announces RAM and did not ask for a return path.
     NoReturnPath,
     /// The stream is not understood, and did not ask for a return path before.
@@ -80,6 +81,9 @@ impl<R: Read> Reader<R> {
                 Ok(got) => got,
                 Err(error) => return End::Failed(parser.position(), error),
             };
+            if got == 0 && self.main && !self.session.may_leave() {
+                return End::GivenUp(parser.position());
+            }
             let total = held + got;
             let mut pieces = Vec::new();
             let mut used = parser.feed(&buffer[..total], &mut pieces);
@@ -120,7 +124,7 @@ impl<R: Read> Reader<R> {
         let chunk = Arc::new(chunk);
         let bodies = chunk.has_pages().then(|| {
             let chunk = Arc::clone(&chunk);
-            self.pool.submit(move || chunk.hash())
+            self.session.pool.submit(move || chunk.hash())
         });
         self.queue
             .send(Parcel::Chunk(chunk, bodies))
