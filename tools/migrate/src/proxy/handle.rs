@@ -109,16 +109,16 @@ impl Handle {
         if let Some(error) = self.session.stop.take() {
             return Err(self.judge(error));
         }
-        let (destination, unreadable) = self.session.destination();
-        let report = self.report(destination);
-        if destination == Some(0) || (destination.is_none() && unreadable) {
-            self.session.progress.enter(Phase::Ended);
-            return Ok(self.report(destination));
+        let (destination, _) = self.session.destination();
+        if destination != Some(0) {
+            let stream_bytes = self.session.progress.snapshot().stream_bytes;
+            return Err(self.judge(Error::Incomplete {
+                stream_bytes,
+                destination,
+            }));
         }
-        Err(Error::Incomplete {
-            stream_bytes: report.totals.stream_bytes,
-            destination,
-        })
+        self.session.progress.enter(Phase::Ended);
+        Ok(self.report(destination))
     }
 
     /// Says what is not certain after `error`.

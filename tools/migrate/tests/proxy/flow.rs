@@ -300,6 +300,28 @@ fn an_answer_that_the_source_does_not_hear_is_no_success() {
 }
 
 #[test]
+fn an_answer_that_cannot_be_read_leaves_doubt() {
+    for status in [0, 7] {
+        let stream = stream(&pages(10, 43), 3);
+        let (_dir, listener, pair) = manual(Setup::default());
+        let mut source = UnixStream::connect(&pair.path).unwrap();
+        let mut destination = taken(&listener, &pair).unwrap();
+        source.write_all(&stream).unwrap();
+        destination.read_exact(&mut vec![0; stream.len()]).unwrap();
+        // A message of unknown length comes before it.
+        let said = [&[0, 5, 0, 1, 0][..], &SHUT[..7], &[status]].concat();
+        destination.write_all(&said).unwrap();
+        let mut heard = vec![0; said.len()];
+        source.read_exact(&mut heard).unwrap();
+        assert_eq!(heard, said);
+        drop((source, destination));
+        let error = finish(pair.sender).unwrap_err();
+        assert!(matches!(error, Error::Unsure { .. }), "{error}");
+        finish(pair.receiver).unwrap_err();
+    }
+}
+
+#[test]
 fn a_receiver_that_does_not_answer_is_given_up() {
     let mut setup = Setup::default();
     setup.send.silence = Duration::from_millis(500);
