@@ -71,9 +71,11 @@ pub fn drive(
         orphaned: None,
         late: false,
         last: Migration::default(),
+        notes: Vec::new(),
     };
     let ending = course.watch(&mut monitors.source);
     let guest = course.settle(monitors, &ending, &mut fit);
+    fit.notes.append(&mut course.notes);
     fit.notes.extend(settings.restore(&mut monitors.source));
     Ok(Outcome {
         ending,
@@ -118,6 +120,8 @@ struct Course<'a> {
     late: bool,
     /// The last that the source said.
     last: Migration,
+    /// What the user should know.
+    notes: Vec<String>,
 }
 
 /// Why a migration is cancelled.
@@ -144,7 +148,7 @@ impl Course<'_> {
                     continue;
                 }
                 Err(error) => {
-                    self.proxy.cancel();
+                    self.break_off();
                     let reason = error.to_string();
                     return Ending::Failed { reason };
                 }
@@ -163,7 +167,7 @@ impl Course<'_> {
             }
             self.cancel_if_wanted(Some(source));
             if self.overdue() {
-                self.proxy.cancel();
+                self.break_off();
                 let reason = format!(
                     "the source does not end its migration ({})",
                     self.last.status.name()
@@ -237,6 +241,27 @@ impl Course<'_> {
         }
     }
 
+    /// Breaks the proxy, but for one whose destination may have everything: that gets time to hear
+    /// its answer, without which both sides could run.
+    fn break_off(&mut self) {
+        if self.proxy.cancel_early() || self.proxy.finished() {
+            return;
+        }
+        let patience = self.plan.pace.end;
+        let end = Instant::now() + patience;
+        while !self.proxy.finished() && !self.watcher.forced() && Instant::now() < end {
+            thread::sleep(self.plan.pace.poll);
+        }
+        let answer = match self.proxy.finished() {
+            true => "the end of the connection was waited for",
+            false => "no end of the connection came in time, and it was broken",
+        };
+        self.notes.push(format!(
+            "the destination may have everything that it needs to run the guest: {answer}"
+        ));
+        self.proxy.cancel();
+    }
+
     /// Whether the source had long enough to end.
     fn overdue(&self) -> bool {
         let long = |since: Instant| since.elapsed() >= self.plan.pace.end;
@@ -244,9 +269,9 @@ impl Course<'_> {
     }
 
     /// Waits for the destination's end, and says who has the guest.
-    fn settle(&self, monitors: &mut Monitors, ending: &Ending, fit: &mut Fit) -> Guest {
+    fn settle(&mut self, monitors: &mut Monitors, ending: &Ending, fit: &mut Fit) -> Guest {
         if *ending != Ending::Completed {
-            self.proxy.cancel();
+            self.break_off();
         }
         // A destination that never got everything cannot start the guest. It may wait for ever.
         let patience = match self.late || *ending == Ending::Completed {

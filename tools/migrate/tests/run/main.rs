@@ -14,6 +14,7 @@ use std::sync::{
     Arc,
     Mutex, //
 };
+use std::thread;
 use std::time::{
     Duration,
     Instant, //
@@ -629,6 +630,42 @@ fn a_source_that_ends_is_not_asked_for_ever() {
     }
 }
 
+/// A source whose monitor closes while the guest is handed over.
+fn lost() -> Scene {
+    let mut source = Qemu::source(&[step("device", "finish-migrate"), step("dead", "paused")]);
+    source.dies_at = Some("dead");
+    let mut scene = Scene::new(source, Some(receiving()));
+    scene.proxy.handed_over = AtomicBool::new(true);
+    scene
+}
+
+#[test]
+fn a_lost_monitor_does_not_break_what_may_be_handed_over() {
+    let scene = lost();
+    let outcome = thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(150));
+            assert!(!scene.proxy.cancelled.load(Ordering::Relaxed));
+            scene.proxy.finished.store(true, Ordering::Relaxed);
+        });
+        scene.drive().unwrap()
+    });
+    assert_eq!(outcome.guest.place, Place::Destination);
+    let notes = outcome.notes.join("\n");
+    assert!(notes.contains("was waited for"), "{notes}");
+}
+
+#[test]
+fn what_may_be_handed_over_is_not_waited_for_without_end() {
+    let scene = lost();
+    let start = Instant::now();
+    let outcome = scene.drive().unwrap();
+    assert!(start.elapsed() >= scene.plan.pace.end);
+    assert!(scene.proxy.cancelled.load(Ordering::Relaxed));
+    let notes = outcome.notes.join("\n");
+    assert!(notes.contains("it was broken"), "{notes}");
+}
+
 #[test]
 fn two_running_guests_are_said_plainly() {
     let scene = Scene::new(failing(step("device", "finish-migrate")), Some(receiving()));
@@ -763,14 +800,14 @@ fn settings_that_cannot_be_put_back_are_noted() {
     let source = completing();
     let scene = Scene::new(source, None);
     let refuse = scene.source.1.clone();
-    std::thread::spawn(move || loop {
+    thread::spawn(move || loop {
         let mut qemu = refuse.lock().unwrap();
         if qemu.begun {
             qemu.refuse.insert("migrate-set-parameters", "no more");
             return;
         }
         drop(qemu);
-        std::thread::sleep(Duration::from_millis(1));
+        thread::sleep(Duration::from_millis(1));
     });
     let notes = scene.drive().unwrap().notes.join("\n");
     assert!(
