@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Kills what takes part in a migration, cuts the link, or cancels, at random moments: each time the
-//! guest must run on just one side, with its memory right.
+//! guest must run on just one side, with its memory right. While it runs at the source, the
+//! destination must not even have a whole copy of it, unless the sender said that it is in doubt, or
+//! was killed and could say nothing. Some links are slow, so that there is a backlog, and some
+//! destinations start the guest by themselves.
 //!
 //! `TWINPAGE_CHAOS_RUNS` is the number of runs (20 if not set), `TWINPAGE_CHAOS_SEED` the first seed,
 //! which is printed. The proxies are processes of their own here (this test's program, started
@@ -9,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::num::NonZeroU64;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
@@ -22,7 +26,10 @@ use std::time::{
 };
 
 use serde_json::json;
-use twinpage_migrate::net::Security;
+use twinpage_migrate::net::{
+    RateLimit,
+    Security, //
+};
 use twinpage_migrate::proxy::{
     receive,
     send,
@@ -104,11 +111,12 @@ fn proxy_process() {
         ..Limits::default()
     };
     let handle = match words[..] {
-        ["send", path, to] => {
+        ["send", path, to, rate] => {
             let listener = UnixListener::bind(path).unwrap();
             let input = send::Input::Listener(listener, path.into());
             let mut options = send::Options::new(input, to.parse().unwrap(), Security::Insecure);
             options.limits = limits;
+            options.rate = NonZeroU64::new(rate.parse().unwrap()).map(RateLimit::new);
             send::start(options)
         }
         ["receive", listen, qemu] => {
@@ -199,11 +207,13 @@ struct Run {
     dir: tempfile::TempDir,
 }
 
-/// Starts a run; `here` is a source that already runs.
-fn start(here: Option<Alive>, harm: Harm) -> Run {
+/// Starts a run; `here` is a source that already runs, `rate` the bytes a second of the link (0: no
+/// limit), `stands` whether the destination waits to be told to run.
+fn start(here: Option<Alive>, harm: Harm, rate: u64, stands: bool) -> Run {
     let dir = tempfile::tempdir().unwrap();
     let there = {
-        let incoming = options().incoming("defer").with(["-S"]);
+        let incoming = options().incoming("defer");
+        let incoming = incoming.with(stands.then_some("-S"));
         let mut there = Qemu::start(&incoming, "there", dir.path()).unwrap();
         migration().set_up(&mut there).unwrap();
         let uri = format!("unix:{}", dir.path().join("qemu.sock").display());
@@ -225,7 +235,7 @@ fn start(here: Option<Alive>, harm: Harm) -> Run {
     let path = dir.path().join("send.sock");
     let to = format!("unix:{}", relay.path.display());
     let sender = proxy(
-        &format!("send {} {to}", path.display()),
+        &format!("send {} {to} {rate}", path.display()),
         "sender",
         dir.path(),
     );
@@ -264,7 +274,9 @@ impl Run {
                 assert!(Instant::now() < end, "{info}");
                 thread::sleep(Duration::from_millis(1));
             }
-            thread::sleep(Duration::from_micros(dice.below(10_000)));
+            thread::sleep(Duration::from_micros(
+                [0, dice.below(10_000)][dice.below(2) as usize],
+            ));
         } else {
             thread::sleep(Duration::from_millis(dice.below(1200)));
         }
@@ -324,9 +336,13 @@ impl Run {
                 (Where::Destination, Some(self.moved()))
             }
             _ => {
-                if self.there.process().ended().unwrap().is_none() {
-                    let state = self.there.state().unwrap();
-                    assert_ne!(state, "running", "the guest runs twice");
+                let said = self.sender.log_end();
+                assert!(!said.contains("Ok(Report"), "{blow:?}: {said}");
+                if let Some(state) = self.copy_there() {
+                    println!("    a copy ({state}) is left at the destination");
+                    let doubt = blow == Blow::KillSender || said.contains("Unsure");
+                    assert!(doubt, "{blow:?}: the guest is there too ({state}): {said}");
+                    self.there.process().kill();
                 }
                 assert_eq!(self.here.state().unwrap(), "running");
                 self.here.wait_progress(LIMIT).unwrap();
@@ -348,6 +364,20 @@ impl Run {
         self.there.migration().map_or(true, |info| {
             !matches!(info["status"].as_str(), None | Some("none" | "setup"))
         })
+    }
+
+    /// The state of a whole copy of the guest at the destination, which has time to notice that its
+    /// connection has ended.
+    fn copy_there(&mut self) -> Option<String> {
+        let end = Instant::now() + Duration::from_secs(1);
+        loop {
+            // It may end at any moment.
+            let state = self.there.state().ok().filter(|state| state != "inmigrate");
+            if state.is_some() || Instant::now() >= end {
+                return state;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// What is left when the guest has moved.
@@ -380,7 +410,9 @@ fn run(seed: u64, here: Option<Alive>) -> (Blow, Where, Option<Alive>) {
         Blow::CutBack => Harm::Cut(Way::Back, dice.below(6000)),
         _ => Harm::None,
     };
-    let mut run = start(here, harm);
+    let rate = [0, (2 << 20) + dice.below(8 << 20)][dice.below(2) as usize];
+    let stands = dice.below(2) == 0;
+    let mut run = start(here, harm, rate, stands);
     let uri = format!("unix:{}", run.dir.path().join("send.sock").display());
     run.here.migrate(&uri).unwrap();
     run.strike(blow, &mut dice);
