@@ -2,6 +2,7 @@
 
 //! Running a proxy from the command line: its options, its progress, its end.
 
+use std::cell::Cell;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
@@ -39,14 +40,26 @@ use crate::units::{
 /// How long to wait for an end that was asked for, before looking again.
 const REST: Duration = Duration::from_millis(20);
 
+/// Seconds that the end of a migration may take which cannot be cancelled safely.
+const PATIENCE: f64 = 60.0;
+
+/// What is said when it cannot.
+const CANNOT_CANCEL: &str = "cannot cancel now: the destination may have everything that it needs \
+                             to run the VM, and its answer is waited for. A second signal ends the \
+                             migration in doubt";
+
 /// Something that migrates in threads of its own.
 pub trait Running {
     /// How far it is.
     fn look(&mut self) -> Moment;
     /// Whether it is over.
     fn is_over(&self) -> bool;
-    /// Ends it.
+    /// Ends it, as long as the VM cannot run at both sides then.
     fn cancel(&self);
+    /// Whether it should end, and cannot without that danger.
+    fn refuses(&self) -> bool;
+    /// Ends it even so.
+    fn force(&self);
 }
 
 /// A proxy that came to its end.
@@ -65,6 +78,8 @@ struct Watched {
     handle: Handle,
     /// Its second of that moment.
     began: Option<f64>,
+    /// Whether it did not end when it was told to.
+    refused: Cell<bool>,
 }
 
 impl Running for Watched {
@@ -81,11 +96,20 @@ impl Running for Watched {
     }
 
     fn cancel(&self) {
+        self.refused.set(!self.handle.cancel_early());
+    }
+
+    fn refuses(&self) -> bool {
+        self.refused.get()
+    }
+
+    fn force(&self) {
         self.handle.cancel();
     }
 }
 
-/// Shows how far `running` is until it is over. A signal cancels it, as does output that fails.
+/// Shows how far `running` is until it is over. A signal cancels it, as does output that fails. When
+/// that is not safe it is said, and a second signal cancels it all the same, as does [`PATIENCE`].
 ///
 /// # Errors
 ///
@@ -100,6 +124,7 @@ pub fn watch(
     host.clock().catch_signals();
     let mut display = Display::new(show.quiet, console);
     let mut shown = Ok(());
+    let mut refused = None;
     loop {
         // In this order, so that the last look sees the end.
         let over = running.is_over();
@@ -111,7 +136,19 @@ pub fn watch(
         if over {
             break;
         }
-        if shown.is_err() || host.clock().pause(TICK) == Pause::Interrupted {
+        if running.refuses() && refused.is_none() {
+            refused = Some(moment.seconds);
+            shown = shown.and_then(|()| display.aside(|| console.warn(CANNOT_CANCEL)));
+        }
+        // After postcopy has begun, the VM is lost without its source.
+        let waited = refused.map_or(0.0, |since| moment.seconds - since);
+        if waited >= PATIENCE && moment.phase != phase_name(Phase::Postcopy) {
+            running.force();
+        }
+        let signal = shown.is_ok() && host.clock().pause(TICK) == Pause::Interrupted;
+        if signal && refused.is_some() {
+            running.force();
+        } else if signal || shown.is_err() {
             running.cancel();
             // A pause may not last any more.
             std::thread::sleep(REST);
@@ -136,6 +173,7 @@ pub fn follow(
     let mut watched = Watched {
         handle,
         began: None,
+        refused: Cell::new(false),
     };
     let shown = watch(&mut watched, show, notices, host, console);
     let report = watched.handle.wait()?;

@@ -92,6 +92,8 @@ pub struct Handle {
 #[derive(Default)]
 struct Shared {
     cancelled: AtomicBool,
+    forced: AtomicBool,
+    refused: AtomicBool,
     migration: Mutex<Migration>,
 }
 
@@ -210,6 +212,17 @@ impl Handle {
         self.shared.cancelled.store(true, Ordering::Relaxed);
     }
 
+    /// Whether it should be cancelled, and cannot be now: the guest is being handed over.
+    pub fn refused(&self) -> bool {
+        self.shared.refused.load(Ordering::Relaxed)
+    }
+
+    /// Cancels it even then. Which side has the guest is not certain afterwards.
+    pub fn force(&self) {
+        self.shared.forced.store(true, Ordering::Relaxed);
+        self.cancel();
+    }
+
     /// Whether [`Handle::wait`] would return at once.
     pub fn finished(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
@@ -256,6 +269,14 @@ impl Shared {
 impl Watcher for Shared {
     fn cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+
+    fn forced(&self) -> bool {
+        self.forced.load(Ordering::Relaxed)
+    }
+
+    fn cannot_cancel(&self) {
+        self.refused.store(true, Ordering::Relaxed);
     }
 
     fn update(&self, migration: &Migration) {

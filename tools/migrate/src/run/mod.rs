@@ -127,6 +127,10 @@ pub trait Proxy {
 pub trait Watcher {
     /// Whether the migration shall be cancelled.
     fn cancelled(&self) -> bool;
+    /// Whether it shall be even if that may leave the guest at both sides.
+    fn forced(&self) -> bool;
+    /// Is told that it should be cancelled, and cannot be now without that danger.
+    fn cannot_cancel(&self);
     /// Is told what the source says, several times a second.
     fn update(&self, migration: &Migration);
 }

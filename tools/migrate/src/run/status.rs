@@ -91,10 +91,12 @@ impl Status {
     /// Whether the guest may have been handed over already, so that cancelling could leave one
     /// at each side.
     pub fn is_late(&self) -> bool {
-        matches!(
-            self,
-            Self::Device | Self::PostcopyActive | Self::PostcopyPaused | Self::Other(_)
-        )
+        match self {
+            Self::Device | Self::PostcopyActive | Self::PostcopyPaused => true,
+            // Before RAM begins.
+            Self::Other(name) => name != "wait-unplug",
+            _ => false,
+        }
     }
 }
 

@@ -90,12 +90,23 @@ impl Proxy for Dummy {
 struct Impatient {
     at: Option<&'static str>,
     reached: AtomicBool,
+    /// Insists as soon as it is refused.
+    insists: bool,
+    refused: AtomicBool,
     seen: Mutex<Vec<String>>,
 }
 
 impl Watcher for Impatient {
     fn cancelled(&self) -> bool {
         self.reached.load(Ordering::Relaxed)
+    }
+
+    fn forced(&self) -> bool {
+        self.insists && self.refused.load(Ordering::Relaxed)
+    }
+
+    fn cannot_cancel(&self) {
+        self.refused.store(true, Ordering::Relaxed);
     }
 
     fn update(&self, migration: &Migration) {
@@ -574,6 +585,41 @@ fn a_guest_that_is_handed_over_in_that_moment_is_not_cancelled() {
     scene.proxy.races = true;
     assert_eq!(scene.drive().unwrap().ending, Ending::Completed);
     assert!(!scene.commands().contains(&"migrate_cancel".to_owned()));
+}
+
+#[test]
+fn a_guest_that_may_be_handed_over_is_cancelled_only_by_force() {
+    for insists in [false, true] {
+        let mut source = completing();
+        source.steps = vec![step("active", "running"); 50].into();
+        let ends = match insists {
+            true => step("failed", "running"),
+            false => step("completed", "postmigrate"),
+        };
+        source.steps.push_back(ends);
+        let mut scene = Scene::new(source, None);
+        scene.watcher.at = Some("active");
+        scene.watcher.insists = insists;
+        scene.proxy.handed_over = AtomicBool::new(true);
+        let outcome = scene.drive().unwrap();
+        assert!(scene.watcher.refused.load(Ordering::Relaxed));
+        assert_eq!(scene.proxy.cancelled.load(Ordering::Relaxed), insists);
+        let (ending, place) = match insists {
+            true => (Ending::Cancelled, Place::Unknown),
+            false => (Ending::Completed, Place::Destination),
+        };
+        assert_eq!((outcome.ending, outcome.guest.place), (ending, place));
+        assert!(!scene.commands().contains(&"migrate_cancel".to_owned()));
+    }
+}
+
+#[test]
+fn a_source_that_waits_for_a_device_to_go_can_be_cancelled() {
+    let mut source = Qemu::source(&[step("wait-unplug", "running")]);
+    source.cancelled = Some(vec![step("cancelled", "running")]);
+    let mut scene = Scene::new(source, None);
+    scene.watcher.at = Some("wait-unplug");
+    assert_eq!(scene.drive().unwrap().ending, Ending::Cancelled);
 }
 
 #[test]

@@ -64,6 +64,14 @@ impl Running for Whole {
     fn cancel(&self) {
         self.0.cancel();
     }
+
+    fn refuses(&self) -> bool {
+        self.0.refused()
+    }
+
+    fn force(&self) {
+        self.0.force();
+    }
 }
 
 /// What is to be done.
