@@ -234,6 +234,9 @@ pub enum Error {
         /// What each side says.
         evidence: String,
     },
+    /// A migration is complete, and the VM does not run although it should.
+    #[error("The VM is at the destination and does not run: {0}")]
+    Stopped(String),
     /// A migration ended, and where the VM is is not known, or not good.
     #[error("The migration {what}; {evidence}")]
     Doubt {

@@ -77,6 +77,7 @@ impl Error {
             Self::NotStable(_) => "wait longer, or scan faster: twinpage set advisor_max_cpu=50",
             Self::Migration(error) => return migration_remedy(error),
             Self::NotMigrated { .. } => "the VM is where it was; try again",
+            Self::Stopped(_) => "mend the cause at the destination, then tell its QEMU: cont",
             Self::Doubt { .. } => {
                 "ask both QEMUs with query-status; end the one that does not run the VM"
             }

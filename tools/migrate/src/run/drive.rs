@@ -72,6 +72,7 @@ pub fn drive(
         late: false,
         last: Migration::default(),
         notes: Vec::new(),
+        stopped: None,
     };
     let ending = course.watch(&mut monitors.source);
     let guest = course.settle(monitors, &ending, &mut fit);
@@ -82,6 +83,7 @@ pub fn drive(
         guest,
         migration: course.last,
         notes: fit.notes,
+        stopped: course.stopped,
     })
 }
 
@@ -122,6 +124,8 @@ struct Course<'a> {
     last: Migration,
     /// What the user should know.
     notes: Vec<String>,
+    /// Why the guest does not run at the destination although it should.
+    stopped: Option<String>,
 }
 
 /// Why a migration is cancelled.
@@ -300,10 +304,17 @@ impl Course<'_> {
             }
             thread::sleep(self.plan.pace.poll);
         };
+        let mut refused = None;
         if self.may_resume(&source, &destination, ending, fit.source.running) {
-            destination = resume(monitors, &mut fit.notes);
+            (destination, refused) = resume(monitors);
         }
         let mut guest = Guest::judge(&source, &destination, ending);
+        if let (Side::Stands(state), Place::Destination) = (&destination, guest.place) {
+            let waits = state == "paused" || state == "prelaunch";
+            if fit.source.running && !(waits && self.plan.resume == Resume::Leave) {
+                self.stopped = Some(refused.unwrap_or_else(|| format!("its state is {state}")));
+            }
+        }
         let unasked = matches!(destination, Side::Unasked | Side::Mute(_));
         if self.late && unasked && guest.place == Place::Source {
             // The source starts its guest again if the last answer of the destination is lost.
@@ -323,14 +334,10 @@ impl Course<'_> {
     }
 }
 
-/// Starts the guest at the destination.
-fn resume(monitors: &mut Monitors, notes: &mut Vec<String>) -> Side {
-    if let Some(client) = &mut monitors.destination {
-        if let Err(error) = client.execute("cont", Value::Null) {
-            notes.push(format!(
-                "the guest was not started at the destination: {error}"
-            ));
-        }
-    }
-    Side::ask(monitors.destination.as_mut())
+/// Starts the guest at the destination; gives its state then, and why it could not be told to.
+fn resume(monitors: &mut Monitors) -> (Side, Option<String>) {
+    let told = monitors.destination.as_mut();
+    let told = told.and_then(|client| client.execute("cont", Value::Null).err());
+    let state = Side::ask(monitors.destination.as_mut());
+    (state, told.map(|error| error.to_string()))
 }

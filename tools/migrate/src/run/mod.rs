@@ -161,4 +161,7 @@ pub struct Outcome {
     pub migration: Migration,
     /// What the user should know.
     pub notes: Vec<String>,
+    /// Why the guest does not run at the destination although it should.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
 }

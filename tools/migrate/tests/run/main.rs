@@ -776,6 +776,44 @@ fn a_guest_that_arrived_stopped_is_started_if_that_is_wanted() {
 }
 
 #[test]
+fn a_guest_that_should_run_there_and_does_not_is_told() {
+    for (resume, state, refuses, stopped) in [
+        (Resume::Leave, "paused", true, None),
+        (Resume::Start, "paused", false, None),
+        (Resume::Start, "paused", true, Some("QEMU refuses cont: no")),
+        (
+            Resume::Start,
+            "io-error",
+            true,
+            Some("its state is io-error"),
+        ),
+        (
+            Resume::Leave,
+            "internal-error",
+            true,
+            Some("its state is internal-error"),
+        ),
+    ] {
+        let mut there = Qemu::destination(&[step("active", "inmigrate"), step("completed", state)]);
+        if refuses {
+            there.refuse.insert("cont", "no");
+        }
+        let mut scene = Scene::new(completing(), Some(there));
+        scene.plan.resume = resume;
+        let outcome = scene.drive().unwrap();
+        assert_eq!(outcome.guest.place, Place::Destination);
+        assert_eq!(outcome.stopped.as_deref(), stopped, "{state}");
+    }
+    // One that stood still at the source may stand still.
+    let mut source = completing();
+    source.now.state = "paused";
+    let there = Qemu::destination(&[step("active", "inmigrate"), step("completed", "io-error")]);
+    let mut scene = Scene::new(source, Some(there));
+    scene.plan.resume = Resume::Start;
+    assert_eq!(scene.drive().unwrap().stopped, None);
+}
+
+#[test]
 fn a_copy_that_arrived_is_not_started_if_the_source_runs() {
     let there = Qemu::destination(&[step("active", "inmigrate"), step("completed", "paused")]);
     let mut scene = Scene::new(failing(step("device", "finish-migrate")), Some(there));

@@ -150,7 +150,10 @@ fn judge(report: &Report) -> Result<(), Error> {
     let outcome = &report.outcome;
     let place = outcome.guest.place;
     if outcome.ending == Ending::Completed && place == Place::Destination {
-        return Ok(());
+        return match &outcome.stopped {
+            None => Ok(()),
+            Some(why) => Err(Error::Stopped(printable(why))),
+        };
     }
     let what = match (&outcome.ending, &report.proxy_error) {
         (Ending::Completed, _) => "is complete, says QEMU, but".to_owned(),
