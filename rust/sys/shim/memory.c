@@ -52,7 +52,10 @@ unsigned long twinpage_shim_cgroup_pages_left(void *mm)
 }
 
 #ifdef CONFIG_NUMA
-/* Pages of a node that can be had without swapping, less those that stay free. */
+/*
+ * Pages of a node that can be had without swapping, less those that stay free:
+ * for the node, and below the marks at which the kernel begins to look for more.
+ */
 static long node_room(int nid)
 {
 	pg_data_t *node = NODE_DATA(nid);
@@ -61,9 +64,12 @@ static long node_room(int nid)
 
 	for (i = 0; i < MAX_NR_ZONES; i++) {
 		struct zone *zone = &node->node_zones[i];
+		long free = zone_page_state(zone, NR_FREE_PAGES) +
+			    zone_page_state(zone, NR_ZONE_INACTIVE_FILE);
+		long kept = high_wmark_pages(zone) +
+			    zone->lowmem_reserve[MAX_NR_ZONES - 1];
 
-		room += zone_page_state(zone, NR_FREE_PAGES);
-		room += zone_page_state(zone, NR_ZONE_INACTIVE_FILE);
+		room += max(free - kept, 0L);
 	}
 	return room;
 }
