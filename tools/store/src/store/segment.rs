@@ -18,6 +18,11 @@ use std::path::{
     Path,
     PathBuf, //
 };
+use std::sync::atomic::{
+    AtomicU16,
+    Ordering, //
+};
+use std::sync::OnceLock;
 
 use redb::{
     Database,
@@ -62,6 +67,9 @@ pub(super) struct Segment {
     pages_path: PathBuf,
     pages: File,
     used: Option<File>,
+    /// The days of last use as they were when one was noted first, and those noted since: two bytes
+    /// a page are little, and the file need not be asked for each page.
+    noted: OnceLock<Vec<AtomicU16>>,
     // Goes before the database that it reads.
     table: ReadOnlyTable<&'static [u8; 32], u32>,
     _database: Database,
@@ -103,6 +111,7 @@ impl Segment {
             pages_path,
             pages,
             used: open_used(&directory.part(Part::Used, entry.number), entry.pages),
+            noted: OnceLock::new(),
             table,
             _database: database,
         };
@@ -219,12 +228,22 @@ impl Segment {
     /// Notes that the page in `slot` was used on `day`. At most one write a page and day; it is
     /// no failure when it cannot be written, the page only looks older.
     pub(super) fn touch(&self, slot: u32, day: u16) {
-        if let (Some(used), Ok(last)) = (&self.used, self.day(slot)) {
-            if last < day {
-                let at = u64::from(slot) * DAY_BYTES;
-                // Nothing depends on it, as said above.
-                let _ = used.write_all_at(&day.to_le_bytes(), at);
-            }
+        let noted = self.noted.get_or_init(|| self.all_days());
+        let last = noted.get(slot as usize);
+        let is_new = last.is_some_and(|last| last.fetch_max(day, Ordering::Relaxed) < day);
+        if let (Some(used), true) = (&self.used, is_new) {
+            let at = u64::from(slot) * DAY_BYTES;
+            // Nothing depends on it, as said above.
+            let _ = used.write_all_at(&day.to_le_bytes(), at);
+        }
+    }
+
+    /// The days of last use of all pages; empty when they are not known.
+    fn all_days(&self) -> Vec<AtomicU16> {
+        let mut days = Vec::new();
+        match self.used.is_some() && self.days(&mut |day| days.push(day.into())).is_ok() {
+            true => days,
+            false => Vec::new(),
         }
     }
 
