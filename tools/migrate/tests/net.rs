@@ -553,6 +553,37 @@ fn read_pattern(reader: &mut impl Read) -> usize {
 }
 
 #[test]
+fn parts_arrive_in_order_however_they_are_cut() {
+    const LEN: usize = 4 << 20;
+    let rate = NonZeroU64::new(1 << 30).map(RateLimit::new);
+    let ways = [psk(), Security::Insecure].into_iter();
+    let ways = ways.flat_map(|security| [(security.clone(), None), (security, rate.clone())]);
+    for (security, limit) in ways {
+        let (near, far) = pair(&security);
+        let (_near_reader, mut writer) = near.split();
+        let (mut reader, _far_writer) = far.split();
+        let reading = thread::spawn(move || read_pattern(&mut reader));
+        writer.set_limit(limit);
+        let mut bytes = vec![0; LEN];
+        pattern(0, &mut bytes);
+        let sizes = [0, 1, 4096, 9, 4096, 0, 65536, 65535, 1, 70_000, 200_000];
+        let mut sizes = sizes.into_iter().cycle();
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let mut parts = Vec::new();
+            for size in sizes.by_ref().take(7) {
+                let (part, after) = rest.split_at(size.min(rest.len()));
+                parts.push(part);
+                rest = after;
+            }
+            writer.write_parts(&parts).unwrap();
+        }
+        writer.finish().unwrap();
+        assert_eq!(reading.join().unwrap(), LEN);
+    }
+}
+
+#[test]
 fn both_sides_may_write_a_lot_at_once() {
     const LEN: usize = 40 << 20;
     for security in [psk(), Security::Insecure] {

@@ -103,19 +103,30 @@ impl Compressor {
         })
     }
 
-    /// Whether to compress a block of the operations `raw`, of which `content` bytes are pages and
-    /// literals.
-    pub(crate) fn wants(&mut self, raw: &[u8], content: usize) -> bool {
-        if !judged(raw, content) {
-            return true;
-        }
+    /// Whether to store a block without a look at it: its operations are `raw` bytes, of which
+    /// `content` are pages and literals.
+    pub(crate) fn passes(&mut self, raw: usize, content: usize) -> bool {
         let State::Stored { left, pause } = self.state else {
-            return true;
+            return false;
         };
-        if let Some(left) = left.checked_sub(1) {
-            self.state = State::Stored { left, pause };
+        if left == 0 || !judged(raw, content) {
             return false;
         }
+        self.state = State::Stored {
+            left: left - 1,
+            pause,
+        };
+        true
+    }
+
+    /// Whether to compress a block of the operations `raw` that did not pass.
+    pub(crate) fn wants(&mut self, raw: &[u8], content: usize) -> bool {
+        if !judged(raw.len(), content) {
+            return true;
+        }
+        let State::Stored { pause, .. } = self.state else {
+            return true;
+        };
         if self.sample_shrinks(raw) {
             return true;
         }
@@ -150,7 +161,7 @@ impl Compressor {
             }
             out.reserve(PAGE_BYTES);
         }
-        if judged(raw, content) {
+        if judged(raw.len(), content) {
             self.learn(raw.len(), out.len() - before);
         }
         Ok(())
@@ -187,8 +198,8 @@ impl Compressor {
 }
 
 /// Whether a block tells something of the memory that is sent.
-fn judged(raw: &[u8], content: usize) -> bool {
-    content >= JUDGED_BYTES && content > raw.len() / 2
+fn judged(raw: usize, content: usize) -> bool {
+    content >= JUDGED_BYTES && content > raw / 2
 }
 
 /// The error of a failed compression.

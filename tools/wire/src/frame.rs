@@ -16,6 +16,7 @@ use crate::error::{
     Error,
     Fault, //
 };
+use crate::lent::LentPages;
 use crate::limits;
 use crate::page::{
     Page,
@@ -183,8 +184,10 @@ impl fmt::Display for Kind {
 pub struct Frame {
     /// What it is.
     kind: Kind,
-    /// Header and payload.
+    /// Header and payload, without the pages that lie elsewhere.
     pub(crate) bytes: Vec<u8>,
+    /// Those pages.
+    pub(crate) lent: LentPages,
     /// What enters the running hash in place of the payload of a block.
     pub(crate) transcript: Option<[u8; CHAIN_BYTES]>,
 }
@@ -209,17 +212,24 @@ impl Frame {
         Ok(Self {
             kind,
             bytes,
+            lent: LentPages::default(),
             transcript: None,
         })
     }
 
-    /// A block: `bytes` has room for the header in front of the payload.
-    pub(crate) fn block(mut bytes: Vec<u8>, transcript: [u8; CHAIN_BYTES]) -> Self {
-        let payload = bytes.len() - HEADER_BYTES;
+    /// A block: `bytes` has room for the header in front of the payload, and `lent` are the pages
+    /// that belong into it.
+    pub(crate) fn block(
+        mut bytes: Vec<u8>,
+        lent: LentPages,
+        transcript: [u8; CHAIN_BYTES],
+    ) -> Self {
+        let payload = bytes.len() - HEADER_BYTES + lent.bytes();
         bytes[..HEADER_BYTES].copy_from_slice(&header(Kind::Block, payload));
         Self {
             kind: Kind::Block,
             bytes,
+            lent,
             transcript: Some(transcript),
         }
     }
@@ -233,6 +243,7 @@ impl Frame {
         Self {
             kind: Kind::Heal,
             bytes,
+            lent: LentPages::default(),
             transcript: None,
         }
     }
@@ -253,7 +264,7 @@ impl Frame {
 
     /// Bytes that it takes on the wire.
     pub fn wire_bytes(&self) -> usize {
-        self.bytes.len() + CHAIN_BYTES
+        self.bytes.len() + self.lent.bytes() + CHAIN_BYTES
     }
 }
 

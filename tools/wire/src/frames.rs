@@ -20,6 +20,7 @@ use crate::hello::{
     Hello,
     SessionId, //
 };
+use crate::lent::Spread;
 use crate::message::Message;
 
 /// The sending end of the running hash of one direction.
@@ -38,12 +39,25 @@ impl Sealer {
 
     /// All bytes of `frame`. Frames have to be written in the order in which they are sealed.
     pub fn seal(&mut self, frame: Frame) -> Vec<u8> {
+        let spread = self.seal_spread(frame);
+        match spread.lent.bytes() {
+            0 => spread.bytes,
+            _ => spread.parts().collect::<Vec<_>>().concat(),
+        }
+    }
+
+    /// The same, with the pages left where they lie.
+    pub fn seal_spread(&mut self, frame: Frame) -> Spread {
         let mut bytes = frame.bytes;
         let (header, payload) = bytes.split_at(HEADER_BYTES);
+        // Only blocks have pages that lie elsewhere, and they have a transcript.
         let content = frame.transcript.as_ref().map_or(payload, |hash| hash);
         self.value = chain::next(&self.value, header, content);
         bytes.extend_from_slice(&self.value);
-        bytes
+        Spread {
+            bytes,
+            lent: frame.lent,
+        }
     }
 }
 

@@ -25,6 +25,7 @@ mod filter;
 mod frame;
 mod frames;
 mod hello;
+mod lent;
 pub mod limits;
 mod message;
 mod op;
@@ -78,6 +79,11 @@ pub use hello::{
     Role,
     SessionId,
     VERSION, //
+};
+pub use lent::{
+    LentPage,
+    Memory,
+    Spread, //
 };
 pub use message::{
     Message,

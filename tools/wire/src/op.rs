@@ -16,6 +16,7 @@
 //! Predicted is the page after that of the last record with an offset, and 0 at the beginning.
 
 use crate::digest::Digest;
+use crate::lent::LentPage;
 use crate::page::{
     Page,
     PAGE_BYTES,
@@ -72,6 +73,15 @@ pub enum Op<'a> {
         digest: &'a Digest,
         /// Its bytes.
         page: &'a Page,
+    },
+    /// A page that is left where it lies until it is written. It becomes the same as [`Op::Page`].
+    LentPage {
+        /// The header in front of it.
+        header: Header,
+        /// The digest of the page.
+        digest: &'a Digest,
+        /// The page.
+        page: LentPage<'a>,
     },
     /// A page that the receiver probably has.
     Reference {

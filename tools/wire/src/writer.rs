@@ -28,6 +28,7 @@ use crate::frame::{
     CHAIN_BYTES,
     HEADER_BYTES, //
 };
+use crate::lent::LentPages;
 use crate::limits;
 use crate::op::{
     after,
@@ -103,8 +104,12 @@ pub struct BlockWriter {
     compressor: Option<Compressor>,
     /// Room for two headers, then the operations of the open block.
     buffer: Vec<u8>,
-    /// Where pages begin in the operations.
+    /// Where pages begin in them.
     bodies: Vec<u32>,
+    /// Pages of the open block that lie elsewhere.
+    lent: LentPages,
+    /// The operations with those pages in them, to be compressed.
+    joined: Vec<u8>,
     /// Digests of pages, references and back references of the open block.
     digests: [Vec<Digest>; 3],
     /// Where the literal begins that the last operation is, if it is one.
@@ -143,6 +148,8 @@ impl BlockWriter {
             compressor,
             buffer: vec![0; FRONT],
             bodies: Vec::new(),
+            lent: LentPages::default(),
+            joined: Vec::new(),
             digests: Default::default(),
             literal: None,
             zeros: None,
@@ -191,6 +198,17 @@ impl BlockWriter {
                 self.digests[0].push(*digest);
                 0
             }
+            Op::LentPage {
+                header,
+                digest,
+                page,
+            } => {
+                self.page(code::PAGE, header);
+                self.lent.push(self.buffer.len(), page);
+                self.content += PAGE_BYTES;
+                self.digests[0].push(*digest);
+                0
+            }
             Op::Reference { header, digest } => {
                 self.page(code::REFERENCE, header);
                 self.digests[1].push(*digest);
@@ -214,9 +232,14 @@ impl BlockWriter {
 
     /// Whether the open block is full.
     pub fn is_full(&self) -> bool {
-        self.buffer.len() - FRONT >= self.limits.raw
+        self.raw_bytes() >= self.limits.raw
             || self.stream >= self.limits.stream as u64
             || self.ops + usize::from(self.zeros.is_some()) >= self.limits.ops
+    }
+
+    /// Bytes of the operations of the open block.
+    fn raw_bytes(&self) -> usize {
+        self.buffer.len() - FRONT + self.lent.bytes()
     }
 
     /// Whether nothing is in the open block.
@@ -256,27 +279,28 @@ impl BlockWriter {
         if self.ops == 0 {
             return Ok(None);
         }
-        let raw = self.buffer.len() - FRONT;
+        let raw = self.raw_bytes();
         let mut wire = self.spare.pop().unwrap_or_default();
         wire.clear();
         let compressed = self.compress(&mut wire)?;
-        let (ops, flags) = if compressed {
-            (&wire, 1)
-        } else {
-            (&self.buffer, 0)
+        let (flags, travel) = match compressed {
+            true => (1, wire.len() - FRONT),
+            false => (0, raw),
         };
-        let ops = &ops[FRONT..];
-        let header = block_header(flags, raw, ops.len(), self.digests[1].len());
+        let header = block_header(flags, raw, travel, self.digests[1].len());
         let [pages, references, backs] = &self.digests;
         let transcript = Transcript {
             header: &header,
-            checksum: compressed.then(|| XxHash64::oneshot(0, ops)),
+            checksum: compressed.then(|| XxHash64::oneshot(0, &wire[FRONT..])),
             raw: &self.buffer[FRONT..],
             bodies: &self.bodies,
             digests: [pages, references, backs],
         };
         let hash = transcript.hash();
-        if !compressed {
+        let mut lent = std::mem::take(&mut self.lent);
+        if compressed {
+            lent = LentPages::default();
+        } else {
             wire.resize(FRONT, 0);
             std::mem::swap(&mut wire, &mut self.buffer);
             self.totals.stored += 1;
@@ -286,7 +310,7 @@ impl BlockWriter {
             .iter()
             .for_each(|digest| wire.extend_from_slice(&digest.0));
         wire[HEADER_BYTES..FRONT].copy_from_slice(&header);
-        let frame = Frame::block(wire, hash);
+        let frame = Frame::block(wire, lent, hash);
         self.totals.blocks += 1;
         self.totals.raw_bytes += raw as u64;
         self.totals.stream_bytes += self.stream;
@@ -297,10 +321,21 @@ impl BlockWriter {
 
     /// Compresses the open block into `wire`, if that is worth it.
     fn compress(&mut self, wire: &mut Vec<u8>) -> Result<bool, Error> {
+        let raw = self.raw_bytes();
         let Some(compressor) = &mut self.compressor else {
             return Ok(false);
         };
-        let raw = &self.buffer[FRONT..];
+        if compressor.passes(raw, self.content) {
+            return Ok(false);
+        }
+        let mut whole = &self.buffer;
+        if self.lent.bytes() > 0 {
+            self.joined.clear();
+            let parts = self.lent.parts(&self.buffer);
+            parts.for_each(|part| self.joined.extend_from_slice(part));
+            whole = &self.joined;
+        }
+        let raw = &whole[FRONT..];
         if !compressor.wants(raw, self.content) {
             return Ok(false);
         }
@@ -327,11 +362,7 @@ impl BlockWriter {
         let mut taken = 0;
         while taken < bytes.len() && !self.is_full() {
             self.close_zeros();
-            let raw = self
-                .limits
-                .raw
-                .saturating_sub(self.buffer.len() - FRONT)
-                .max(1);
+            let raw = self.limits.raw.saturating_sub(self.raw_bytes()).max(1);
             let stream = self.limits.stream - self.stream as usize;
             let at = self.open_literal();
             let len = self.buffer.len() - at - 2;

@@ -62,18 +62,38 @@ impl LinkWriter {
         if let Some(mut records) = self.shared.records() {
             records.close(&mut self.sealed)?;
         }
-        self.transmit(&[IoSlice::new(&self.sealed)])
+        self.transmit(&[&self.sealed[..]])
             .map_err(|error| self.shared.explain(error))?;
         self.shared.socket.shutdown(Shutdown::Write);
         Ok(())
     }
 
+    /// Writes all bytes of `parts`, as one write.
+    ///
+    /// # Errors
+    ///
+    /// As for writing.
+    pub fn write_parts(&mut self, parts: &[&[u8]]) -> io::Result<()> {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        if self.pending.len() + len >= BATCH {
+            return self.send(parts);
+        }
+        parts
+            .iter()
+            .for_each(|part| self.pending.extend_from_slice(part));
+        Ok(())
+    }
+
     /// Sends the pending bytes and then `more`.
-    fn send(&mut self, more: &[u8]) -> io::Result<()> {
+    fn send(&mut self, more: &[&[u8]]) -> io::Result<()> {
         let pending = std::mem::take(&mut self.pending);
+        let parts: Vec<_> = [&pending[..]]
+            .into_iter()
+            .chain(more.iter().copied())
+            .collect();
         let result = match self.shared.is_sealed() {
-            true => self.send_sealed(&pending, more),
-            false => self.transmit(&[IoSlice::new(&pending), IoSlice::new(more)]),
+            true => self.send_sealed(&parts),
+            false => self.transmit(&parts),
         };
         self.pending = pending;
         self.pending.clear();
@@ -81,35 +101,24 @@ impl LinkWriter {
     }
 
     /// Encrypts and sends a batch at a time.
-    fn send_sealed(&mut self, mut pending: &[u8], mut more: &[u8]) -> io::Result<()> {
-        while pending.len() + more.len() > 0 {
-            let (first, rest) = pending.split_at(pending.len().min(BATCH));
-            pending = rest;
-            let (second, rest) = more.split_at(more.len().min(BATCH - first.len()));
-            more = rest;
+    fn send_sealed(&mut self, parts: &[&[u8]]) -> io::Result<()> {
+        in_batches(parts, BATCH, |batch| {
             self.sealed.clear();
             if let Some(mut records) = self.shared.records() {
-                records.seal(
-                    &[IoSlice::new(first), IoSlice::new(second)],
-                    &mut self.sealed,
-                )?;
+                records.seal(batch, &mut self.sealed)?;
             }
-            self.transmit(&[IoSlice::new(&self.sealed)])?;
-        }
-        Ok(())
+            self.transmit(&[&self.sealed[..]])
+        })
     }
 
     /// Writes all bytes of `parts` to the socket, no faster than the limit.
-    fn transmit(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+    fn transmit(&self, parts: &[&[u8]]) -> io::Result<()> {
         match &self.limit {
-            None => self.transmit_at_once(&mut parts.to_vec()),
-            Some(limit) => {
-                for chunk in parts.iter().flat_map(|part| part.chunks(limit.chunk())) {
-                    limit.take(chunk.len());
-                    self.transmit_at_once(&mut [IoSlice::new(chunk)])?;
-                }
-                Ok(())
-            }
+            None => self.transmit_at_once(&mut slices(parts)),
+            Some(limit) => in_batches(parts, limit.chunk(), |batch| {
+                limit.take(batch.iter().map(|part| part.len()).sum());
+                self.transmit_at_once(batch)
+            }),
         }
     }
 
@@ -136,11 +145,7 @@ impl LinkWriter {
 
 impl Write for LinkWriter {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        if self.pending.len() + buffer.len() < BATCH {
-            self.pending.extend_from_slice(buffer);
-        } else {
-            self.send(buffer)?;
-        }
+        self.write_parts(&[buffer])?;
         Ok(buffer.len())
     }
 
@@ -149,6 +154,38 @@ impl Write for LinkWriter {
             true => Ok(()),
             false => self.send(&[]),
         }
+    }
+}
+
+/// What the system and TLS take.
+fn slices<'a>(parts: &[&'a [u8]]) -> Vec<IoSlice<'a>> {
+    parts.iter().map(|part| IoSlice::new(part)).collect()
+}
+
+/// Calls `each` with `parts` in order, at most `most` bytes at once.
+fn in_batches(
+    parts: &[&[u8]],
+    most: usize,
+    mut each: impl FnMut(&mut [IoSlice<'_>]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut batch = Vec::new();
+    let mut room = most;
+    for mut part in parts.iter().copied() {
+        while part.len() >= room {
+            let (now, rest) = part.split_at(room);
+            batch.push(now);
+            each(&mut slices(&batch))?;
+            batch.clear();
+            (part, room) = (rest, most);
+        }
+        if !part.is_empty() {
+            batch.push(part);
+            room -= part.len();
+        }
+    }
+    match batch.is_empty() {
+        true => Ok(()),
+        false => each(&mut slices(&batch)),
     }
 }
 

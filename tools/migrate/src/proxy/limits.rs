@@ -25,14 +25,15 @@ pub const BLOCK_STREAM_BYTES: usize = 1 << 20;
 /// For each channel, with C = `dictionary_pages`, S = `stream_window`, W = `wire_window`:
 ///
 /// - the sender holds at most 2 S of the stream (for pages that the receiver may ask for), 10
-///   chunks of 256 KiB before the encoder, 10 blocks of at most 2 MiB after it, and 128 bytes for
-///   each of the C entries of its dictionary;
+///   chunks of 256 KiB before the encoder, 10 blocks of at most 2.5 MiB after it (with the chunks
+///   that their pages lie in, which are half full at least), and 128 bytes for each of the C
+///   entries of its dictionary;
 /// - the receiver holds at most 2 S of pages and literals, W of blocks that are not decoded yet,
 ///   C * 5552 bytes of dictionary (pages stay in the memory that they came in, if they are three
 ///   quarters of it at least), and 20 blocks of at most 2 MiB that are in work or kept to be used
 ///   again.
 ///
-/// With the defaults that is 90 MiB and 200 MiB at most; what is allocated grows with what is used.
+/// With the defaults that is 95 MiB and 200 MiB at most; what is allocated grows with what is used.
 /// Once for all channels: the filter (`filter_bytes`, twice that while it arrives).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {

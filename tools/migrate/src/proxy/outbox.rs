@@ -176,30 +176,32 @@ impl Writer {
     /// Writes one frame.
     fn write(&mut self, frame: Frame) -> io::Result<()> {
         let is_block = is_block(&frame);
-        let bytes = self.sealer.seal(frame);
+        let spread = self.sealer.seal_spread(frame);
+        let bytes = spread.wire_bytes() as u64;
+        let parts: Vec<_> = spread.parts().collect();
         let progress = &self.channel.session.progress;
-        // One that may complete the destination is stopped even in the middle.
-        let part = match is_block && progress.was_complete() {
-            true => PART_BYTES,
-            false => bytes.len(),
-        };
-        for (n, part) in bytes.chunks(part.max(1)).enumerate() {
-            if n > 0 && self.channel.failed() {
-                return Err(io::Error::other(
-                    "The session failed in the middle of a block",
-                ));
+        if is_block && progress.was_complete() {
+            // It may complete the destination, so it is stopped even in the middle.
+            for part in parts.iter().flat_map(|part| part.chunks(PART_BYTES)) {
+                if self.channel.failed() {
+                    let reason = "The session failed in the middle of a block";
+                    return Err(io::Error::other(reason));
+                }
+                self.link.write_all(part)?;
             }
-            self.link.write_all(part)?;
+        } else {
+            self.link.write_parts(&parts)?;
         }
         self.link.flush()?;
         match self.direction {
-            Sent::Forth => progress.wire_bytes.add(bytes.len() as u64),
-            Sent::Back => progress.return_wire_bytes.add(bytes.len() as u64),
+            Sent::Forth => progress.wire_bytes.add(bytes),
+            Sent::Back => progress.return_wire_bytes.add(bytes),
         }
+        let buffer = spread.into_buffer();
         if is_block {
             let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
             if written.len() < QUEUE_FRAMES {
-                written.push(bytes);
+                written.push(buffer);
             }
         }
         Ok(())

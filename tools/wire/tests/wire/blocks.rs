@@ -52,6 +52,28 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(80))]
+
+    #[test]
+    fn pages_that_lie_elsewhere_become_the_same_bytes(
+        steps in prop::collection::vec(steps(500), 0..300),
+        compression in compressions(),
+        raw in prop_oneof![1..100_000_usize, Just(limits::BLOCK_RAW)],
+    ) {
+        let [copied, lent] = [false, true].map(|lends| {
+            let writer = BlockWriter::new(compression).expect("a writer");
+            let limits = BlockLimits { raw, ..BlockLimits::default() };
+            let mut sender = Sender::new(writer.with_limits(limits), 30);
+            sender.lends = lends;
+            sender.steps(&steps);
+            (sender.bytes(), sender.writer.totals())
+        });
+        prop_assert!(copied.0 == lent.0);
+        prop_assert_eq!(copied.1, lent.1);
+    }
+}
+
 /// A sender of full blocks.
 fn sender(compression: Compression) -> Sender {
     Sender::new(BlockWriter::new(compression).expect("a writer"), 0)

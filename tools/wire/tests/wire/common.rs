@@ -36,6 +36,8 @@ use twinpage_wire::{
     Hello,
     Incoming,
     Item,
+    LentPage,
+    Memory,
     Message,
     Op,
     Page,
@@ -152,6 +154,8 @@ pub struct Sender {
     pub meanings: Vec<Meaning>,
     /// Bytes of the stream in finished blocks.
     finished: usize,
+    /// Pages are left where they lie until they are written.
+    pub lends: bool,
 }
 
 impl Sender {
@@ -164,6 +168,7 @@ impl Sender {
             stream: Vec::new(),
             meanings: Vec::new(),
             finished: 0,
+            lends: false,
         };
         sender.send(&Message::Hello(hello()));
         sender
@@ -257,9 +262,18 @@ impl Sender {
             return;
         }
         let page = &bytes;
+        let memory: Memory = Arc::new([&[1; 7][..], page].concat());
         let (op, meaning) = if known {
             let op = Op::Reference { header, digest };
             (op, Meaning::Reference(header, *digest))
+        } else if self.lends && n % 4 > 0 {
+            assert!(LentPage::new(&memory, 8).is_none());
+            let op = Op::LentPage {
+                header,
+                digest,
+                page: LentPage::new(&memory, 7).expect("a page"),
+            };
+            (op, Meaning::Page(header, *digest))
         } else {
             let op = Op::Page {
                 header,

@@ -107,6 +107,12 @@ pub fn piece_bytes(piece: &Piece) -> usize {
     }
 }
 
+impl AsRef<[u8]> for Chunk {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes(0, self.filled)
+    }
+}
+
 impl Drop for Chunk {
     fn drop(&mut self) {
         self.shelf.put(std::mem::take(&mut self.buffer));

@@ -23,9 +23,10 @@ use twinpage_wire::{
     BlockWriter,
     Digest,
     Filter,
+    LentPage,
+    Memory,
     Message,
     Op,
-    Page,
     SenderDictionary,
     PAGE_BYTES, //
 };
@@ -160,6 +161,9 @@ impl Encoder {
     fn encode(&mut self, chunk: &Arc<Chunk>, bodies: &[Body]) -> Result<(), Halt> {
         let mut tally = Tally::default();
         let mut bodies = bodies.iter();
+        let lent = chunk
+            .is_worth_keeping()
+            .then(|| Arc::clone(chunk) as Memory);
         let mut at = 0;
         for piece in &chunk.pieces {
             let length = piece_bytes(piece);
@@ -177,6 +181,7 @@ impl Encoder {
                     let body = bodies.next().ok_or_else(|| self.bug())?;
                     let place = Place {
                         chunk,
+                        lent: lent.as_ref(),
                         at,
                         length,
                         header: *offset,
@@ -232,12 +237,8 @@ impl Encoder {
             self.put(Op::Reference { header, digest })?;
         } else {
             tally.sent += 1;
-            let page = place.page().ok_or_else(|| self.bug())?;
-            self.put(Op::Page {
-                header,
-                digest,
-                page,
-            })?;
+            let op = place.op(digest).ok_or_else(|| self.bug())?;
+            self.put(op)?;
         }
         self.dictionary.append(digest);
         Ok(())
@@ -255,8 +256,8 @@ impl Encoder {
     /// Keeps a page that is about to be referenced; its bytes end at the current position.
     fn keep(&self, place: &Place) -> bool {
         let number = self.writer.next_reference();
-        let at = place.at + place.length - PAGE_BYTES;
-        self.flow.kept.push(number, self.position, place.chunk, at)
+        let (chunk, at) = (place.chunk, place.body());
+        self.flow.kept.push(number, self.position, chunk, at)
     }
 
     /// Before the first page: waits for the filter, with everything before it sent.
@@ -429,6 +430,8 @@ impl Encoder {
 struct Place<'a> {
     /// The chunk.
     chunk: &'a Arc<Chunk>,
+    /// The same, if it may be kept until its pages were written.
+    lent: Option<&'a Memory>,
     /// Where its header or, without one, its body begins.
     at: usize,
     /// Bytes of both.
@@ -438,8 +441,25 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// The body.
-    fn page(&self) -> Option<&Page> {
-        self.chunk.page(self.at + self.length - PAGE_BYTES)
+    /// Where the body begins.
+    fn body(&self) -> usize {
+        self.at + self.length - PAGE_BYTES
+    }
+
+    /// What sends the page.
+    fn op<'b>(&'b self, digest: &'b Digest) -> Option<Op<'b>> {
+        let header = self.header;
+        Some(match self.lent {
+            Some(memory) => Op::LentPage {
+                header,
+                digest,
+                page: LentPage::new(memory, self.body())?,
+            },
+            None => Op::Page {
+                header,
+                digest,
+                page: self.chunk.page(self.body())?,
+            },
+        })
     }
 }
