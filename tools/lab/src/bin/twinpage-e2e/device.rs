@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::sync::Barrier;
 
 use tinyvm::{
     Backing,
@@ -12,6 +13,7 @@ use tinyvm::{
     Vm, //
 };
 use twinpage_lab::module::{
+    self,
     uapi,
     Merged,
     Stats, //
@@ -50,6 +52,11 @@ pub const TESTS: &[Test] = &[
         name: "fields_that_must_be_zero_must_be_zero",
         seconds: 60,
         run: fields_that_must_be_zero_must_be_zero,
+    },
+    Test {
+        name: "a_detach_beside_another_says_what_is_still_merged",
+        seconds: 300,
+        run: a_detach_beside_another_says_what_is_still_merged,
     },
     Test {
         name: "memory_of_an_attached_vm_is_refused",
@@ -155,6 +162,47 @@ fn fields_that_must_be_zero_must_be_zero() -> Outcome {
     let result = host.device().ioctl(uapi::IOC_READ, &mut read);
     fails_with("a read with a reserved field", result, libc::EINVAL)?;
     ensure!(guest.stats()?.get("domain")? == DOMAIN, "{}", guest.told());
+    Ok(())
+}
+
+/// Giving many pages back takes long enough for a second detach to come in between.
+fn a_detach_beside_another_says_what_is_still_merged() -> Outcome {
+    const PAGES: usize = 16_384;
+    let host = Host::new()?;
+    let guest = host.guest(PAGES, Backing::Small, PRIVATE)?;
+    guest.fill_with(|page| page as u64 % 16 + 1);
+    // A copy serves 256 pages at most.
+    host.until_saved(&[&guest], PAGES * 99 / 100)?;
+    module::set("run", 0)?;
+    let both = Barrier::new(2);
+    let detach = || {
+        both.wait();
+        host.device().detach(guest.id(), Merged::Unmerge)
+    };
+    let results = std::thread::scope(|scope| {
+        let other = scope.spawn(detach);
+        let own = detach();
+        other.join().map(|other| [own, other])
+    });
+    let Ok(results) = results else {
+        return Err(Failure::Failed("a thread has panicked".into()));
+    };
+    println!("{results:?}");
+    let (done, refused): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+    let ([Ok(done)], [Err((error, refused))]) = (&done[..], &refused[..]) else {
+        return Err(Failure::Failed("not one of them was refused".into()));
+    };
+    ensure!(error.raw_os_error() == Some(libc::EBUSY), "{error}");
+    ensure!(refused.unmerged == 0, "it has unmerged: {refused:?}");
+    ensure!(
+        refused.remaining > 0 && refused.remaining <= PAGES as u64,
+        "{refused:?} of {PAGES} pages"
+    );
+    ensure!(done.remaining == 0, "{done:?}");
+    ensure!(
+        done.unmerged >= refused.remaining,
+        "{done:?} after {refused:?}"
+    );
     Ok(())
 }
 
