@@ -68,3 +68,12 @@ pub fn keep_lists_short() -> io::Result<()> {
 pub fn available_kib() -> io::Result<u64> {
     field("/proc/meminfo", "MemAvailable")
 }
+
+/// Processes that the kernel has killed for want of memory.
+///
+/// # Errors
+///
+/// No `/proc/vmstat`.
+pub fn oom_kills() -> io::Result<u64> {
+    field("/proc/vmstat", "oom_kill")
+}

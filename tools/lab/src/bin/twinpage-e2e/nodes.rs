@@ -3,6 +3,10 @@
 //! Hosts with several NUMA nodes.
 
 use std::fs;
+use std::io::{
+    Read,
+    Write, //
+};
 use std::sync::atomic::{
     AtomicBool,
     Ordering, //
@@ -16,8 +20,14 @@ use tinyvm::{
     Backing,
     Memory, //
 };
-use twinpage_lab::module;
-use twinpage_lab::process::field;
+use twinpage_lab::module::{
+    self,
+    Merged, //
+};
+use twinpage_lab::process::{
+    field,
+    oom_kills, //
+};
 use twinpage_lab::tap::{
     Failure,
     Outcome,
@@ -31,6 +41,8 @@ use twinpage_lab::{
 use crate::host::{
     common_frames,
     fill,
+    in_child,
+    pipe,
     saved_pages,
     Guest,
     Host,
@@ -49,6 +61,11 @@ pub const TESTS: &[Test] = &[
         name: "merge_across_nodes_decides_whether_nodes_share",
         seconds: 180,
         run: merge_across_nodes_decides_whether_nodes_share,
+    },
+    Test {
+        name: "unmerging_memory_bound_to_a_full_node_kills_nobody",
+        seconds: 300,
+        run: unmerging_memory_bound_to_a_full_node_kills_nobody,
     },
     Test {
         name: "pages_that_numa_balancing_watches_merge",
@@ -161,6 +178,75 @@ fn merge_across_nodes_decides_whether_nodes_share() -> Outcome {
         guest.check_with(|page| page as u64 + 1)?;
     }
     Ok(())
+}
+
+/// Memory that must be on one node.
+fn bound(mib: usize, node: usize) -> Result<Memory, Failure> {
+    let memory = Memory::new(mib * 256, Backing::Small)?;
+    let nodes = 1_u64 << node;
+    // SAFETY: the range is that of the mapping, and the mask has as many bits as the call is told.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mbind,
+            memory.address(),
+            mib << 20,
+            libc::MPOL_BIND,
+            &raw const nodes,
+            64,
+            0,
+        )
+    };
+    ensure!(result == 0, "mbind: {}", std::io::Error::last_os_error());
+    Ok(memory)
+}
+
+/// What is free on a node, in MiB.
+fn free_on(node: usize) -> Result<usize, Failure> {
+    let text = fs::read_to_string(format!("/sys/devices/system/node/node{node}/meminfo"))?;
+    let line = text.lines().find(|line| line.contains("MemFree:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(3)?.parse::<usize>().ok());
+    let kib = kib.ok_or_else(|| Failure::Failed(format!("no MemFree in:\n{text}")))?;
+    Ok(kib / 1024)
+}
+
+/// The host has memory, but not where the VM's may be.
+fn unmerging_memory_bound_to_a_full_node_kills_nobody() -> Outcome {
+    const MERGED: usize = 192;
+    several_nodes()?;
+    let key = |page: usize| page as u64 % 7 + 1;
+    let host = Host::new()?;
+    let mut guest = Guest::over(bound(MERGED, 1)?)?;
+    guest.attach(&host, PRIVATE)?;
+    guest.fill_with(key);
+    host.until_saved(&[&guest], MERGED * 256 * 99 / 100)?;
+    module::set("run", 0)?;
+    let kills = oom_kills()?;
+    // Another process takes what merging gave back, but for a part of what unmerging needs.
+    let (mut filled, mut fill_node) = pipe()?;
+    let hog = in_child(|| {
+        let mut work = || -> Outcome {
+            let hog = bound(free_on(1)?.saturating_sub(MERGED / 3), 1)?;
+            for page in 0..hog.pages() {
+                hog.set_word(page, 0, 1 + page as u64);
+            }
+            fill_node.write_all(b"!")?;
+            loop {
+                std::thread::sleep(CONVERGE);
+            }
+        };
+        work().is_ok()
+    })?;
+    filled.read_exact(&mut [0])?;
+    println!("{} MiB free for {MERGED} MiB", free_on(1)?);
+    let result = host.device().detach(guest.id(), Merged::Unmerge);
+    println!("{result:?}, {} MiB free", free_on(1)?);
+    let killed = oom_kills()? - kills;
+    hog.kill()?;
+    ensure!(killed == 0, "unmerging killed {killed} processes");
+    let error = result.err().and_then(|(error, _)| error.raw_os_error());
+    ensure!(error == Some(libc::ENOMEM), "{error:?}");
+    guest.detach(&host, Merged::Unmerge)?;
+    guest.check_with(key)
 }
 
 /// Whether the kernel watches which pages processes use.
