@@ -2,11 +2,15 @@
 
 //! Memory runs short, is swapped out, or breaks.
 
-use std::fs::File;
+use std::fs::{
+    self,
+    File, //
+};
 use std::io::{
     Read,
     Write, //
 };
+use std::os::fd::AsRawFd;
 
 use tinyvm::{
     Backing,
@@ -20,7 +24,8 @@ use twinpage_lab::module::{
 use twinpage_lab::pagemap::Frames;
 use twinpage_lab::process::{
     available_kib,
-    field, //
+    field,
+    oom_kills, //
 };
 use twinpage_lab::tap::{
     Failure,
@@ -34,6 +39,7 @@ use twinpage_lab::{
 
 use crate::host::{
     common_frames,
+    fails_with,
     fill,
     in_child,
     pipe,
@@ -94,11 +100,32 @@ fn merging_gives_memory_back_to_the_host() -> Outcome {
     Ok(())
 }
 
+/// Fails unless some memory is free, about 1/64 of all, and nobody was killed.
+fn stopped_at_the_floor(what: &str, kills: u64) -> Outcome {
+    let floor = field("/proc/meminfo", "MemTotal")? / 64;
+    let free = available_kib()?;
+    println!("{what}: {free} KiB available, the floor is at {floor} KiB");
+    let killed = oom_kills()? - kills;
+    ensure!(killed == 0, "{what} killed {killed} processes");
+    ensure!(
+        free >= floor * 3 / 4,
+        "{what} left {free} KiB, the floor is at {floor} KiB"
+    );
+    Ok(())
+}
+
+/// Whether any VM is attached.
+fn is_attached() -> Result<bool, Failure> {
+    let entries = fs::read_dir(module::DEBUGFS)?;
+    let mut names = entries.flatten().map(|entry| entry.file_name());
+    Ok(names.any(|name| name.to_string_lossy().parse::<u32>().is_ok()))
+}
+
 fn unmerging_stops_before_the_host_runs_out_of_memory() -> Outcome {
     /// MiB that merge to nearly nothing.
     const MERGED: usize = 512;
     let host = Host::new()?;
-    let guest = host.guest(MERGED * 256, Backing::Small, PRIVATE)?;
+    let mut guest = host.guest(MERGED * 256, Backing::Small, PRIVATE)?;
     guest.fill_with(|page| page as u64 % 7 + 1);
     host.until_saved(&[&guest], MERGED * 256 * 99 / 100)?;
     // Another program takes what merging gave back, but for a part of what unmerging needs.
@@ -109,8 +136,11 @@ fn unmerging_stops_before_the_host_runs_out_of_memory() -> Outcome {
         hog.set_word(page, 0, 1 + page as u64);
     }
     println!("{} MiB available for {MERGED} MiB", available_kib()? / 1024);
+    let kills = oom_kills()?;
+    // Nothing is to merge again meanwhile.
+    module::set("run", 0)?;
     let result = host.device().detach(guest.id(), Merged::Unmerge);
-    println!("{result:?}, {} MiB available", available_kib()? / 1024);
+    stopped_at_the_floor("detaching", kills)?;
     let Err((error, detached)) = result else {
         return Err(Failure::Failed(
             "everything was unmerged without memory".into(),
@@ -118,10 +148,26 @@ fn unmerging_stops_before_the_host_runs_out_of_memory() -> Outcome {
     };
     ensure!(error.raw_os_error() == Some(libc::ENOMEM), "{error}");
     ensure!(detached.remaining > 0, "{detached:?}");
+    let left = saved_pages(&[&guest])?;
+    fails_with("run 2", module::set("run", 2), libc::ENOMEM)?;
+    stopped_at_the_floor("run 2", kills)?;
     ensure!(guest.stats().is_ok(), "the VM is no longer attached");
+    module::set("unmerge_on_exit", 1)?;
+    drop(host);
+    module::unload()?;
+    stopped_at_the_floor("unloading", kills)?;
+    // What a step was allowed to take may have been left by then.
+    let now = saved_pages(&[&guest])?;
+    ensure!(now + 4096 > left, "{now} of {left} pages are still merged");
+    // A module that is loaded again does not know these copies, so they would have to come apart.
+    let host = Host::new()?;
+    let attached = host.device().attach(guest.vm()?.as_raw_fd(), PRIVATE);
+    fails_with("attaching", attached, libc::ENOMEM)?;
+    stopped_at_the_floor("attaching", kills)?;
+    ensure!(!is_attached()?, "it was attached all the same");
     drop(hog);
-    let rest = guest.detach(&host, Merged::Unmerge)?;
-    ensure!(rest.remaining == 0, "{rest:?}");
+    module::set("run", 0)?;
+    guest.attach(&host, PRIVATE)?;
     ensure!(saved_pages(&[&guest])? == 0, "some are still merged");
     for page in (0..MERGED * 256).step_by(97) {
         crate::host::check(guest.memory(), page, page as u64 % 7 + 1)?;
