@@ -29,8 +29,8 @@ pub const FIRST_MS: u64 = 1000;
 pub const LONGEST_MS: u64 = 64 * FIRST_MS;
 
 /// Windows within the limit, in a row, after which back-off is short again. A page that was written
-/// to is hashed in one of eight passes, and the pass after that tells whether it was in vain: twice
-/// as many, to be sure of most pages.
+/// to and goes on changing is hashed more and more seldom, down to one in 16 passes: as many, to be
+/// sure of most pages.
 const CALM_WINDOWS: u8 = 16;
 
 const NS_PER_MS: u64 = 1_000_000;

@@ -3,7 +3,7 @@
 //! Gives merged copies that nobody maps back when memory is short.
 //!
 //! Reclaim may run inside an allocation that was made under the mutex, so it only tries to take it:
-//! what cannot be given back now is given back at the end of the pass.
+//! what cannot be given back now the scanner gives back in its next steps.
 
 use super::shared::Shared;
 use crate::sys::shrinker::Shrink;

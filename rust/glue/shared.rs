@@ -250,7 +250,6 @@ impl Shared {
         // Each holds a reference to `self`.
         let exports = core::mem::take(&mut *self.exports.lock());
         drop(exports);
-        self.ring();
     }
 
     /// Gives every merged page of a guest its own copy back.

@@ -221,7 +221,6 @@ fn decode_skip(skip: u32) -> Skip {
         TWINPAGE_SHIM_SKIP_LOCKED => Skip::Locked,
         TWINPAGE_SHIM_SKIP_UFFD => Skip::Uffd,
         TWINPAGE_SHIM_SKIP_NO_VMA => Skip::NoVma,
-        TWINPAGE_SHIM_SKIP_PINNED => Skip::Pinned,
         TWINPAGE_SHIM_SKIP_KSM => Skip::Ksm,
         TWINPAGE_SHIM_SKIP_POISON => Skip::Poison,
         _ => Skip::Special,

@@ -20,7 +20,7 @@ pub(crate) trait Shrink: Send + Sync + 'static {
     /// How many pages could be given back.
     fn count(&self) -> usize;
 
-    /// Gives pages back, looking at no more than `want`; returns how many.
+    /// Gives pages back that `want` of those counted stand for; returns how many.
     fn scan(&self, want: usize) -> usize;
 }
 

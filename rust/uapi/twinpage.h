@@ -151,7 +151,7 @@ enum twinpage_page_state {
 	TWINPAGE_PAGE_MERGED = 2,
 	/* Maps the shared zero page. */
 	TWINPAGE_PAGE_ZERO = 3,
-	/* Cannot be read here (shared or file memory, pinned, ...). No digest. */
+	/* Cannot be read here (shared or file memory, KSM, ...). No digest. */
 	TWINPAGE_PAGE_SKIPPED = 4,
 };
 

@@ -240,7 +240,7 @@ static unsigned long shrink_scan(struct shrinker *s, struct shrink_control *sc)
  * twinpage_shim_shrinker_add - be asked when memory is short.
  * @data: handed to the callbacks.
  * @count: how many pages could be given back; must not sleep.
- * @scan: give back pages, looking at no more than @want; must not wait for a
+ * @scan: give back what @want of those counted stand for; must not wait for a
  *	lock that is held over an allocation. Returns how many were freed.
  *
  * Sleeps.
