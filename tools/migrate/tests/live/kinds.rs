@@ -112,7 +112,7 @@ fn a_guest_that_writes_all_its_memory_arrives() {
 fn xbzrle_passes() {
     // So slow that even a guest that hardly gets to run has written to a page twice by the end.
     let parameters = json!({
-        "max-bandwidth": 10 << 20,
+        "max-bandwidth": 4 << 20,
         "downtime-limit": 1,
         "xbzrle-cache-size": 64 << 20,
     });
