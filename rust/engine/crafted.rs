@@ -11,10 +11,10 @@ use super::xxh64::{
 /// Which word makes up for the first one: the next of its lane.
 const MENDING: usize = 4;
 
-/// Returns what reads the words of a page that begins with `first` and, for this seed, has the hash
-/// of the page of zeroes and the hash of its sample. Whatever words 1 to 3, and those from 5 on, are
-/// changed to, pages that have these in common have their hashes in common, too: the first word of a
-/// lane is free, as the second one can make up for it.
+/// Returns what reads the words of a page that begins with `first` and, for this seed, has the
+/// hash of the page of zeroes and the hash of its sample. Whatever words 1 to 3, and those from 5
+/// on, are changed to, pages that have these in common have their hashes in common, too: the first
+/// word of a lane is free, as the second one can make up for it.
 ///
 /// With another seed it still has that hash now and then: what a word adds to its lane depends on
 /// the seed by two carries only.
@@ -58,8 +58,8 @@ mod tests {
     /// Pages that are equal to others, of each guest; each of the rest differs from all.
     const EQUAL: usize = 8;
 
-    /// Two guests whose pages collide with `class`. Some are equal, and have merged before there are
-    /// others, which could keep them from it; but that is all that these can do.
+    /// Two guests whose pages collide with `class`. Some are equal, and have merged before there
+    /// are others, which could keep them from it; but that is all that these can do.
     fn hostile(class: u64, equal: u64) -> Result<Toy, Untested> {
         let mut toy = Toy::new(2)?;
         for guest in 0..2 {
