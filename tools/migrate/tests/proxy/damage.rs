@@ -170,7 +170,11 @@ fn no_flipped_byte_comes_out() {
                 let harm = Harm::Flip(way, at, 1 << (n % 8));
                 let end = suffer(stream, shelf(), harm);
                 // A frame whose length was made greater is waited for at 16 KiB/s.
-                let most = if end.said.iter().any(is_late) { 200 } else { 20 };
+                let most = if end.said.iter().any(is_late) {
+                    200
+                } else {
+                    20
+                };
                 assert!(
                     end.took < Duration::from_secs(most),
                     "{harm:?}: {:?}",
