@@ -2,8 +2,11 @@
 
 //! The sources of pages that a receiver was told to use, opened anew for each migration.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    Mutex,
+    PoisonError, //
+};
 
 use twinpage_store::{
     Digest,
@@ -44,12 +47,12 @@ pub struct Opener {
 }
 
 /// One source that is wanted.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Wanted {
     /// Merged pages; whether the user named it.
     Module(Named),
-    /// The store in a directory.
-    Store(PathBuf),
+    /// The store in a directory, as it was last opened.
+    Store(Arc<Mutex<Store>>),
     /// The store of the fleet.
     Fleet(FleetOptions),
 }
@@ -68,14 +71,23 @@ impl Opener {
     ///
     /// # Errors
     ///
-    /// `--sources` names a store that no option tells the place of.
+    /// `--sources` names a store that no option tells the place of, or the store in a directory
+    /// cannot be opened.
     pub fn new(
         options: &PageOptions,
         domains: &[DomainName],
         host: &Host,
         speaker: Speaker,
     ) -> Result<Self, Error> {
-        let store = options.store.clone().map(Wanted::Store);
+        let wants_store = |names: &Vec<SourceName>| names.contains(&SourceName::Store);
+        let store = match &options.store {
+            // All of its indexes are read here, while no sender waits.
+            Some(path) if options.sources.as_ref().is_none_or(wants_store) => {
+                let store = Store::open(path, Mode::Read)?;
+                Some(Wanted::Store(Arc::new(Mutex::new(store))))
+            }
+            _ => None,
+        };
         let fleet = fleet(&options.fleet).map(Wanted::Fleet);
         let wanted = match &options.sources {
             None => {
@@ -164,7 +176,7 @@ impl Opener {
                     Ok(None)
                 }
             },
-            Wanted::Store(path) => match Store::open(path, Mode::Read) {
+            Wanted::Store(last) => match as_it_is(last) {
                 Ok(store) => Ok(Some(Box::new(store))),
                 Err(error) => Err(Error::from(error).chain()),
             },
@@ -174,6 +186,14 @@ impl Opener {
             },
         }
     }
+}
+
+/// The store that was `last` opened so, as it is now.
+fn as_it_is(last: &Mutex<Store>) -> Result<Store, SourceError> {
+    // It is replaced as a whole.
+    let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+    *last = last.reopen()?;
+    last.reopen()
 }
 
 /// How to reach the fleet that `options` name.

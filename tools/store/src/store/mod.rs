@@ -20,6 +20,7 @@ mod writer;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{
     SystemTime,
     UNIX_EPOCH, //
@@ -41,6 +42,7 @@ use directory::{
 };
 use manifest::{
     Manifest,
+    SegmentEntry,
     MANIFEST_BYTES, //
 };
 use segment::Segment;
@@ -73,7 +75,8 @@ pub enum Mode {
 pub struct Store {
     directory: Directory,
     manifest: Manifest,
-    segments: Vec<Segment>,
+    // Shared with stores that were opened again.
+    segments: Vec<Arc<Segment>>,
 }
 
 /// What is in a store.
@@ -170,6 +173,20 @@ impl Store {
     /// [`Error::NoStore`], [`Error::Locked`], [`Error::Permissions`], [`Error::Format`],
     /// [`Error::Damaged`], or when it cannot be read.
     pub fn open(path: &Path, mode: Mode) -> Result<Self, Error> {
+        Self::open_with(&[], path, mode)
+    }
+
+    /// Opens the same store for reading, as it is now. Only indexes that are new are read.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Store::open`].
+    pub fn reopen(&self) -> Result<Self, Error> {
+        Self::open_with(&self.segments, self.directory.path(), Mode::Read)
+    }
+
+    /// Opens a store of which some segments are `known`.
+    fn open_with(known: &[Arc<Segment>], path: &Path, mode: Mode) -> Result<Self, Error> {
         let mut directory = Directory::open(path)?;
         if mode == Mode::Write {
             directory.lock()?;
@@ -177,7 +194,7 @@ impl Store {
         let mut manifest = read_manifest(&directory)?;
         let mut tries = 0;
         let segments = loop {
-            match open_segments(&directory, &manifest) {
+            match open_segments(known, &directory, &manifest) {
                 Err(error) if tries < OPEN_TRIES => {
                     let now = read_manifest(&directory)?;
                     if now == manifest {
@@ -202,7 +219,7 @@ impl Store {
 
     /// How many pages it has.
     pub fn pages(&self) -> u64 {
-        self.segments.iter().map(Segment::pages).sum()
+        self.segments.iter().map(|segment| segment.pages()).sum()
     }
 
     /// Begins to load pages. They are in the store after [`finish`](crate::Admit::finish).
@@ -246,7 +263,7 @@ impl Store {
     fn find(&self, digest: &Digest) -> Result<Option<(&Segment, u32)>, Error> {
         for segment in self.segments.iter().rev() {
             if let Some(slot) = segment.find(digest)? {
-                return Ok(Some((segment, slot)));
+                return Ok(Some((segment.as_ref(), slot)));
             }
         }
         Ok(None)
@@ -277,25 +294,10 @@ impl Store {
 
     /// Makes `manifest` the state of the store, and removes what it does not name.
     fn publish(&mut self, manifest: Manifest) -> Result<(), Error> {
-        let mut old: Vec<_> = std::mem::take(&mut self.segments);
-        let written = manifest
-            .encode(&self.directory.manifest_path())
-            .and_then(|bytes| self.directory.replace_manifest(&bytes));
-        if let Err(error) = written {
-            self.segments = old;
-            return Err(error);
-        }
+        let bytes = manifest.encode(&self.directory.manifest_path())?;
+        self.directory.replace_manifest(&bytes)?;
         self.manifest = manifest;
-        for entry in &self.manifest.segments {
-            let same = old
-                .iter()
-                .position(|segment| segment.number() == entry.number);
-            let segment = match same {
-                Some(at) => old.swap_remove(at),
-                None => Segment::open(&self.directory, entry)?,
-            };
-            self.segments.push(segment);
-        }
+        self.segments = open_segments(&self.segments, &self.directory, &self.manifest)?;
         self.sweep()
     }
 
@@ -357,12 +359,17 @@ fn read_manifest(directory: &Directory) -> Result<Manifest, Error> {
     Manifest::decode(&bytes, &directory.manifest_path(), directory.path())
 }
 
-/// Opens all segments that `manifest` names.
-fn open_segments(directory: &Directory, manifest: &Manifest) -> Result<Vec<Segment>, Error> {
-    let entries = manifest.segments.iter();
-    entries
-        .map(|entry| Segment::open(directory, entry))
-        .collect()
+/// All segments that `manifest` names; those that are not `known` are opened.
+fn open_segments(
+    known: &[Arc<Segment>],
+    directory: &Directory,
+    manifest: &Manifest,
+) -> Result<Vec<Arc<Segment>>, Error> {
+    let open = |entry: &SegmentEntry| match known.iter().find(|segment| segment.is(entry)) {
+        Some(segment) => Ok(Arc::clone(segment)),
+        None => Segment::open(directory, entry).map(Arc::new),
+    };
+    manifest.segments.iter().map(open).collect()
 }
 
 /// The number of this day, counted from 1970-01-01.

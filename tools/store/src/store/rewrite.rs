@@ -278,7 +278,7 @@ impl Store {
             .segments
             .iter()
             .filter(|segment| numbers.contains(&segment.number()));
-        some.map(Segment::pages).sum()
+        some.map(|segment| segment.pages()).sum()
     }
 
     /// Drops candidates that were not seen in a further source for so many days.

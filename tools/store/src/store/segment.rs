@@ -63,6 +63,8 @@ const DAY_BYTES: u64 = 2;
 pub(super) struct Segment {
     number: u64,
     count: u64,
+    // SHA-256 of the index, as the manifest has it.
+    index: String,
     index_path: PathBuf,
     pages_path: PathBuf,
     pages: File,
@@ -107,6 +109,7 @@ impl Segment {
         let segment = Self {
             number: entry.number,
             count: entry.pages,
+            index: entry.index.clone(),
             index_path,
             pages_path,
             pages,
@@ -117,6 +120,11 @@ impl Segment {
         };
         segment.check_sizes()?;
         Ok(segment)
+    }
+
+    /// Whether it is what `entry` names. A segment never changes, so it need not be opened again.
+    pub(super) fn is(&self, entry: &SegmentEntry) -> bool {
+        (self.number, self.count, &self.index) == (entry.number, entry.pages, &entry.index)
     }
 
     /// Whether index, pages and manifest speak of one number of pages.

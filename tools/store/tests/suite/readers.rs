@@ -2,6 +2,7 @@
 
 //! Many read while one writes.
 
+use std::fs;
 use std::sync::atomic::{
     AtomicBool,
     Ordering, //
@@ -55,6 +56,27 @@ fn a_reader_keeps_the_state_that_it_opened() {
     }
     assert!(!reader.fetch(&digest(100), &mut into).unwrap());
     assert_eq!(Store::open(&path, Mode::Read).unwrap().pages(), 0);
+}
+
+#[test]
+fn a_store_opened_again_reads_only_indexes_that_are_new() {
+    let directory = pages::directory();
+    let path = directory.path().join("store");
+    let mut store = pages::store(directory.path(), 2);
+    publish(&mut store, 0..100);
+    let reader = Store::open(&path, Mode::Read).unwrap();
+    publish(&mut store, 100..110);
+    drop(store);
+    // The first index cannot be read again.
+    fs::remove_file(path.join("index-1")).unwrap();
+    assert!(Store::open(&path, Mode::Read).is_err());
+    let now = reader.reopen().unwrap();
+    let mut into = [0; 4096];
+    for number in 0..110 {
+        assert!(now.fetch(&digest(number), &mut into).unwrap());
+        assert_eq!(into, page(number));
+    }
+    assert_eq!((reader.pages(), now.pages()), (100, 110));
 }
 
 #[test]

@@ -453,6 +453,13 @@ fn certificate_of_another_name_or_authority_is_refused() {
 }
 
 #[test]
+fn receiver_whose_store_cannot_be_opened_does_not_start() {
+    let machine = Machine::new();
+    let ran = machine.run("migrate receive --listen unix:/tmp/x --insecure --store /no/store");
+    assert!(ran.bad(1).contains("is no page store"), "{ran:?}");
+}
+
+#[test]
 fn signal_ends_a_sender_that_waits() {
     let machine = Machine::new();
     let from = machine.path("/from.sock");
