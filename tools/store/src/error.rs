@@ -125,6 +125,9 @@ pub enum Error {
     /// The address of a fleet cannot be understood.
     #[error("The address of the fleet is wrong: {0}")]
     Address(String),
+    /// A fleet would be spoken to without encryption, and nobody asked for that.
+    #[error("By redis:// digests, pages and the password travel in clear")]
+    Plaintext,
     /// A fleet's server cannot do what was asked.
     #[error("The fleet cannot {action}")]
     Server {

@@ -333,6 +333,7 @@ impl Error {
             | Self::NoSecurity
             | Self::NoPlace(_)
             | Self::NoStore
+            | Self::Store(twinpage_store::Error::Plaintext)
             | Self::SourcesNeeded { .. } => Exit::Usage,
             Self::Migration(error) => match **error {
                 proxy::Error::Unsure { .. } => Exit::Unsure,

@@ -71,24 +71,27 @@ impl Opener {
     ///
     /// # Errors
     ///
-    /// `--sources` names a store that no option tells the place of, or the store in a directory
-    /// cannot be opened.
+    /// `--sources` names a store that no option tells the place of, or one that it names
+    /// cannot be used.
     pub fn new(
         options: &PageOptions,
         domains: &[DomainName],
         host: &Host,
         speaker: Speaker,
     ) -> Result<Self, Error> {
-        let wants_store = |names: &Vec<SourceName>| names.contains(&SourceName::Store);
+        let named = options.sources.as_ref();
+        let wants = |source| named.is_none_or(|names| names.contains(&source));
         let store = match &options.store {
             // All of its indexes are read here, while no sender waits.
-            Some(path) if options.sources.as_ref().is_none_or(wants_store) => {
+            Some(path) if wants(SourceName::Store) => {
                 let store = Store::open(path, Mode::Read)?;
                 Some(Wanted::Store(Arc::new(Mutex::new(store))))
             }
             _ => None,
         };
-        let fleet = fleet(&options.fleet).map(Wanted::Fleet);
+        let fleet = fleet(&options.fleet).filter(|_| wants(SourceName::Fleet));
+        fleet.as_ref().map(FleetOptions::check).transpose()?;
+        let fleet = fleet.map(Wanted::Fleet);
         let wanted = match &options.sources {
             None => {
                 let module = (!options.no_module).then_some(Wanted::Module(Named::No));
@@ -200,6 +203,7 @@ fn as_it_is(last: &Mutex<Store>) -> Result<Store, SourceError> {
 pub fn fleet(options: &store::FleetOptions) -> Option<FleetOptions> {
     let mut fleet = FleetOptions::new(options.fleet.clone()?);
     fleet.ca = options.fleet_ca.clone();
+    fleet.plaintext = options.fleet_insecure;
     Some(fleet)
 }
 

@@ -56,6 +56,9 @@ impl Error {
                 "make a key with `twinpage migrate keygen`, copy it to the other host, name it \
                  with --key on both"
             }
+            Self::Store(twinpage_store::Error::Plaintext) => {
+                "write rediss:// for TLS, or allow it with --fleet-insecure"
+            }
             Self::Terminal => "redirect it: twinpage read ... > page.bin",
             _ => return None,
         })

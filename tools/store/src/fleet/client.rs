@@ -58,7 +58,7 @@ impl Client {
     pub(super) fn new(options: &FleetOptions) -> Result<Self, Error> {
         // When another part of the program was first, its provider serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = ClusterClient::builder(nodes(&options.url)?)
+        let mut builder = ClusterClient::builder(nodes(options)?)
             .connection_timeout(options.connect_timeout)
             .response_timeout(options.reply_timeout)
             .retries(RETRIES)
@@ -171,14 +171,19 @@ fn slot_range(row: redis::Value) -> Option<(u16, String)> {
     (first < SLOTS).then(|| (first, format!("{server:?}")))
 }
 
-/// The addresses in the URL of a fleet, one URL each.
-fn nodes(url: &str) -> Result<Vec<String>, Error> {
+/// The addresses in the URL of a fleet, one URL each. Plaintext is refused whatever the address: a
+/// node of this host names those of others.
+pub(super) fn nodes(options: &FleetOptions) -> Result<Vec<String>, Error> {
     let wrong = |what: &str| Error::Address(what.to_owned());
-    let (scheme, rest) = url
+    let (scheme, rest) = options
+        .url
         .split_once("://")
         .ok_or_else(|| wrong("it begins with redis:// or rediss://"))?;
     if scheme != "redis" && scheme != "rediss" {
         return Err(wrong("it begins with redis:// or rediss://"));
+    }
+    if scheme == "redis" && !options.plaintext {
+        return Err(Error::Plaintext);
     }
     let (login, hosts) = match rest.rsplit_once('@') {
         Some((login, hosts)) => (format!("{login}@"), hosts),
@@ -211,6 +216,13 @@ fn certificates(path: &Path) -> Result<Vec<u8>, Error> {
 mod tests {
     use super::*;
 
+    /// The fleet at `url`, in clear if it must be.
+    fn at(url: &str) -> FleetOptions {
+        let mut options = FleetOptions::new(url);
+        options.plaintext = true;
+        options
+    }
+
     #[test]
     fn one_url_names_several_nodes() {
         let table = [
@@ -222,7 +234,7 @@ mod tests {
             ),
         ];
         for (url, expected) in table {
-            assert_eq!(nodes(url).unwrap(), expected, "{url}");
+            assert_eq!(nodes(&at(url)).unwrap(), expected, "{url}");
         }
     }
 
@@ -235,7 +247,7 @@ mod tests {
             "redis://u:pass@",
             "redis://u:pass@a/1",
         ] {
-            let error = nodes(url).unwrap_err().chain();
+            let error = nodes(&at(url)).unwrap_err().chain();
             assert!(!error.contains("pass"), "{error}");
         }
     }

@@ -53,6 +53,8 @@ pub struct FleetOptions {
     /// `redis://[USER:PASSWORD@]HOST:PORT[,HOST:PORT...]`, or `rediss://` for TLS. Some nodes are
     /// enough, they know the others.
     pub url: String,
+    /// Whether `redis://` may be used, by which digests, pages and the password travel in clear.
+    pub plaintext: bool,
     /// How long a connection may take.
     pub connect_timeout: Duration,
     /// How long an answer may take.
@@ -87,12 +89,22 @@ impl FleetOptions {
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            plaintext: false,
             connect_timeout: Duration::from_secs(2),
             reply_timeout: Duration::from_secs(2),
             ca: None,
             key: None,
             sources_needed: admit::LEAST_SOURCES,
         }
+    }
+
+    /// Looks whether a connection may be tried.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Address`] or [`Error::Plaintext`].
+    pub fn check(&self) -> Result<(), Error> {
+        client::nodes(self).map(drop)
     }
 }
 
@@ -105,6 +117,7 @@ impl fmt::Debug for FleetOptions {
         };
         f.debug_struct("FleetOptions")
             .field("url", &url)
+            .field("plaintext", &self.plaintext)
             .field("connect_timeout", &self.connect_timeout)
             .field("reply_timeout", &self.reply_timeout)
             .field("ca", &self.ca)
@@ -119,7 +132,8 @@ impl Fleet {
     ///
     /// # Errors
     ///
-    /// [`Error::Address`], [`Error::Setting`], or when no server answers as one of a cluster.
+    /// What [`FleetOptions::check`] says, [`Error::Setting`], or when no server answers as one of a
+    /// cluster.
     pub fn connect(options: FleetOptions) -> Result<Self, Error> {
         admit::check_sources(options.sources_needed)?;
         let client = Client::new(&options)?;

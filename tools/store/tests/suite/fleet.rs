@@ -62,9 +62,16 @@ with_servers_of_each_maker! {
     a_server_that_dies_gives_errors_in_bounded_time,
 }
 
+/// How a cluster is reached.
+fn open(cluster: &Cluster, access: Access) -> FleetOptions {
+    let mut options = FleetOptions::new(cluster.url(access));
+    options.plaintext = access != Access::Tls;
+    options
+}
+
 /// How a cluster is reached, with a key to count with.
 fn options(cluster: &Cluster, access: Access) -> FleetOptions {
-    let mut options = FleetOptions::new(cluster.url(access));
+    let mut options = open(cluster, access);
     options.key = Some([3; 32]);
     if access == Access::Tls {
         options.ca = Some(cluster.authority());
@@ -147,14 +154,10 @@ fn a_password_is_asked_for(maker: Maker) {
     let cluster = Cluster::start(maker, 1, access);
     let fleet = Fleet::connect(options(&cluster, access)).unwrap();
     load_and_fetch(&fleet, 300);
-    for url in [
-        cluster.url(Access::Open),
-        cluster.url(Access::Password("guess-me")),
-    ] {
-        let error = Fleet::connect(FleetOptions::new(url))
-            .err()
-            .unwrap()
-            .chain();
+    for access in [Access::Open, Access::Password("guess-me")] {
+        let error = Fleet::connect(open(&cluster, access)).err().unwrap();
+        assert!(!matches!(error, Error::Plaintext));
+        let error = error.chain();
         assert!(!error.contains("guess-me"), "{error}");
     }
 }
@@ -213,7 +216,7 @@ fn enough_sources_admit_a_page_and_others_leave_a_tag_only(maker: Maker) {
 
 fn without_a_key_only_public_pages_are_taken(maker: Maker) {
     let cluster = Cluster::start(maker, 1, Access::Open);
-    let fleet = Fleet::connect(FleetOptions::new(cluster.url(Access::Open))).unwrap();
+    let fleet = Fleet::connect(open(&cluster, Access::Open)).unwrap();
     let mut load = fleet.load().unwrap();
     let refused = load.offer(&SourceId::new("a"), Trust::Counted, &digest(1), &page(1));
     assert!(matches!(refused, Err(Error::NoKey)));
@@ -316,6 +319,13 @@ fn serve(answer: &'static [u8]) -> String {
 }
 
 #[test]
+fn plaintext_has_to_be_asked_for() {
+    let options = FleetOptions::new("redis://:open-sesame@127.0.0.1:1");
+    let error = Fleet::connect(options).err().unwrap();
+    assert!(matches!(error, Error::Plaintext), "{}", error.chain());
+}
+
+#[test]
 fn servers_that_are_none_give_errors_in_bounded_time() {
     let answers: [&[u8]; 7] = [
         b"",
@@ -328,6 +338,7 @@ fn servers_that_are_none_give_errors_in_bounded_time() {
     ];
     for answer in answers {
         let mut options = FleetOptions::new(serve(answer));
+        options.plaintext = true;
         options.connect_timeout = Duration::from_millis(300);
         options.reply_timeout = Duration::from_millis(300);
         let since = Instant::now();

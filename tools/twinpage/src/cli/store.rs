@@ -37,7 +37,7 @@ pub enum Store {
 /// The store of the fleet: a Valkey or Redis server or cluster.
 #[derive(Args, Clone, Debug, Default)]
 pub struct FleetOptions {
-    /// The store of the fleet: `redis://[USER:PASSWORD@]HOST:PORT[,HOST:PORT]`; `rediss://` for TLS
+    /// The store of the fleet: `rediss://[USER:PASSWORD@]HOST:PORT[,HOST:PORT]`
     #[arg(
         long,
         value_name = "URL",
@@ -48,6 +48,9 @@ pub struct FleetOptions {
     /// Certificates of the authorities that sign for the fleet's servers, PEM
     #[arg(long, value_name = "FILE", requires = "fleet")]
     pub fleet_ca: Option<PathBuf>,
+    /// Let digests, pages and the password of a redis:// URL travel in clear
+    #[arg(long, requires = "fleet")]
+    pub fleet_insecure: bool,
 }
 
 /// Arguments of `store build`.
@@ -110,6 +113,9 @@ pub struct Stat {
     /// Certificates of the authorities that sign for the fleet's servers, PEM
     #[arg(long, value_name = "FILE", conflicts_with = "store")]
     pub fleet_ca: Option<PathBuf>,
+    /// Let the password of a redis:// URL travel in clear
+    #[arg(long, conflicts_with = "store")]
+    pub fleet_insecure: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -453,10 +453,17 @@ fn certificate_of_another_name_or_authority_is_refused() {
 }
 
 #[test]
-fn receiver_whose_store_cannot_be_opened_does_not_start() {
+fn receiver_whose_sources_cannot_be_used_does_not_start() {
     let machine = Machine::new();
-    let ran = machine.run("migrate receive --listen unix:/tmp/x --insecure --store /no/store");
-    assert!(ran.bad(1).contains("is no page store"), "{ran:?}");
+    for (option, code, word) in [
+        ("--store /no/store", 1, "is no page store"),
+        ("--fleet redis://127.0.0.1:1", 2, "--fleet-insecure"),
+    ] {
+        let ran = machine.run(&format!(
+            "migrate receive --listen unix:/tmp/x --insecure {option}"
+        ));
+        assert!(ran.bad(code).contains(word), "{ran:?}");
+    }
 }
 
 #[test]

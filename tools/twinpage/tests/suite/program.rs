@@ -97,7 +97,8 @@ fn store_that_is_named_wins_over_the_environment() {
         command.output().unwrap().status.code()
     };
     assert_eq!(stat(&format!("store stat --store {store}")), Some(0));
-    assert_eq!(stat("store stat"), Some(1));
+    assert_eq!(stat("store stat --fleet-insecure"), Some(1));
+    assert_eq!(stat("store stat"), Some(2));
     let both = "store stat --store s --fleet redis://h";
     assert_eq!(stat(both), Some(2));
     assert_eq!(program("store stat").status().unwrap().code(), Some(2));

@@ -64,6 +64,7 @@ fn fleet(arguments: &store::Stat) -> Result<FleetOptions, Error> {
     let url = named.or_else(|| env::var(store::FLEET).ok());
     let mut fleet = FleetOptions::new(url.ok_or(Error::NoStore)?);
     fleet.ca = arguments.fleet_ca.clone();
+    fleet.plaintext = arguments.fleet_insecure;
     Ok(fleet)
 }
 
