@@ -2,6 +2,7 @@
 
 //! Time, and the user who does not want to wait any longer.
 
+use std::fs;
 use std::sync::mpsc::{
     channel,
     Receiver,
@@ -18,12 +19,22 @@ use std::time::{
     Instant, //
 };
 
+use signal_hook::consts::{
+    SIGHUP,
+    SIGINT,
+    SIGTERM, //
+};
+use signal_hook::iterator::Signals;
+
+/// Signals that ask the program to end.
+const ENDING: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
+
 /// How a pause ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pause {
     /// The time is over.
     Elapsed,
-    /// `SIGINT` or `SIGTERM` came.
+    /// A signal came that asks to end.
     Interrupted,
 }
 
@@ -35,8 +46,9 @@ pub trait Clock: Send + Sync {
     /// Waits, but not longer than until a signal asks to end.
     fn pause(&self, duration: Duration) -> Pause;
 
-    /// From here on `SIGINT` and `SIGTERM` end pauses and interrupt system calls, and no longer end
-    /// the program.
+    /// From here on `SIGINT`, `SIGTERM` and `SIGHUP` end pauses and interrupt system calls, and no
+    /// longer end the program. One that the program was started with ignored stays so: `nohup`
+    /// means it.
     fn catch_signals(&self);
 }
 
@@ -79,13 +91,29 @@ impl Clock for SystemClock {
     fn catch_signals(&self) {
         self.signals.get_or_init(|| {
             let (sender, receiver) = channel();
-            // Sending fails when the program is about to end anyway.
-            let handler = move || sender.send(()).unwrap_or_default();
+            let ignored = ignored();
+            let caught = ENDING
+                .iter()
+                .filter(|&signal| (ignored >> (signal - 1)) & 1 == 0);
             // Without a handler a signal ends the program, as it does by default.
-            ctrlc::set_handler(handler).ok()?;
+            let mut signals = Signals::new(caught).ok()?;
+            thread::spawn(move || {
+                // Sending fails when the program is about to end anyway.
+                signals
+                    .forever()
+                    .for_each(|_| sender.send(()).unwrap_or_default());
+            });
             Some(Mutex::new(receiver))
         });
     }
+}
+
+/// Which signals this program ignores, as the one that started it wanted: signal 1 is bit 0.
+fn ignored() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -2,16 +2,29 @@
 
 //! The program itself, on the machine that builds it: no module is loaded here.
 
-use std::io::Read;
+use std::io::{
+    BufRead,
+    BufReader,
+    Read, //
+};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{
+    Child,
     Command,
     Stdio, //
 };
+use std::thread;
+use std::time::Duration;
 
 use assert_cmd::cargo::CommandCargoExt;
+use rustix::process::{
+    kill_process,
+    Pid,
+    Signal, //
+};
 
 use crate::golden;
 
@@ -159,4 +172,54 @@ fn closed_standard_error_leaves_the_exit_code() {
         .status()
         .unwrap();
     assert_eq!(status.code(), Some(2));
+}
+
+/// A receiver that waits and catches signals, started with what the `option` of `env` does to them.
+fn waiting_receiver(option: &str, socket: &Path) -> Child {
+    let receiver = format!(
+        "migrate receive --insecure --listen unix:{}",
+        socket.display()
+    );
+    let mut command = Command::new("env");
+    command
+        .arg(option)
+        .arg(Command::cargo_bin("twinpage").unwrap().get_program())
+        .args(receiver.split(' '))
+        .env_remove("TWINPAGE_FLEET");
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    // The first look at the migration comes after signals are caught.
+    let mut err = BufReader::new(child.stderr.as_mut().unwrap());
+    let mut text = String::new();
+    while !text.contains("waiting for QEMU") {
+        assert_ne!(err.read_line(&mut text).unwrap(), 0, "{text}");
+    }
+    child
+}
+
+/// Sends `signal` to `child`.
+fn send(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+#[test]
+fn signals_end_a_migration_unless_they_were_ignored() {
+    let directory = tempfile::tempdir().unwrap();
+    for (signal, name) in [
+        (Signal::HUP, "HUP"),
+        (Signal::INT, "INT"),
+        (Signal::TERM, "TERM"),
+    ] {
+        let mut child = waiting_receiver("--default-signal", &directory.path().join(name));
+        send(&child, signal);
+        assert!(child.wait().unwrap().code().is_some(), "{name}");
+    }
+    for (signal, name) in [(Signal::HUP, "HUP"), (Signal::INT, "INT")] {
+        let socket = directory.path().join(format!("ignored-{name}"));
+        let mut child = waiting_receiver(&format!("--ignore-signal={name}"), &socket);
+        send(&child, signal);
+        thread::sleep(Duration::from_millis(500));
+        assert_eq!(child.try_wait().unwrap(), None, "{name}");
+        send(&child, Signal::TERM);
+        child.wait().unwrap();
+    }
 }
