@@ -108,12 +108,13 @@ impl Running for Watched {
     }
 }
 
-/// Shows how far `running` is until it is over. A signal cancels it, as does output that fails. When
-/// that is not safe it is said, and a second signal cancels it all the same, as does [`PATIENCE`].
+/// Shows how far `running` is until it is over, or as long as that can be shown. A signal cancels
+/// it. When that is not safe it is said, and a second signal cancels it all the same, as does
+/// [`PATIENCE`].
 ///
 /// # Errors
 ///
-/// Progress cannot be shown.
+/// Progress could not be shown to the end.
 pub fn watch(
     running: &mut dyn Running,
     show: ShowOptions,
@@ -145,13 +146,14 @@ pub fn watch(
         if waited >= PATIENCE && moment.phase != phase_name(Phase::Postcopy) {
             running.force();
         }
-        let signal = shown.is_ok() && host.clock().pause(TICK) == Pause::Interrupted;
-        if signal && refused.is_some() {
-            running.force();
-        } else if signal || shown.is_err() {
-            running.cancel();
-            // A pause may not last any more.
-            std::thread::sleep(REST);
+        match host.clock().pause(TICK) {
+            Pause::Elapsed => (),
+            Pause::Interrupted if refused.is_some() => running.force(),
+            Pause::Interrupted => {
+                running.cancel();
+                // A pause may not last any more.
+                std::thread::sleep(REST);
+            }
         }
     }
     display.end();

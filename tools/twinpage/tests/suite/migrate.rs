@@ -232,6 +232,25 @@ fn nobody_who_reads_is_no_failed_migration() {
 }
 
 #[test]
+fn progress_that_cannot_be_shown_ends_no_migration() {
+    let (source, destination) = (Machine::new(), Machine::new());
+    let [receive, send] = lines(&source, &destination, "--insecure");
+    let stream = qemu::stream(3);
+    let qemu_to = qemu::destination(destination.path("/to.sock"));
+    let qemu_from = qemu::source(source.path("/from.sock"), stream.clone());
+    let (mut read, mut wrote) = (Breaks("["), Breaks("["));
+    let codes = thread::scope(|scope| {
+        let received = scope.spawn(|| destination.live_into(&receive, &mut io::sink(), &mut read));
+        qemu::appears(&destination.path("/link.sock"));
+        let sent = source.live_into(&send, &mut io::sink(), &mut wrote);
+        [sent, received.join().unwrap()]
+    });
+    assert!(qemu::is_good(&qemu_from.join().unwrap()));
+    assert!(qemu_to.join().unwrap() == stream);
+    assert_eq!(codes, [0, 0]);
+}
+
+#[test]
 fn program_whose_output_nobody_reads_tells_by_its_code() {
     let (source, destination) = (Machine::new(), Machine::new());
     let [receive, send] = lines(&source, &destination, "--insecure --json --quiet");
