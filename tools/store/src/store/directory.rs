@@ -25,7 +25,8 @@ use std::path::{
 
 use rustix::fs::{
     flock,
-    FlockOperation, //
+    FlockOperation,
+    OFlags, //
 };
 use rustix::io::Errno;
 use sha2::{
@@ -162,6 +163,8 @@ impl Directory {
             .truncate(false)
             .write(true)
             .mode(0o600)
+            // CAST: The flag is far below the sign.
+            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
             .open(&path)
             .map_err(Error::file("open", &path))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {

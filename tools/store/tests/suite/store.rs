@@ -9,6 +9,7 @@ use std::collections::{
 use std::fs;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{
+    symlink,
     FileExt,
     PermissionsExt, //
 };
@@ -153,6 +154,17 @@ fn files_are_for_their_owner_only() {
         matches!(error, Error::Permissions { mode: 0o640, .. }),
         "{error}"
     );
+}
+
+#[test]
+fn lock_that_is_a_link_makes_no_file_elsewhere() {
+    let directory = pages::directory();
+    let [path, elsewhere] = ["store", "elsewhere"].map(|name| directory.path().join(name));
+    drop(pages::store(directory.path(), 2));
+    fs::remove_file(path.join("lock")).unwrap();
+    symlink(&elsewhere, path.join("lock")).unwrap();
+    assert!(Store::open(&path, Mode::Write).is_err());
+    assert!(!elsewhere.exists());
 }
 
 #[test]
