@@ -86,7 +86,7 @@ pub struct Summary<'a> {
     /// What came of it, if both QEMUs were asked.
     pub outcome: Option<&'a Outcome>,
     /// Why the proxy did not come to its end.
-    pub proxy_error: Option<&'a str>,
+    pub proxy_error: Option<String>,
     /// What the proxy counted.
     pub report: &'a Report,
 }
@@ -99,7 +99,7 @@ impl<'a> Summary<'a> {
             seconds: finished.seconds,
             told: Told::default(),
             outcome: None,
-            proxy_error: None,
+            proxy_error: finished.verdict.as_ref().err().map(Error::chain),
             report: &finished.report,
         }
     }
@@ -116,7 +116,7 @@ impl<'a> Summary<'a> {
             seconds: self.seconds,
             told: &self.told,
             outcome: self.outcome,
-            proxy_error: self.proxy_error,
+            proxy_error: self.proxy_error.as_deref(),
             report: self.report,
         })
     }
@@ -240,6 +240,19 @@ fn lines(seconds: f64, told: &Told, report: &Report) -> Vec<String> {
         lines.push(format!("Peer:    {}", printable(&report.peer)));
     }
     lines
+}
+
+/// What a proxy counted that did not come to its end.
+pub fn unfinished(totals: Snapshot) -> Report {
+    Report {
+        totals,
+        completed: false,
+        destination: None,
+        opaque: Vec::new(),
+        sources: Vec::new(),
+        threads: Vec::new(),
+        peer: String::new(),
+    }
 }
 
 /// Pages of zeroes, in either form.

@@ -21,7 +21,10 @@ use crate::cli::migrate::{
     ShowOptions, //
 };
 use crate::clock::Pause;
-use crate::console::Console;
+use crate::console::{
+    Console,
+    Format, //
+};
 use crate::error::Error;
 use crate::host::Host;
 use crate::notices::Notices;
@@ -30,7 +33,12 @@ use crate::progress::{
     Moment,
     TICK, //
 };
-use crate::report::zero;
+use crate::report::{
+    self,
+    zero,
+    Role,
+    Summary, //
+};
 use crate::uapi::PAGE_BYTES;
 use crate::units::{
     Rate,
@@ -62,10 +70,12 @@ pub trait Running {
     fn force(&self);
 }
 
-/// A proxy that came to its end.
+/// A proxy that came to an end.
 pub struct Finished {
     /// What it counted.
     pub report: Report,
+    /// Whether that was the end it should come to.
+    pub verdict: Result<(), Error>,
     /// Seconds since QEMU connected.
     pub seconds: f64,
     /// Whether its progress could be shown.
@@ -161,30 +171,49 @@ pub fn watch(
 }
 
 /// Follows the proxy of `handle` to its end.
-///
-/// # Errors
-///
-/// The migration failed.
 pub fn follow(
     handle: Handle,
     show: ShowOptions,
     notices: &Notices,
     host: &Host,
     console: &mut Console<'_>,
-) -> Result<Finished, Error> {
+) -> Finished {
     let mut watched = Watched {
         handle,
         began: None,
         refused: Cell::new(false),
     };
     let shown = watch(&mut watched, show, notices, host, console);
-    let report = watched.handle.wait()?;
-    let seconds = report.totals.seconds - watched.began.unwrap_or(0.0);
-    Ok(Finished {
+    let progress = watched.handle.progress();
+    let (report, verdict) = match watched.handle.wait() {
+        Ok(report) => (report, Ok(())),
+        Err(error) => (report::unfinished(progress.snapshot()), Err(error.into())),
+    };
+    Finished {
+        seconds: report.totals.seconds - watched.began.unwrap_or(0.0),
         report,
-        seconds,
+        verdict,
         shown,
-    })
+    }
+}
+
+/// Shows what the proxy of `role` came to, in words only if that was good, since the error says the
+/// rest; then ends the command.
+///
+/// # Errors
+///
+/// As for [`conclude`].
+pub fn tell(
+    role: Role,
+    finished: Finished,
+    format: Format,
+    console: &mut Console<'_>,
+) -> Result<(), Error> {
+    let told = match format == Format::Json || finished.verdict.is_ok() {
+        true => Summary::of_proxy(role, &finished).show(format, console),
+        false => Ok(()),
+    };
+    conclude(finished.verdict, finished.shown.and(told), console)
 }
 
 /// Ends a command by the `verdict` on its migration, which counts more than whether everything

@@ -493,7 +493,7 @@ fn signal_ends_a_sender_that_waits() {
         let ran = scope.spawn(|| {
             let from = from.display();
             machine.live(&format!(
-                "migrate send --listen unix:{from} --to unix:/nowhere --insecure"
+                "migrate send --listen unix:{from} --to unix:/nowhere --insecure --json"
             ))
         });
         qemu::appears(&from);
@@ -504,10 +504,11 @@ fn signal_ends_a_sender_that_waits() {
         machine.state.lock().unwrap().interrupted = true;
         ran.join().unwrap()
     });
-    assert!(
-        ran.bad(1).contains("The migration was cancelled"),
-        "{ran:?}"
-    );
+    let told = "The migration was cancelled";
+    assert!(ran.bad(1).contains(told), "{ran:?}");
+    let result: Value = serde_json::from_str(&ran.text()).unwrap();
+    assert_eq!(result["completed"], false);
+    assert_eq!(result["proxy_error"], told);
     assert!(!from.exists());
 }
 

@@ -19,7 +19,6 @@ use crate::host::Host;
 use crate::notices::Notices;
 use crate::page_sources::Opener;
 use crate::report::{
-    self,
     printable,
     Role, //
 };
@@ -38,10 +37,9 @@ pub fn run(arguments: &Receive, host: &Host, console: &mut Console<'_>) -> Resul
         writeln!(console.err, "twinpage: listening on {}", handle.address())?;
         console.err.flush()?;
     }
-    let finished = session::follow(handle, arguments.show, &notices, host, console)?;
-    let told = report::Summary::of_proxy(Role::Receive, &finished)
-        .show(Format::of(arguments.show.json), console);
-    session::conclude(Ok(()), finished.shown.and(told), console)
+    let finished = session::follow(handle, arguments.show, &notices, host, console);
+    let format = Format::of(arguments.show.json);
+    session::tell(Role::Receive, finished, format, console)
 }
 
 /// What the proxy is to do.

@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use twinpage_migrate::proxy;
 use twinpage_migrate::run::{
     self,
     Ending,
@@ -111,7 +110,8 @@ fn moment(snapshot: &Snapshot) -> Moment {
 /// Shows what became of it: in words only if it went well, since the error says the rest.
 fn show(report: &Report, format: Format, console: &mut Console<'_>) -> Result<(), Error> {
     let qemu = &report.outcome.migration;
-    let counted = report.proxy.clone().unwrap_or_else(|| unfinished(report));
+    let counted = report.proxy.clone();
+    let counted = counted.unwrap_or_else(|| report::unfinished(report.totals.clone()));
     // CAST: For display.
     let seconds = qemu.total_ms.map(|ms| ms as f64 / 1e3);
     let result = report::Summary {
@@ -123,25 +123,12 @@ fn show(report: &Report, format: Format, console: &mut Console<'_>) -> Result<()
             rounds: Some(qemu.rounds),
         },
         outcome: Some(&report.outcome),
-        proxy_error: report.proxy_error.as_deref(),
+        proxy_error: report.proxy_error.clone(),
         report: &counted,
     };
     match format == Format::Json || report.outcome.ending == Ending::Completed {
         true => result.show(format, console),
         false => Ok(()),
-    }
-}
-
-/// What a proxy counted that did not come to its end.
-fn unfinished(report: &Report) -> proxy::Report {
-    proxy::Report {
-        totals: report.totals.clone(),
-        completed: false,
-        destination: None,
-        opaque: Vec::new(),
-        sources: Vec::new(),
-        threads: Vec::new(),
-        peer: String::new(),
     }
 }
 

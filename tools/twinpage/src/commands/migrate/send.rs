@@ -32,10 +32,7 @@ use crate::console::{
 use crate::error::Error;
 use crate::host::Host;
 use crate::notices::Notices;
-use crate::report::{
-    self,
-    Role, //
-};
+use crate::report::Role;
 use crate::security;
 use crate::session;
 
@@ -57,14 +54,13 @@ pub fn run(arguments: &Send, host: &Host, console: &mut Console<'_>) -> Result<(
         )?;
     }
     let (_, notices) = Notices::new();
-    let finished = session::follow(handle, arguments.show, &notices, host, console)?;
-    let told = match arguments.stdio {
+    let finished = session::follow(handle, arguments.show, &notices, host, console);
+    let format = Format::of(arguments.show.json);
+    match arguments.stdio {
         // Standard output is QEMU's return path.
-        true => Ok(()),
-        false => report::Summary::of_proxy(Role::Send, &finished)
-            .show(Format::of(arguments.show.json), console),
-    };
-    session::conclude(Ok(()), finished.shown.and(told), console)
+        true => session::conclude(finished.verdict, finished.shown, console),
+        false => session::tell(Role::Send, finished, format, console),
+    }
 }
 
 /// Options that were looked at, but for QEMU's end, which exists last.
