@@ -38,6 +38,8 @@ fn inverse(odd: u64) -> u64 {
 
 #[cfg(any(test, TWINPAGE_KUNIT))]
 #[cfg_attr(not(test), kernel::macros::kunit_tests(twinpage_crafted))]
+// OVERFLOW: Counts of some thousand pages, and contents far below the largest.
+#[allow(clippy::arithmetic_side_effects)]
 mod tests {
     use crate::engine::{
         stats::Gauge,
