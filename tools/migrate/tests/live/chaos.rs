@@ -149,6 +149,8 @@ fn proxy(role: &str, name: &str, dir: &Path) -> Process {
             "--nocapture",
         ])
         .env(ROLE, role)
+        // What it says is read from the end of its log.
+        .env("RUST_BACKTRACE", "0")
         .env(READY, dir.join(format!("{name}.ready")));
     Process::start(&mut command, name, &dir.join(format!("{name}.log"))).unwrap()
 }
