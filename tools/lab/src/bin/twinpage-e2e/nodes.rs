@@ -64,7 +64,7 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "unmerging_memory_bound_to_a_full_node_kills_nobody",
-        seconds: 300,
+        seconds: 600,
         run: unmerging_memory_bound_to_a_full_node_kills_nobody,
     },
     Test {
@@ -181,8 +181,8 @@ fn merge_across_nodes_decides_whether_nodes_share() -> Outcome {
 }
 
 /// Memory that must be on one node.
-fn bound(mib: usize, node: usize) -> Result<Memory, Failure> {
-    let memory = Memory::new(mib * 256, Backing::Small)?;
+fn bound(mib: usize, backing: Backing, node: usize) -> Result<Memory, Failure> {
+    let memory = Memory::new(mib * 256, backing)?;
     let nodes = 1_u64 << node;
     // SAFETY: the range is that of the mapping, and the mask has as many bits as the call is told.
     let result = unsafe {
@@ -215,7 +215,7 @@ fn unmerging_memory_bound_to_a_full_node_kills_nobody() -> Outcome {
     several_nodes()?;
     let key = |page: usize| page as u64 % 7 + 1;
     let host = Host::new()?;
-    let mut guest = Guest::over(bound(MERGED, 1)?)?;
+    let mut guest = Guest::over(bound(MERGED, Backing::Small, 1)?)?;
     guest.attach(&host, PRIVATE)?;
     guest.fill_with(key);
     host.until_saved(&[&guest], MERGED * 256 * 99 / 100)?;
@@ -225,7 +225,8 @@ fn unmerging_memory_bound_to_a_full_node_kills_nobody() -> Outcome {
     let (mut filled, mut fill_node) = pipe()?;
     let hog = in_child(|| {
         let mut work = || -> Outcome {
-            let hog = bound(free_on(1)?.saturating_sub(MERGED / 3), 1)?;
+            let all = free_on(1)?.saturating_sub(MERGED / 3);
+            let hog = bound(all, Backing::Huge, 1)?;
             for page in 0..hog.pages() {
                 hog.set_word(page, 0, 1 + page as u64);
             }
