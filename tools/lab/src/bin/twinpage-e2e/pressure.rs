@@ -60,7 +60,7 @@ use twinpage_lab::swap::{
 pub const TESTS: &[Test] = &[
     Test {
         name: "unmerging_stops_before_the_host_runs_out_of_memory",
-        seconds: 400,
+        seconds: 800,
         run: unmerging_stops_before_the_host_runs_out_of_memory,
     },
     Test {
