@@ -8,6 +8,7 @@ use std::ptr::null_mut;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use twinpage_lab::ensure;
 use twinpage_lab::random::Random;
 use twinpage_lab::tap::Failure;
 use twinpage_lab::wait;
@@ -23,8 +24,53 @@ use crate::host::Host;
 /// The longest that a monitor may take to stop.
 const STOPS: Duration = Duration::from_secs(5);
 
-/// How often a word is put back before it counts as lost: memory may be short for a moment.
-pub const TRIES: u32 = 100;
+/// How often something is put back before it counts as lost: memory may be short for a moment.
+const TRIES: u32 = 100;
+
+/// What came of some tries, of which one must go well.
+pub struct Tries {
+    done: u32,
+    refused: String,
+}
+
+impl Tries {
+    /// None yet; why there may be none.
+    pub fn new(none: &str) -> Tries {
+        Tries {
+            done: 0,
+            refused: none.to_owned(),
+        }
+    }
+
+    /// Adds one. What is wrong is not a refusal.
+    pub fn add(&mut self, result: Result<(), Failure>) -> Result<(), Failure> {
+        match result {
+            Ok(()) => self.done += 1,
+            Err(Failure::Skipped(why)) => self.refused = why,
+            Err(wrong) => return Err(wrong),
+        }
+        Ok(())
+    }
+
+    /// Whether one went well.
+    pub fn verdict(self) -> Result<(), Failure> {
+        match self.done {
+            0 => Err(Failure::Skipped(self.refused)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Puts something back, if need be again and again; `what` is lost if that fails.
+pub fn insist(what: &str, mut put: impl FnMut() -> io::Result<()>) -> Result<(), Failure> {
+    for _ in 0..TRIES {
+        if put().is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Err(Failure::Failed(format!("{what} stays as it was left")))
+}
 
 /// Writes another word to some page of each mapping, sees that it is there, and puts the old one
 /// back. Both give a merged page a copy of its own; other VMs that had it must not see the word.
@@ -66,19 +112,12 @@ fn all_stopped(pid: u32) -> bool {
 
 fn poke_stopped(pid: u32, random: &mut Random) -> Result<(), Failure> {
     let tracee = Tracee::seize(pid).map_err(|error| Failure::Skipped(error.to_string()))?;
-    let (mut poked, mut refused) = (0, String::from("no memory"));
+    let mut tries = Tries::new("no memory");
     for (address, pages) in guest_memory(pid) {
         let at = address + random.below(pages) as u64 * 4096 + 8 * random.below(512) as u64;
-        match tracee.swap_and_back(at) {
-            Ok(()) => poked += 1,
-            Err(Failure::Skipped(why)) => refused = why,
-            Err(wrong) => return Err(wrong),
-        }
+        tries.add(tracee.swap_and_back(at))?;
     }
-    match poked {
-        0 => Err(Failure::Skipped(refused)),
-        _ => Ok(()),
-    }
+    tries.verdict()
 }
 
 /// The first thread of a process, which this thread traces; it stays stopped, and is let go of with
@@ -128,20 +167,13 @@ impl Tracee {
         let refused = |error: io::Error| Failure::Skipped(error.to_string());
         let word = self.peek(at).map_err(refused)?;
         self.poke(at, !word).map_err(refused)?;
-        let seen = self.peek(at)?;
-        for _ in 0..TRIES {
-            if self.poke(at, word).is_ok() {
-                let expected = !word;
-                return match seen == expected {
-                    true => Ok(()),
-                    false => Err(Failure::Failed(format!(
-                        "poked {expected:#x} at {at:#x} and saw {seen:#x}"
-                    ))),
-                };
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Err(Failure::Failed(format!("{at:#x} keeps a poked word")))
+        let (expected, seen) = (!word, self.peek(at)?);
+        insist(&format!("the word at {at:#x}"), || self.poke(at, word))?;
+        ensure!(
+            seen == expected,
+            "poked {expected:#x} at {at:#x} and saw {seen:#x}"
+        );
+        Ok(())
     }
 }
 

@@ -9,7 +9,6 @@ use std::io::{
     IoSliceMut, //
 };
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
 
 use nix::sys::uio::{
     process_vm_readv,
@@ -23,8 +22,9 @@ use twinpage_lab::random::Random;
 use twinpage_lab::tap::Failure;
 
 use crate::debugger::{
+    insist,
     while_stopped,
-    TRIES, //
+    Tries, //
 };
 use crate::events::tolerate;
 use crate::frames::guest_memory;
@@ -88,24 +88,12 @@ fn write_pages(host: &Host, random: &mut Random, write: Write) -> Result<(), Fai
         let other = before.map(|byte| !byte);
         refused(write(pid, at, &other))?;
         let read = memory.page(at, &mut seen);
-        put_back(pid, at, &before, write)?;
+        insist(&format!("the page at {at:#x}"), || write(pid, at, &before))?;
         refused(read)?;
         same(&other, &seen, at)?;
         refused(memory.page(at, &mut seen))?;
         same(&before, &seen, at)
     })
-}
-
-fn put_back(pid: u32, at: u64, page: &Page, write: Write) -> Result<(), Failure> {
-    for _ in 0..TRIES {
-        if write(pid, at, page).is_ok() {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Err(Failure::Failed(format!(
-        "{at:#x} keeps a page that was put there"
-    )))
 }
 
 /// Does something to some pages of each mapping of a stopped monitor. Only those that are there and
@@ -117,7 +105,7 @@ fn each_page(
 ) -> Result<(), Failure> {
     while_stopped(host, random, |pid, random| {
         let pagemap = refused(Pagemap::of(pid))?;
-        let (mut moved, mut why) = (0, String::from("no page is there"));
+        let mut tries = Tries::new("no page is there");
         for (address, pages) in guest_memory(pid) {
             let entries = refused(pagemap.read(address, pages))?;
             for _ in 0..PAGES.min(pages) {
@@ -126,17 +114,10 @@ fn each_page(
                 if entry.frame().is_none() || entry.write_protected() {
                     continue;
                 }
-                match run(pid, address + page as u64 * 4096) {
-                    Ok(()) => moved += 1,
-                    Err(Failure::Skipped(text)) => why = text,
-                    Err(wrong) => return Err(wrong),
-                }
+                tries.add(run(pid, address + page as u64 * 4096))?;
             }
         }
-        match moved {
-            0 => Err(Failure::Skipped(why)),
-            _ => Ok(()),
-        }
+        tries.verdict()
     })
 }
 
