@@ -57,7 +57,7 @@ pub(crate) struct Guest {
     in_pass: bool,
     /// It is being attached, or its merged pages are being given back: nothing may merge.
     held: bool,
-    /// Its index forgets it, in steps.
+    /// Whether it is being detached: then its index forgets it, in steps.
     leaving: Leaving,
 }
 

@@ -193,7 +193,8 @@ impl Opener {
 
 /// The store that was `last` opened so, as it is now.
 fn as_it_is(last: &Mutex<Store>) -> Result<Store, SourceError> {
-    // It is replaced as a whole.
+    // One is kept for the next sender, one is this one's: they share what is read. The one that is
+    // kept is replaced as a whole.
     let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
     *last = last.reopen()?;
     last.reopen()
