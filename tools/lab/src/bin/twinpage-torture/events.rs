@@ -361,9 +361,11 @@ fn ksmd(host: &Host, random: &mut Random) -> Result<(), Failure> {
     host::write("/sys/kernel/mm/ksm/run", random.pick(&["0", "1", "1", "2"]))
 }
 
+/// Never told to take no rest at all: it would hold up each grace period of RCU tasks, and with it
+/// whoever loads the module (mm/khugepaged.c:khugepaged_wait_work).
 fn khugepaged(_: &Host, random: &mut Random) -> Result<(), Failure> {
     let khugepaged = "/sys/kernel/mm/transparent_hugepage/khugepaged";
-    let often = random.pick(&["0", "50", "10000"]);
+    let often = random.pick(&["1", "50", "10000"]);
     host::write(&format!("{khugepaged}/scan_sleep_millisecs"), often)?;
     host::write(&format!("{khugepaged}/alloc_sleep_millisecs"), "50")?;
     host::write(&format!("{khugepaged}/max_ptes_shared"), "511")
