@@ -61,6 +61,8 @@ const READY: &str = "TWINPAGE_CHAOS_READY";
 const LIMIT: Duration = Duration::from_secs(60);
 /// The guest's memory.
 const MEMORY_MIB: u32 = 24;
+/// How many pages of it the guest writes over and over.
+const WRITTEN: u32 = MEMORY_MIB * 32;
 
 /// What is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -156,16 +158,19 @@ fn proxy(role: &str, name: &str, dir: &Path) -> Process {
 }
 
 fn options() -> Options {
-    let guest =
-        Guest::idle(MEMORY_MIB).writing(MEMORY_MIB * 32, twinpage_rig::Write::FirstWord, 20_000);
+    let guest = Guest::idle(MEMORY_MIB).writing(WRITTEN, twinpage_rig::Write::FirstWord, 20_000);
     Options::new(Build::Trixie, "q35", &guest)
 }
 
 fn migration() -> Migration {
-    with_parameters(
-        &[],
-        json!({ "max-bandwidth": 24 << 20, "downtime-limit": 300 }),
-    )
+    with_parameters(&[], json!({ "max-bandwidth": 24 << 20 }))
+}
+
+/// How long the guest may stand still for a migration over a link of so many bytes a second: all that
+/// it writes over and over must go in half of that, or the migration may have no end.
+fn downtime_ms(rate: u64) -> u64 {
+    let written = u64::from(WRITTEN) * 4096;
+    300 + (2 * 1000 * written).checked_div(rate).unwrap_or(0)
 }
 
 /// What the threads of a process are and wait for.
@@ -416,6 +421,8 @@ fn run(seed: u64, here: Option<Alive>) -> (Blow, Where, Option<Alive>) {
     let stands = dice.below(2) == 0;
     let mut run = start(here, harm, rate, stands);
     let uri = format!("unix:{}", run.dir.path().join("send.sock").display());
+    let limit = json!({ "downtime-limit": downtime_ms(rate) });
+    run.here.qmp().run("migrate-set-parameters", limit).unwrap();
     run.here.migrate(&uri).unwrap();
     run.strike(blow, &mut dice);
     let (place, lives) = run.judge(blow);
