@@ -125,9 +125,15 @@ classify_page(const struct look *look, struct page *page)
 		     folio_nid(folio));
 }
 
+static bool is_private(struct twinpage_shim_seen now)
+{
+	return now.class == TWINPAGE_SHIM_ANON || now.class == TWINPAGE_SHIM_HUGE;
+}
+
 static struct twinpage_shim_seen classify_pte(const struct look *look, pte_t pte)
 {
 	unsigned long pfn = pte_pfn(pte);
+	struct twinpage_shim_seen now;
 
 	if (!pte_present(pte))
 		return found(TWINPAGE_SHIM_ABSENT, 0);
@@ -135,14 +141,10 @@ static struct twinpage_shim_seen classify_pte(const struct look *look, pte_t pte
 		return found(TWINPAGE_SHIM_ZERO, 0);
 	if (pte_special(pte))
 		return found(TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_SPECIAL);
-	if (pte_uffd(pte))
+	now = classify_page(look, pfn_to_page(pfn));
+	if (pte_uffd(pte) && is_private(now))
 		return found(TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_UFFD);
-	return classify_page(look, pfn_to_page(pfn));
-}
-
-static bool is_private(struct twinpage_shim_seen now)
-{
-	return now.class == TWINPAGE_SHIM_ANON || now.class == TWINPAGE_SHIM_HUGE;
+	return now;
 }
 
 /* Keeps a private page if it is wanted: its bytes may be hashed. */
@@ -250,7 +252,7 @@ static void look_table(struct look *look, struct vm_area_struct *vma,
 
 /*
  * The mapping may have been mlocked, watched or made read-only after pages of
- * it were merged: copies are reported, private pages are refused.
+ * it were merged: copies are reported, watched ones too, private pages refused.
  */
 bool twinpage_vma_holds_copies(struct vm_area_struct *vma)
 {

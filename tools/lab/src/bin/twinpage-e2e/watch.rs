@@ -12,7 +12,10 @@ use tinyvm::{
     Memory, //
 };
 use twinpage_lab::ensure;
-use twinpage_lab::module;
+use twinpage_lab::module::{
+    self,
+    Merged, //
+};
 use twinpage_lab::tap::{
     Failure,
     Outcome,
@@ -45,6 +48,11 @@ pub const TESTS: &[Test] = &[
         name: "watching_merged_pages_misses_no_write",
         seconds: 120,
         run: watching_merged_pages_misses_no_write,
+    },
+    Test {
+        name: "watched_copies_can_be_unmerged_and_stay_watched",
+        seconds: 120,
+        run: watched_copies_can_be_unmerged_and_stay_watched,
     },
     Test {
         name: "userfaultfd_moves_of_merged_pages_lose_nothing",
@@ -107,6 +115,33 @@ fn watching_merged_pages_misses_no_write() -> Outcome {
     let [a, b] = host.twins(PAGES)?;
     watcher.register(b.memory().address(), PAGES, Faults::Writes)?;
     watcher.protect(b.memory().address(), PAGES, true)?;
+    let seen = faults(&watcher, b.memory(), |page| page as u64 + 9)?;
+    ensure!(seen == PAGES, "{seen} of {PAGES} writes were seen");
+    b.check_with(|page| page as u64 + 9)?;
+    a.check_with(|page| page as u64 + 1)
+}
+
+/// Each by itself, and by an attach to a domain that may not share them.
+fn watched_copies_can_be_unmerged_and_stay_watched() -> Outcome {
+    const OTHER: u64 = DOMAIN + 1;
+    let host = Host::new()?;
+    let watcher = Watcher::new(&[Feature::WriteProtect])?;
+    let [a, mut b] = host.twins(PAGES)?;
+    watcher.register(b.memory().address(), PAGES, Faults::Writes)?;
+    watcher.protect(b.memory().address(), PAGES, true)?;
+    host.looks(1)?;
+    ensure!(
+        skipped(&b, "uffd")? == 0,
+        "not told as merged: {}",
+        b.told()
+    );
+    b.detach(&host, Merged::Keep)?;
+    ensure!(common_frames(&a, &b)? == PAGES, "unmerged too early");
+    b.attach(&host, OTHER)?;
+    ensure!(common_frames(&a, &b)? == 0, "two domains share frames");
+    for (page, entry) in b.entries()?.into_iter().enumerate() {
+        ensure!(entry.write_protected(), "page {page} is no longer watched");
+    }
     let seen = faults(&watcher, b.memory(), |page| page as u64 + 9)?;
     ensure!(seen == PAGES, "{seen} of {PAGES} writes were seen");
     b.check_with(|page| page as u64 + 9)?;
