@@ -60,7 +60,8 @@ pub struct Layout {
     ranges: KVVec<Span>,
     /// Pages in the numbered list.
     pages: u64,
-    gmem: bool,
+    /// Addresses in slots with memory that only the guest sees, as in `ranges`.
+    gmem: KVVec<Span>,
     migrating: bool,
     version: u64,
 }
@@ -88,9 +89,9 @@ impl Layout {
         let pages = count(&slots, |_| true);
         let noted = count(&slots, |slot| slot.flags & Slot::LOG_DIRTY != 0);
         Ok(Some(Self {
-            ranges: union(&slots, flags)?,
+            ranges: union(slots.iter(), flags)?,
             pages,
-            gmem: slots.iter().any(|slot| slot.gmem),
+            gmem: union(slots.iter().filter(|slot| slot.gmem), flags)?,
             migrating: noted > pages / 2,
             slots,
             // OVERFLOW: One step for each change of memslots never gets there.
@@ -158,14 +159,13 @@ impl Layout {
 
     /// Is the page at `addr` in a slot with memory that only the guest sees?
     pub fn is_gmem(&self, addr: u64) -> bool {
-        self.slots
-            .iter()
-            .any(|slot| slot.gmem && (slot.range().start..slot.range().end).contains(&addr))
+        let at = sort::first_not(&self.gmem, |span| span.end <= addr);
+        self.gmem.get(at).is_some_and(|span| span.start <= addr)
     }
 
     /// Does any slot have memory that only the guest sees?
     pub fn has_gmem(&self) -> bool {
-        self.gmem
+        !self.gmem.is_empty()
     }
 
     /// Is the guest being migrated? Then writes to most of its memory are noted; a display alone
@@ -191,9 +191,12 @@ fn count(slots: &[Slot], which: impl Fn(&Slot) -> bool) -> u64 {
 }
 
 /// The addresses covered by any of `slots`, as sorted ranges with gaps between them.
-fn union(slots: &[Slot], flags: Flags) -> Result<KVVec<Span>, AllocError> {
-    let mut all = KVVec::with_capacity(slots.len(), flags)?;
-    for range in slots.iter().map(Slot::range) {
+fn union<'a>(
+    slots: impl Iterator<Item = &'a Slot>,
+    flags: Flags,
+) -> Result<KVVec<Span>, AllocError> {
+    let mut all = KVVec::new();
+    for range in slots.map(Slot::range) {
         if range.start < range.end {
             all.push(range, flags)?;
         }

@@ -101,7 +101,7 @@ struct Refusal<'a> {
     layout: &'a Layout,
     /// Private ones are not.
     paused: bool,
-    /// Those that only the guest sees are not, and there are some.
+    /// Those beside memory that only the guest sees are not, and there are some.
     gmem: bool,
 }
 
@@ -113,7 +113,8 @@ impl Refusal<'_> {
             Seen::Anon { .. } | Seen::Huge { .. } if self.paused => Seen::Skip(Skip::Paused),
             _ => found,
         };
-        if !self.gmem {
+        // What was merged before its slot became one of those is still to be known.
+        if !self.gmem || matches!(found, Seen::Merged { .. }) {
             return seen.put(pages, found);
         }
         for index in pages {

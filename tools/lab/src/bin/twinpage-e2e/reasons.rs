@@ -2,6 +2,7 @@
 
 //! What cannot be merged is left alone and counted by its reason.
 
+use std::collections::HashSet;
 use std::fs;
 use std::time::Duration;
 
@@ -10,10 +11,17 @@ use tinyvm::{
     Memory,
     Slot, //
 };
-use twinpage_lab::content::fill;
+use twinpage_lab::content::{
+    check,
+    fill, //
+};
 use twinpage_lab::ensure;
-use twinpage_lab::module;
+use twinpage_lab::module::{
+    self,
+    Merged, //
+};
 use twinpage_lab::pagemap::{
+    Entry,
     Frames,
     Pagemap, //
 };
@@ -59,6 +67,11 @@ pub const TESTS: &[Test] = &[
         name: "memory_beside_a_guest_memfd_is_counted_and_left_alone",
         seconds: 120,
         run: memory_beside_a_guest_memfd_is_counted_and_left_alone,
+    },
+    Test {
+        name: "copies_beside_a_guest_memfd_can_be_unmerged",
+        seconds: 120,
+        run: copies_beside_a_guest_memfd_can_be_unmerged,
     },
     Test {
         name: "memory_without_rights_is_counted_special",
@@ -154,23 +167,32 @@ fn locked_memory_is_counted_and_left_alone() -> Outcome {
     Ok(())
 }
 
-fn memory_beside_a_guest_memfd_is_counted_and_left_alone() -> Outcome {
-    let host = Host::new()?;
-    let mut guest = Guest::detached(PAGES, Backing::Small)?;
-    let beside = Memory::new(PAGES, Backing::Small)?;
-    let slot = Slot {
+/// A slot that shows `beside` from 1 GiB on.
+fn slot_of(beside: &Memory) -> Slot {
+    Slot {
         number: 1,
         guest: 1 << 30,
         host: beside.address(),
         pages: PAGES,
         ..Slot::default()
-    };
+    }
+}
+
+/// Shows memory in a slot that has memory of the guest's own beside it.
+fn show_beside_a_guest_memfd(guest: &Guest, slot: Slot) -> Outcome {
     match guest.vm()?.add_private_slot(slot) {
         Err(tinyvm::Error::Kvm { what, source }) if source.errno() == libc::ENOTTY => {
-            return Err(Failure::Skipped(format!("KVM cannot {what}")));
+            Err(Failure::Skipped(format!("KVM cannot {what}")))
         }
-        added => added?,
+        added => Ok(added?),
     }
+}
+
+fn memory_beside_a_guest_memfd_is_counted_and_left_alone() -> Outcome {
+    let host = Host::new()?;
+    let mut guest = Guest::detached(PAGES, Backing::Small)?;
+    let beside = Memory::new(PAGES, Backing::Small)?;
+    show_beside_a_guest_memfd(&guest, slot_of(&beside))?;
     guest.fill_with(|_| 42);
     (0..PAGES).for_each(|page| fill(&beside, page, 42));
     let frames = || Pagemap::own()?.read(beside.address(), PAGES);
@@ -180,6 +202,27 @@ fn memory_beside_a_guest_memfd_is_counted_and_left_alone() -> Outcome {
     until_all(&host, &guest, "gmem")?;
     ensure!(frames()? == before, "frames changed");
     Ok(())
+}
+
+fn copies_beside_a_guest_memfd_can_be_unmerged() -> Outcome {
+    let host = Host::new()?;
+    let guest = host.guest(PAGES, Backing::Small, PRIVATE)?;
+    let beside = Memory::new(PAGES, Backing::Small)?;
+    (0..PAGES).for_each(|page| fill(&beside, page, 42));
+    let frames = || -> Result<HashSet<_>, Failure> {
+        let entries = Pagemap::own()?.read(beside.address(), PAGES)?;
+        Ok(entries.into_iter().map(Entry::frame).collect())
+    };
+    let slot = slot_of(&beside);
+    guest.vm()?.set_slot(slot)?;
+    wait::until("merging", CONVERGE, || {
+        Ok::<_, Failure>(frames()?.len() < PAGES / 2)
+    })?;
+    guest.vm()?.set_slot(Slot { pages: 0, ..slot })?;
+    show_beside_a_guest_memfd(&guest, slot)?;
+    let detached = guest.detach(&host, Merged::Unmerge)?;
+    ensure!(frames()?.len() == PAGES, "still merged after {detached:?}");
+    (0..PAGES).try_for_each(|page| check(&beside, page, 42))
 }
 
 fn memory_without_rights_is_counted_special() -> Outcome {
