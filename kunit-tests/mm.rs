@@ -6,7 +6,7 @@ use crate::{
     engine::{
         sight::Sight,
         wire::ZERO_DIGEST,
-        world::{Seen, Shared, Skip, Target, Unshared, BLOCK_PAGES, RUN_PAGES}, //
+        world::{Seen, Shared, Skip, Target, Token, Unshared, BLOCK_PAGES, RUN_PAGES}, //
     },
     memory::{Kind, Memory},
     sys::{
@@ -300,6 +300,20 @@ mod tests {
         assert!(bench.memory.is(0, 3, 4)?);
         bench.memory.fill(0, 3, 5)?;
         assert!(bench.memory.is(0, 3, 5)?);
+        Ok(())
+    }
+
+    #[test]
+    fn a_frame_that_was_let_go_of_has_no_token() -> Result {
+        let mut bench = Bench::filled(&[(3, 4)])?;
+        let frame = bench.copy(0)?;
+        let pfn = frame.pfn();
+        frame.set_token(Token(7));
+        assert_eq!(bench.share_one(0, Target::Copy(&frame))?, Shared::Done);
+        let merged = |token| Seen::Merged { pfn, token };
+        assert_eq!(bench.see(0)?, merged(Token(7)));
+        drop(frame);
+        assert_eq!(bench.see(0)?, merged(Token(0)));
         Ok(())
     }
 

@@ -28,7 +28,8 @@ use sys::{
     misc::Device,
     shrinker::Shrinker,
     sysfs::Files,
-    thread::Thread, //
+    thread::Thread,
+    vm::Vms, //
 };
 
 module! {
@@ -47,6 +48,7 @@ struct Twinpage {
     _shrinker: Shrinker<Shared>,
     _thread: Thread<Shared>,
     _shared: Farewell,
+    _vms: Vms,
 }
 
 /// The last look at what the module knows.
@@ -61,6 +63,8 @@ impl Drop for Farewell {
 impl kernel::Module for Twinpage {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         let symbols = Symbols::bind()?;
+        // Made first, dropped last.
+        let vms = Vms::begin()?;
         let shared = Shared::new(symbols)?;
         // Whatever fails below takes down what was made before it.
         let farewell = Farewell(shared.clone());
@@ -77,6 +81,7 @@ impl kernel::Module for Twinpage {
             _shrinker: shrinker,
             _thread: thread,
             _shared: farewell,
+            _vms: vms,
         })
     }
 }

@@ -47,13 +47,13 @@ pub enum Skip {
     Shared,
     /// Hugetlbfs memory.
     Hugetlb,
-    /// Memory that only the guest may see (guest_memfd).
+    /// Beside memory that only the guest may see (guest_memfd).
     Gmem,
     /// The mapping is mlocked.
     Locked,
-    /// Watched by userfaultfd write-protection.
+    /// Watched by userfaultfd write- or read-write-protection, or marked by it.
     Uffd,
-    /// Device memory, PFN map, no read or no write permission.
+    /// Device memory, PFN map, droppable memory, shadow stack, no read or no write permission.
     Special,
     /// Nothing is mapped where the memslot points.
     NoVma,

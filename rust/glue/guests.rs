@@ -43,8 +43,6 @@ impl Domain {
 }
 
 /// An attached VM.
-///
-/// Dropping it may destroy the VM: never under a lock.
 pub(crate) struct Guest {
     id: GuestId,
     domain: Domain,

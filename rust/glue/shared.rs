@@ -144,9 +144,7 @@ impl Shared {
     /// [`unmerge`](Self::unmerge) fails with, if not all that the VM shares with another domain can
     /// come apart. Then it is not attached.
     pub(crate) fn attach(self: &Arc<Self>, vm: Vm, domain: u64) -> Result<GuestId> {
-        let attached = self.state.lock().attach(vm, domain);
-        // The VM is dropped here, without the lock, if it was refused.
-        let id = attached.map_err(|(_vm, error)| error)?;
+        let id = self.state.lock().attach(vm, domain)?;
         if let Err(error) = self.arrive(id).and_then(|()| self.export(id)) {
             // It may have ended by itself meanwhile.
             let _ = self.detach(id);

@@ -3,8 +3,7 @@
 //! What the module knows: domains, guests, settings. All of it under one mutex.
 //!
 //! Methods do bounded work, so that the mutex is never held for long; whoever has more to do calls
-//! again. What must not be dropped under the mutex (a VM, a large index) is handed out as
-//! [`Departed`].
+//! again. What must not be dropped under the mutex, a large index, is handed out as [`Departed`].
 
 use super::{
     guests::{
@@ -192,22 +191,18 @@ impl State {
     ///
     /// # Errors
     ///
-    /// `EEXIST`, `ENOMEM`, `ENOSPC`; the VM comes back, to be dropped without locks.
-    pub(crate) fn attach(&mut self, vm: Vm, number: u64) -> Result<GuestId, (Vm, Error)> {
+    /// `EEXIST`, `ENOMEM`, `ENOSPC`.
+    pub(crate) fn attach(&mut self, vm: Vm, number: u64) -> Result<GuestId> {
         if self.guests.iter().any(|guest| guest.vm().is(&vm)) {
-            return Err((vm, EEXIST));
+            return Err(EEXIST);
         }
-        let Some(next) = self.last_guest.checked_add(1) else {
-            return Err((vm, ENOSPC));
-        };
+        let next = self.last_guest.checked_add(1).ok_or(ENOSPC)?;
         let id = GuestId(next);
         let domain = Domain::new(number, id);
-        if let Err(error) = self.make_room(domain) {
-            return Err((vm, error));
-        }
+        self.make_room(domain)?;
         if self.guests.reserve(1, GFP_KERNEL).is_err() {
             self.drop_room_if_empty(domain);
-            return Err((vm, ENOMEM));
+            return Err(ENOMEM);
         }
         let joined = match self.room(domain) {
             Some(room) => room.index.attach(id).map_err(Error::from),
@@ -215,7 +210,7 @@ impl State {
         };
         if let Err(error) = joined {
             self.drop_room_if_empty(domain);
-            return Err((vm, error));
+            return Err(error);
         }
         self.last_guest = next;
         if self

@@ -22,9 +22,9 @@ pub(crate) struct Frame {
 }
 
 // SAFETY: A reference to a page may be given up on any thread, and the functions that take a frame
-// only read it or use atomic operations.
+// only read it or use atomic operations; its token is read and written as one word.
 unsafe impl Send for Frame {}
-// SAFETY: As above; `set_token` writes a word that only the engine, under its mutex, cares about.
+// SAFETY: As above.
 unsafe impl Sync for Frame {}
 
 impl Frame {
@@ -101,6 +101,6 @@ impl Drop for Frame {
     fn drop(&mut self) {
         // SAFETY: `self` owns this reference and is not used again. Guests that map the frame hold
         // references of their own.
-        unsafe { bindings::twinpage_shim_page_put(self.as_ptr()) };
+        unsafe { bindings::twinpage_shim_frame_put(self.as_ptr()) };
     }
 }

@@ -14,15 +14,47 @@ use kernel::{
     sync::aref::ARef, //
 };
 
+/// Where VMs are destroyed that nobody else held. Must outlive every [`Vm`], and is made once.
+///
+/// # Invariants
+///
+/// The call that ends it is still to come.
+pub(crate) struct Vms(());
+
+impl Vms {
+    /// Makes it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn begin() -> Result<Self> {
+        // SAFETY: The module makes one while it is loaded, before a file descriptor can be given.
+        to_result(unsafe { bindings::twinpage_shim_vms_begin() })?;
+        // INVARIANT: Drop is what ends it.
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Vms {
+    /// Waits for VMs that are being destroyed.
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant it has begun and not ended. The module drops this when all
+        // that could hold a VM is gone.
+        unsafe { bindings::twinpage_shim_vms_end() };
+    }
+}
+
 /// A VM, held by a reference.
 ///
 /// # Invariants
 ///
-/// `vm` is a `struct kvm` of which `self` owns a reference; `owner` is the module whose code
-/// destroys it, or null if that is built in, and `self` owns a reference of it too.
+/// `vm` is a `struct twinpage_vm` that `twinpage_shim_vm_get` gave to `self`.
 pub(crate) struct Vm {
     vm: NonNull<c_void>,
-    owner: *mut c_void,
 }
 
 // SAFETY: References to a `struct kvm` and to a module may be used and given up on any thread.
@@ -37,20 +69,19 @@ impl Vm {
     /// # Errors
     ///
     /// `EBADF`: not an open file; `EINVAL`: not a KVM VM; `EOPNOTSUPP`: encrypted memory; `ESRCH`:
-    /// on its way out.
+    /// on its way out; `ENOMEM`.
     ///
     /// # Context
     ///
     /// Process context, may sleep.
     pub(crate) fn from_fd(fd: i32) -> Result<Self> {
         let mut vm = ptr::null_mut();
-        let mut owner = ptr::null_mut();
-        // SAFETY: Both pointers are valid for one write until the call returns.
-        to_result(unsafe { bindings::twinpage_shim_vm_get(fd, &mut vm, &mut owner) })?;
-        // INVARIANT: The call succeeded and handed over a reference to each.
+        // SAFETY: The pointer is valid for one write until the call returns. The module makes
+        // `Vms` before anybody can give a file descriptor, and drops it after the last VM.
+        to_result(unsafe { bindings::twinpage_shim_vm_get(fd, &mut vm) })?;
+        // INVARIANT: The call succeeded and handed it over.
         Ok(Self {
             vm: NonNull::new(vm).ok_or(ESRCH)?,
-            owner,
         })
     }
 
@@ -68,7 +99,8 @@ impl Vm {
 
     /// Are these the same VM?
     pub(crate) fn is(&self, other: &Vm) -> bool {
-        self.vm == other.vm
+        // SAFETY: Both are valid: `self` and `other` own them until drop.
+        unsafe { bindings::twinpage_shim_vm_same(self.vm.as_ptr(), other.vm.as_ptr()) != 0 }
     }
 
     /// The process that its memory belongs to.
@@ -134,8 +166,8 @@ fn decode(slot: &bindings::twinpage_shim_slot) -> Slot {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        // SAFETY: `self` owns both references, and is not used again. Callers hold no lock that
-        // KVM takes when the VM is destroyed here.
-        unsafe { bindings::twinpage_shim_vm_put(self.vm.as_ptr(), self.owner) };
+        // SAFETY: By the type invariant it is ours to give back, and `self` is not used again.
+        // `Vms` outlives it.
+        unsafe { bindings::twinpage_shim_vm_put(self.vm.as_ptr()) };
     }
 }

@@ -13,7 +13,7 @@
  * A guest's frame is never adopted: whoever owned it may have chosen it for a
  * weakness (Razavi et al., Flip Feng Shui, USENIX Security 2016). Sleeps.
  *
- * Return: the frame with one reference, which twinpage_shim_page_put() gives
+ * Return: the frame with one reference, which twinpage_shim_frame_put() gives
  * up; NULL if there is no memory to spare.
  */
 void *twinpage_shim_frame_copy(void *page)
@@ -42,12 +42,25 @@ void *twinpage_shim_frame_copy(void *page)
 
 /**
  * twinpage_shim_frame_set_token - keep a number with a frame.
- * @frame: the frame, owned by the caller, mapped by nobody yet.
+ * @frame: the frame, owned by the caller; looks may read the number meanwhile.
  * @token: the number; twinpage_shim_look() reports it.
  */
 void twinpage_shim_frame_set_token(void *frame, unsigned int token)
 {
-	set_page_private((struct page *)frame, token);
+	WRITE_ONCE(((struct page *)frame)->private, token);
+}
+
+/**
+ * twinpage_shim_frame_put - let go of a frame.
+ * @frame: the frame. Those who map it keep it, and whoever has it in a pipe may
+ *	put it into a file's cache when they are gone (fs/fuse/dev.c:
+ *	fuse_try_move_folio), whose owner takes a token for a pointer
+ *	(fs/iomap/buffered-io.c:iomap_finish_folio_read).
+ */
+void twinpage_shim_frame_put(void *frame)
+{
+	twinpage_shim_frame_set_token(frame, 0);
+	put_page(frame);
 }
 
 /**

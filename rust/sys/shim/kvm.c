@@ -4,12 +4,49 @@
 #include <linux/kvm_host.h>
 #include <linux/module.h>
 #include <linux/sched/mm.h>
+#include <linux/slab.h>
 #include <linux/static_call.h>
+#include <linux/workqueue.h>
 
 #include "shim.h"
 
 /* Exported to the vendor modules only, so bound by ksym.c. */
 DECLARE_STATIC_CALL(twinpage_file_is_kvm, file_is_kvm);
+
+/* A VM, with a reference. */
+struct twinpage_vm {
+	struct kvm *kvm;
+	/*
+	 * The vendor module, with a reference: destroying the VM runs its code,
+	 * and a reference on the VM alone does not pin it.
+	 */
+	struct module *owner;
+	struct work_struct destroy;
+};
+
+/* Where VMs are destroyed. */
+static struct workqueue_struct *twinpage_vms;
+
+/**
+ * twinpage_shim_vms_begin - before the first VM is taken hold of.
+ *
+ * Sleeps. Return: 0 or -ENOMEM.
+ */
+int twinpage_shim_vms_begin(void)
+{
+	twinpage_vms = alloc_workqueue("twinpage_vms", WQ_UNBOUND, 0);
+	return twinpage_vms ? 0 : -ENOMEM;
+}
+
+/**
+ * twinpage_shim_vms_end - when no VM is held any more.
+ *
+ * Waits until those are destroyed that nobody else held.
+ */
+void twinpage_shim_vms_end(void)
+{
+	destroy_workqueue(twinpage_vms);
+}
 
 /*
  * Encrypted memory cannot be compared, and invalidating it is dear
@@ -28,16 +65,16 @@ static bool is_encrypted(struct kvm *kvm)
 /**
  * twinpage_shim_vm_get - take hold of the VM behind a file descriptor.
  * @fd: a file descriptor of the caller's process.
- * @vm: out: the struct kvm, with a reference.
- * @owner: out: the vendor module, with a reference: destroying the VM runs its
- *	code, and a reference on the VM alone does not pin it.
+ * @held: out: the struct twinpage_vm.
  *
  * Return: 0; -EBADF, not an open file; -EINVAL, not a KVM VM; -EOPNOTSUPP,
- * encrypted memory; -ESRCH, the VM or its process is on its way out.
+ * encrypted memory; -ESRCH, the VM or its process is on its way out; -ENOMEM.
  */
-int twinpage_shim_vm_get(int fd, void **vm, void **owner)
+int twinpage_shim_vm_get(int fd, void **held)
 {
 	CLASS(fd, f)(fd);
+	struct twinpage_vm *vm;
+	struct module *owner;
 	struct kvm *kvm;
 
 	if (fd_empty(f))
@@ -47,30 +84,65 @@ int twinpage_shim_vm_get(int fd, void **vm, void **owner)
 	kvm = fd_file(f)->private_data;
 	if (is_encrypted(kvm))
 		return -EOPNOTSUPP;
-	if (!try_module_get(fd_file(f)->f_op->owner))
-		return -ESRCH;
+	vm = kmalloc_obj(*vm);
+	if (!vm)
+		return -ENOMEM;
+	owner = fd_file(f)->f_op->owner;
+	if (!try_module_get(owner))
+		goto free;
 	/* Of a process that is gone there is no memory to merge. */
 	if (kvm->vm_dead || !atomic_read(&kvm->mm->mm_users) ||
-	    !kvm_get_kvm_safe(kvm)) {
-		module_put(fd_file(f)->f_op->owner);
-		return -ESRCH;
-	}
-	*vm = kvm;
-	*owner = fd_file(f)->f_op->owner;
+	    !kvm_get_kvm_safe(kvm))
+		goto put;
+	vm->kvm = kvm;
+	vm->owner = owner;
+	*held = vm;
 	return 0;
+put:
+	module_put(owner);
+free:
+	kfree(vm);
+	return -ESRCH;
+}
+
+static void destroy(struct work_struct *work)
+{
+	struct twinpage_vm *vm = container_of(work, struct twinpage_vm, destroy);
+
+	kvm_put_kvm(vm->kvm);
+	module_put(vm->owner);
+	kfree(vm);
 }
 
 /**
  * twinpage_shim_vm_put - end of twinpage_shim_vm_get().
- * @vm: the VM.
- * @owner: its vendor module.
+ * @held: the VM.
  *
- * Sleeps; may destroy the VM, so no lock may be held that KVM takes.
+ * A VM that nobody else holds is destroyed elsewhere, later: that waits for a
+ * thread of its process, which may stand still (arch/x86/kvm/mmu/mmu.c:
+ * kvm_mmu_pre_destroy_vm, kernel/vhost_task.c:vhost_task_stop). Does not sleep.
  */
-void twinpage_shim_vm_put(void *vm, void *owner)
+void twinpage_shim_vm_put(void *held)
 {
-	kvm_put_kvm(vm);
-	module_put(owner);
+	struct twinpage_vm *vm = held;
+
+	if (!refcount_dec_not_one(&vm->kvm->users_count)) {
+		INIT_WORK(&vm->destroy, destroy);
+		queue_work(twinpage_vms, &vm->destroy);
+		return;
+	}
+	module_put(vm->owner);
+	kfree(vm);
+}
+
+/**
+ * twinpage_shim_vm_same - are these the same VM?
+ * @a: a VM.
+ * @b: another hold of it, or another VM.
+ */
+int twinpage_shim_vm_same(void *a, void *b)
+{
+	return ((struct twinpage_vm *)a)->kvm == ((struct twinpage_vm *)b)->kvm;
 }
 
 /**
@@ -81,7 +153,7 @@ void twinpage_shim_vm_put(void *vm, void *owner)
  */
 void *twinpage_shim_vm_mm(void *vm)
 {
-	return ((struct kvm *)vm)->mm;
+	return ((struct twinpage_vm *)vm)->kvm->mm;
 }
 
 /**
@@ -93,7 +165,7 @@ void *twinpage_shim_vm_mm(void *vm)
  */
 int twinpage_shim_vm_pid(void *vm)
 {
-	struct kvm *kvm = vm;
+	struct kvm *kvm = ((struct twinpage_vm *)vm)->kvm;
 #ifdef CONFIG_MEMCG
 	struct task_struct *owner;
 	int pid = 0;
@@ -115,7 +187,7 @@ int twinpage_shim_vm_pid(void *vm)
  */
 int twinpage_shim_vm_closed(void *vm)
 {
-	struct kvm *kvm = vm;
+	struct kvm *kvm = ((struct twinpage_vm *)vm)->kvm;
 
 	return kvm->vm_dead || refcount_read(&kvm->users_count) == 1;
 }
@@ -134,7 +206,7 @@ int twinpage_shim_vm_closed(void *vm)
 long twinpage_shim_vm_slots(void *vm, struct twinpage_shim_slot *slots,
 			    unsigned long max)
 {
-	struct kvm *kvm = vm;
+	struct kvm *kvm = ((struct twinpage_vm *)vm)->kvm;
 	unsigned long n = 0;
 	int as_id, srcu;
 

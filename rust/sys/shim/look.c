@@ -110,7 +110,7 @@ classify_page(const struct look *look, struct page *page)
 	if (PageHWPoison(page))
 		return found(TWINPAGE_SHIM_SKIP, TWINPAGE_SHIM_SKIP_POISON);
 	if (twinpage_is_copy(folio)) {
-		copy = found(TWINPAGE_SHIM_MERGED, page_private(page));
+		copy = found(TWINPAGE_SHIM_MERGED, READ_ONCE(page->private));
 		copy.pfn = page_to_pfn(page);
 		return copy;
 	}

@@ -85,6 +85,7 @@ int twinpage_shim_split(void *mm, unsigned long addr);
 /* frame.c: merged copies. */
 
 void *twinpage_shim_frame_copy(void *page);
+void twinpage_shim_frame_put(void *frame);
 void twinpage_shim_frame_set_token(void *frame, unsigned int token);
 unsigned long twinpage_shim_frame_pfn(void *frame);
 unsigned int twinpage_shim_frame_mappings(void *frame);
@@ -104,8 +105,11 @@ struct twinpage_shim_slot {
 	unsigned long long addr;
 };
 
-int twinpage_shim_vm_get(int fd, void **vm, void **owner);
-void twinpage_shim_vm_put(void *vm, void *owner);
+int twinpage_shim_vms_begin(void);
+void twinpage_shim_vms_end(void);
+int twinpage_shim_vm_get(int fd, void **held);
+void twinpage_shim_vm_put(void *held);
+int twinpage_shim_vm_same(void *a, void *b);
 void *twinpage_shim_vm_mm(void *vm);
 int twinpage_shim_vm_pid(void *vm);
 int twinpage_shim_vm_closed(void *vm);

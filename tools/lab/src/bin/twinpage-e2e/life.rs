@@ -22,7 +22,17 @@ use nix::kmod::{
     delete_module,
     DeleteModuleFlags, //
 };
-use tinyvm::Backing;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{
+    waitpid,
+    WaitPidFlag, //
+};
+use nix::unistd::Pid;
+use tinyvm::{
+    Backing,
+    Counter,
+    Sweep, //
+};
 use twinpage_lab::files::borrow;
 use twinpage_lab::module::{
     self,
@@ -64,6 +74,11 @@ pub const TESTS: &[Test] = &[
         name: "a_vm_whose_file_is_closed_first_goes_away",
         seconds: 120,
         run: a_vm_whose_file_is_closed_first_goes_away,
+    },
+    Test {
+        name: "a_process_that_stands_still_holds_up_only_the_end_of_its_vm",
+        seconds: 180,
+        run: a_process_that_stands_still_holds_up_only_the_end_of_its_vm,
     },
     Test {
         name: "a_resting_scanner_lets_go_of_vms",
@@ -191,6 +206,39 @@ fn a_vm_whose_file_is_closed_first_goes_away() -> Outcome {
     b.check_with(|page| page as u64 + 1)?;
     host.looks(2)?;
     a.check_with(|page| page as u64 + 2)
+}
+
+/// Lets a VM run once, so that KVM has a thread in its process, and tells its file. Told to go on,
+/// closes it and stops the process.
+fn run_and_close(mut told: impl Read, mut tell: impl Write) -> Outcome {
+    let mut counter = Counter::new(PAGES, Backing::Small, |page| page as u64)?;
+    counter
+        .sweep(Sweep::Read)?
+        .map_err(|lost| Failure::Failed(format!("{lost:?}")))?;
+    tell.write_all(&counter.vm().as_raw_fd().to_le_bytes())?;
+    told.read_exact(&mut [0])?;
+    drop(counter);
+    nix::sys::signal::raise(Signal::SIGSTOP)?;
+    Ok(())
+}
+
+fn a_process_that_stands_still_holds_up_only_the_end_of_its_vm() -> Outcome {
+    let (mut reader, writer) = crate::host::pipe()?;
+    let (told, mut tell) = crate::host::pipe()?;
+    let child = in_child(|| run_and_close(told, writer).is_ok())?;
+    let mut vm = [0; 4];
+    reader.read_exact(&mut vm)?;
+    let vm = borrow(child.pid(), i32::from_le_bytes(vm))?;
+    let host = Host::new()?;
+    let id = host.device().attach(vm.as_raw_fd(), DOMAIN)?;
+    tell.write_all(b"!")?;
+    let pid = Pid::from_raw(child.pid() as i32);
+    waitpid(pid, Some(WaitPidFlag::WUNTRACED))?;
+    // Nobody but the module has it now.
+    drop(vm);
+    let went_on = until_gone(id).and_then(|()| host.twins(PAGES).map(|_| ()));
+    child.kill()?;
+    went_on
 }
 
 /// Closes a new VM and fails unless it is let go of soon.
