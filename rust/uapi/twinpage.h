@@ -44,7 +44,7 @@ struct twinpage_version {
 #define TWINPAGE_FEATURE_THP_SPLIT (1U << 0)
 /* The swap slot of a merged page is given back at once. */
 #define TWINPAGE_FEATURE_FREE_SWAP (1U << 1)
-/* Freshly written pages are taken from the per-CPU LRU batches each pass. */
+/* Freshly written pages are taken from the per-CPU LRU batches each round. */
 #define TWINPAGE_FEATURE_LRU_DRAIN (1U << 2)
 
 /**
@@ -61,10 +61,11 @@ struct twinpage_version {
  * Errors: -EBADF: @vm_fd is not an open file; -EINVAL: it is not a KVM VM, or a
  * field that must be zero is not; -EEXIST: this VM is attached; -ESRCH: its
  * address space is exiting; -EOPNOTSUPP: its memory is encrypted (SEV, TDX);
- * -ENOSPC: no number is left for the VM or its domain; -ENOMEM: so little memory
- * is free that it would fall under the floor; -EINTR: a signal; -EBUSY: pages
- * stayed busy for too long, or a part of its memory belongs to another attached
- * VM of the same process, too. In all of these cases the VM is not attached.
+ * -ENOSPC: no number is left for the VM or its domain, or its memslots have more
+ * than 2^21 blocks of 2 MiB; -ENOMEM: so little memory is free that it would
+ * fall under the floor; -EINTR: a signal; -EBUSY: pages stayed busy for too long,
+ * or a part of its memory belongs to another attached VM of the same process,
+ * too. In all of these cases the VM is not attached.
  */
 struct twinpage_attach {
 	__s32 vm_fd;		/*  0 */
