@@ -51,6 +51,9 @@ const MANIFEST: &str = "manifest";
 /// The next manifest until it replaces the old one.
 const NEXT_MANIFEST: &str = "manifest.new";
 
+/// What there is of a store before its first manifest.
+const BEGUN: [&str; 3] = [LOCK, KEY, NEXT_MANIFEST];
+
 /// What the files are that have a number in their name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
@@ -94,12 +97,19 @@ fn numbered(name: &str) -> Option<(Part, u64)> {
 }
 
 impl Directory {
-    /// Makes the directory of a new store, with a key.
+    /// Makes the directory of a new store, with a key. It may be there, empty or as somebody left it
+    /// who was killed while he made it.
     pub(super) fn create(path: &Path) -> Result<Self, Error> {
         match DirBuilder::new().mode(0o700).create(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let mut entries = fs::read_dir(path).map_err(Error::file("read", path))?;
-                if entries.next().is_some() {
+                let mut names = Vec::new();
+                for entry in fs::read_dir(path).map_err(Error::file("read", path))? {
+                    names.push(entry.map_err(Error::file("read", path))?.file_name());
+                }
+                // The lock is made first, so files without it are somebody else's.
+                let begun = names.iter().all(|name| BEGUN.iter().any(|one| name == one))
+                    && names.iter().any(|name| name == LOCK);
+                if !names.is_empty() && !begun {
                     return Err(Error::Exists(path.to_owned()));
                 }
                 let private = fs::Permissions::from_mode(0o700);
@@ -112,11 +122,20 @@ impl Directory {
             lock: None,
         };
         directory.lock()?;
+        let manifest = directory.manifest_path();
+        // Whoever had the lock before may have made one.
+        if manifest
+            .try_exists()
+            .map_err(Error::file("look at", &manifest))?
+        {
+            return Err(Error::Exists(path.to_owned()));
+        }
         let mut key = [0; 32];
         File::open("/dev/urandom")
             .and_then(|mut random| random.read_exact(&mut key))
             .map_err(Error::file("read", Path::new("/dev/urandom")))?;
         let at = directory.path.join(KEY);
+        remove(&at)?;
         let mut file = directory.make(&at)?;
         file.write_all(&key).map_err(Error::file("write", &at))?;
         file.sync_all().map_err(Error::file("write", &at))?;

@@ -182,6 +182,17 @@ fn only_a_store_is_opened_and_only_a_new_one_made() {
         let made = Store::create(&directory.path().join("x"), &Settings { sources_needed });
         assert!(matches!(made, Err(Error::Setting { .. })));
     }
+    // What somebody left who was killed while he made one.
+    let begun = directory.path().join("begun");
+    fs::create_dir(&begun).unwrap();
+    fs::write(begun.join("key"), "another's").unwrap();
+    let foreign = Store::create(&begun, &Settings::default());
+    assert!(matches!(foreign, Err(Error::Exists(_))));
+    for name in ["lock", "key", "manifest.new"] {
+        fs::write(begun.join(name), "").unwrap();
+    }
+    drop(Store::create(&begun, &Settings::default()).unwrap());
+    assert_eq!(fs::read(begun.join("key")).unwrap().len(), 32);
     let mut reader = Store::open(&path, Mode::Read).unwrap();
     assert!(matches!(reader.load().err(), Some(Error::ReadOnly(_))));
     assert!(matches!(

@@ -3,8 +3,6 @@
 //! `twinpage store build`: puts pages of images, dumps and running VMs into stores.
 
 use std::collections::HashSet;
-use std::fs;
-use std::io;
 use std::path::{
     Path,
     PathBuf, //
@@ -191,10 +189,10 @@ fn open(path: &Path, needed: Option<u32>) -> Result<Store, Error> {
     let settings = Settings {
         sources_needed: needed.unwrap_or(SOURCES_NEEDED),
     };
-    if matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound) {
-        return Ok(Store::create(path, &settings)?);
-    }
-    let store = Store::open(path, Mode::Write)?;
+    let store = match Store::open(path, Mode::Write) {
+        Err(twinpage_store::Error::NoStore(_)) => return Ok(Store::create(path, &settings)?),
+        opened => opened?,
+    };
     let has = store.stat()?.sources_needed;
     match needed {
         Some(asked) if asked != has => Err(Error::SourcesNeeded { asked, has }),
