@@ -47,6 +47,20 @@ pub struct Screen {
     pub rows: u16,
 }
 
+/// What others said, on one line without anything that a terminal might obey.
+pub fn printable(text: impl Iterator<Item = char>) -> String {
+    text.map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// A message in which others may have had a word, as [`printable`], but it keeps its lines.
+pub fn lines(text: &str) -> String {
+    let lines: Vec<_> = text
+        .split('\n')
+        .map(|line| printable(line.chars()))
+        .collect();
+    lines.join("\n")
+}
+
 /// Standard output and standard error.
 pub struct Console<'a> {
     /// Where results go.
@@ -113,7 +127,7 @@ impl Console<'_> {
     ///
     /// It cannot be written.
     pub fn warn(&mut self, text: &str) -> Result<(), Error> {
-        Ok(writeln!(self.err, "twinpage: warning: {text}")?)
+        Ok(writeln!(self.err, "twinpage: warning: {}", lines(text))?)
     }
 
     /// Writes `value` as JSON over several lines.
@@ -134,5 +148,16 @@ impl Console<'_> {
     pub fn json_line<T: serde::Serialize>(&mut self, value: &T) -> Result<(), Error> {
         serde_json::to_writer(&mut *self.out, value)?;
         Ok(writeln!(self.out)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_keep_their_lines_and_nothing_that_a_terminal_obeys() {
+        assert_eq!(lines("a\x1b[2J\r\n  b\t"), "a?[2J?\n  b?");
+        assert_eq!(printable("a\nb".chars()), "a?b");
     }
 }

@@ -16,6 +16,7 @@ use clap::Parser;
 use twinpage::cli::Cli;
 use twinpage::commands;
 use twinpage::console::{
+    lines,
     Console,
     Live,
     Screen, //
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
 fn failure(error: &Error) -> ExitCode {
     if !error.is_broken_pipe() {
         // The code counts also where nobody reads the words.
-        let _unread = writeln!(io::stderr(), "twinpage: {}", error.report());
+        let _unread = writeln!(io::stderr(), "twinpage: {}", lines(&error.report()));
     }
     ExitCode::from(error.exit() as u8)
 }

@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+use crate::console;
 use crate::error::Error;
 use crate::host::Host;
 
@@ -125,13 +126,9 @@ fn guest_name(cmdline: &str) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// `name` on one line of bounded length, without anything that a terminal might obey.
+/// `name` on one line of bounded length.
 fn printable(name: &str) -> String {
-    name.trim()
-        .chars()
-        .take(NAME_CHARS)
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+    console::printable(name.trim().chars().take(NAME_CHARS))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use twinpage_migrate::proxy::{
 use twinpage_migrate::run::Outcome;
 
 use crate::console::{
+    self,
     Console,
     Format, //
 };
@@ -260,10 +261,7 @@ pub fn zero(totals: &Snapshot) -> u64 {
     totals.pages_zero.saturating_add(totals.pages_zero_body)
 }
 
-/// Text of a peer on one line of bounded length, without anything that a terminal might obey.
+/// Text of a peer on one line of bounded length.
 pub fn printable(text: &str) -> String {
-    text.chars()
-        .take(PEER_CHARS)
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+    console::printable(text.chars().take(PEER_CHARS))
 }
