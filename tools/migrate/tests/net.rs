@@ -503,6 +503,9 @@ fn stale_unix_sockets_are_replaced_and_live_ones_kept() {
     let live = listen_unix(&path).unwrap();
     let error = listen_unix(&path).unwrap_err();
     assert!(error.chain().contains("in use"), "{}", error.chain());
+    // Nobody came to whoever listens there.
+    live.set_nonblocking(true).unwrap();
+    assert!(live.accept().is_err());
     drop(live);
     fs::remove_file(&path).unwrap();
     fs::write(&path, "precious").unwrap();

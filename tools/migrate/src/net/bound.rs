@@ -23,10 +23,19 @@ use std::path::{
     PathBuf, //
 };
 
-use super::socket::{
-    connect_unix,
-    Socket, //
+use rustix::io::Errno;
+use rustix::net::{
+    bind,
+    connect,
+    listen,
+    socket_with,
+    AddressFamily,
+    SocketAddrUnix,
+    SocketFlags,
+    SocketType, //
 };
+
+use super::socket::Socket;
 use super::{
     Address,
     Error, //
@@ -118,15 +127,6 @@ impl Drop for Bound {
 /// [`Error::Address`]: the path cannot be that of a socket; [`Error::Io`]: somebody listens there,
 /// or the socket cannot be made.
 pub fn listen_unix(path: &Path) -> Result<UnixListener, Error> {
-    use rustix::net::{
-        bind,
-        listen,
-        socket_with,
-        AddressFamily,
-        SocketAddrUnix,
-        SocketFlags,
-        SocketType, //
-    };
     Address::unix(path)?;
     let make = || -> io::Result<UnixListener> {
         remove_stale(path)?;
@@ -146,7 +146,7 @@ pub fn listen_unix(path: &Path) -> Result<UnixListener, Error> {
     make().map_err(|source| Error::io(format!("listen at unix:{}", path.display()), source))
 }
 
-/// Removes a socket that nobody listens at.
+/// Removes a socket that nobody has open.
 fn remove_stale(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::FileTypeExt;
     match std::fs::symlink_metadata(path) {
@@ -158,9 +158,22 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         }
         Ok(_) => {}
     }
-    match connect_unix(path).map_err(|error| (error.kind(), error)) {
-        Err((io::ErrorKind::ConnectionRefused, _)) => std::fs::remove_file(path),
-        Ok(_) | Err((io::ErrorKind::WouldBlock, _)) => Err(io::ErrorKind::AddrInUse.into()),
-        Err((_, error)) => Err(error),
+    match probe(path) {
+        Err(Errno::CONNREFUSED) => std::fs::remove_file(path),
+        Ok(()) | Err(Errno::PROTOTYPE) => Err(io::ErrorKind::AddrInUse.into()),
+        Err(error) => Err(error.into()),
     }
+}
+
+/// Asks the kernel about the socket at `path`, of which nobody gets to know: a connection would be
+/// taken for one of QEMU's. A socket that somebody has open is there, but of another type
+/// (net/unix/af_unix.c:unix_find_bsd).
+fn probe(path: &Path) -> Result<(), Errno> {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    connect(&socket, &SocketAddrUnix::new(path)?)
 }
