@@ -68,6 +68,8 @@ pub trait Running {
     fn refuses(&self) -> bool;
     /// Ends it even so.
     fn force(&self);
+    /// Seconds after which it is ended even so, if nobody asks for it.
+    fn patience(&self) -> Option<f64>;
 }
 
 /// A proxy that came to an end.
@@ -116,11 +118,17 @@ impl Running for Watched {
     fn force(&self) {
         self.handle.cancel();
     }
+
+    fn patience(&self) -> Option<f64> {
+        // After postcopy has begun, the VM is lost without its source.
+        let postcopy = self.handle.progress().phase() == Phase::Postcopy;
+        (!postcopy).then_some(PATIENCE)
+    }
 }
 
 /// Shows how far `running` is until it is over, or as long as that can be shown. A signal cancels
-/// it. When that is not safe it is said, and a second signal cancels it all the same, as does
-/// [`PATIENCE`].
+/// it. When that is not safe it is said, and a second signal cancels it all the same, as does the
+/// end of its patience.
 ///
 /// # Errors
 ///
@@ -151,9 +159,8 @@ pub fn watch(
             refused = Some(moment.seconds);
             shown = shown.and_then(|()| display.aside(|| console.warn(CANNOT_CANCEL)));
         }
-        // After postcopy has begun, the VM is lost without its source.
         let waited = refused.map_or(0.0, |since| moment.seconds - since);
-        if waited >= PATIENCE && moment.phase != phase_name(Phase::Postcopy) {
+        if running.patience().is_some_and(|limit| waited >= limit) {
             running.force();
         }
         match host.clock().pause(TICK) {

@@ -53,6 +53,8 @@ pub enum Kind {
     Heal,
     /// The end of the migration stream.
     Eof,
+    /// What follows may complete the destination.
+    Handover,
     /// A part of the filter.
     Filter,
     /// Bytes of the return path.
@@ -80,7 +82,7 @@ struct Row {
 }
 
 /// All kinds, in the order of the variants.
-const KINDS: [Row; 11] = {
+const KINDS: [Row; 12] = {
     use Direction::{
         ToReceiver,
         ToSender, //
@@ -100,6 +102,7 @@ const KINDS: [Row; 11] = {
         ),
         row(Kind::Heal, 17, "HEAL", (heal, heal), Some(ToReceiver)),
         row(Kind::Eof, 18, "EOF", (8, 8), Some(ToReceiver)),
+        row(Kind::Handover, 19, "HANDOVER", (0, 0), Some(ToReceiver)),
         row(Kind::Filter, 32, "FILTER", (16, filter), Some(ToSender)),
         row(
             Kind::Return,

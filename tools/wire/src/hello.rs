@@ -32,7 +32,7 @@ use crate::frame::{
 use crate::limits;
 
 /// The version of the protocol.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// What a HELLO begins with.
 const MAGIC: [u8; 8] = *b"TWPMIG01";

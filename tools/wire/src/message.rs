@@ -51,6 +51,8 @@ pub enum Message {
         /// How long it was.
         stream_bytes: u64,
     },
+    /// With what follows the destination may have all that it needs to run the guest.
+    Handover,
     /// A part of the filter.
     Filter(FilterPart),
     /// Bytes of the return path.
@@ -113,6 +115,7 @@ impl Message {
             Self::Ping => Frame::new(Kind::Ping, &[]),
             Self::Heal { reference, page } => Ok(Frame::heal(*reference, page)),
             Self::Eof { stream_bytes } => Frame::new(Kind::Eof, &[&stream_bytes.to_le_bytes()]),
+            Self::Handover => Frame::new(Kind::Handover, &[]),
             Self::Filter(part) => part.frame(),
             Self::Return(bytes) => Frame::return_bytes(bytes),
             Self::ReturnEof => Frame::new(Kind::ReturnEof, &[]),
@@ -151,6 +154,7 @@ impl Message {
             Kind::Eof => Self::Eof {
                 stream_bytes: from.u64("the length of the stream")?,
             },
+            Kind::Handover => Self::Handover,
             Kind::ReturnEof => Self::ReturnEof,
             Kind::Ack => Self::Ack {
                 stream_bytes: from.u64("the bytes of the stream")?,

@@ -86,6 +86,16 @@ pub enum Error {
         /// For how long.
         waited: Duration,
     },
+    /// A source of pages did not answer.
+    #[error("Channel {channel}, stream offset {offset}: no answer from the sources of pages within {} s", waited.as_secs_f64())]
+    PagesStuck {
+        /// Number of the connection.
+        channel: u16,
+        /// How far the stream was.
+        offset: u64,
+        /// For how long.
+        waited: Duration,
+    },
     /// QEMU at the source would take the end of the stream for success.
     #[error(
         "Channel {channel}: QEMU does not ask for a return path; turn its capability \
@@ -222,7 +232,9 @@ impl Error {
     pub(crate) fn code(&self) -> ErrorCode {
         match self {
             Self::Cancelled => ErrorCode::CANCELLED,
-            Self::Silence { .. } | Self::Unhealed { .. } => ErrorCode::SILENCE,
+            Self::Silence { .. } | Self::Unhealed { .. } | Self::PagesStuck { .. } => {
+                ErrorCode::SILENCE
+            }
             Self::Protocol { .. } | Self::Link { .. } | Self::Connect { .. } => ErrorCode::PROTOCOL,
             Self::NoReturnPath { .. } | Self::Unguarded { .. } => ErrorCode::NO_RETURN_PATH,
             Self::Source { .. } | Self::SourceGone { .. } | Self::Incomplete { .. } => {

@@ -27,6 +27,7 @@ use crate::proxy::session::{
     Channel,
     Event, //
 };
+use crate::proxy::threads::join;
 
 /// How long an ERROR may take to be written.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -34,8 +35,6 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 const BETTER_REASON: Duration = Duration::from_millis(500);
 /// How long the other end may take to close the link.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// How long threads may take to see that all they wait for has gone.
-const THREADS: Duration = Duration::from_secs(5);
 /// Between two looks at QEMU's socket.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -219,21 +218,5 @@ impl Seen {
     /// Whether the end is near, so that time is looked at more often.
     fn is_closing(&self) -> bool {
         self.broken.is_some() || self.link_ended
-    }
-}
-
-/// Joins threads that have nothing to wait for any more.
-///
-/// A thread that reads from a pipe may still wait; it ends with the process.
-fn join(threads: Vec<JoinHandle<()>>) {
-    let end = Instant::now() + THREADS;
-    for thread in threads {
-        while !thread.is_finished() && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        if thread.is_finished() {
-            // A panic was noticed by what did not come.
-            let _ = thread.join();
-        }
     }
 }

@@ -11,6 +11,7 @@ use std::sync::mpsc::{
     channel,
     sync_channel,
     Receiver,
+    RecvTimeoutError,
     Sender, //
 };
 use std::sync::{
@@ -19,8 +20,12 @@ use std::sync::{
     PoisonError, //
 };
 use std::thread::JoinHandle;
+use std::time::Instant;
 
-use crate::proxy::threads::Roster;
+use crate::proxy::threads::{
+    join,
+    Roster, //
+};
 
 /// A piece of work.
 type Job = Box<dyn FnOnce() + Send>;
@@ -80,16 +85,13 @@ impl Pool {
         Ticket(take)
     }
 
-    /// Ends the threads once they have done what was handed in.
+    /// Ends the threads once they have done what was handed in, and leaves those that take too long.
     pub fn finish(&self) {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         *jobs = None;
         drop(jobs);
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        for thread in threads.drain(..) {
-            // A job that panicked was told to whoever holds its ticket.
-            let _ = thread.join();
-        }
+        join(threads.drain(..));
     }
 }
 
@@ -101,6 +103,22 @@ impl<T> Ticket<T> {
     /// The job panicked or the pool has ended.
     pub fn wait(self) -> Result<T, Lost> {
         self.0.recv().map_err(|_| Lost)
+    }
+
+    /// Waits for the result until `end`; empty if it does not come.
+    ///
+    /// # Errors
+    ///
+    /// As for [`wait`](Self::wait).
+    pub fn wait_until(self, end: Instant) -> Result<Option<T>, Lost> {
+        match self
+            .0
+            .recv_timeout(end.saturating_duration_since(Instant::now()))
+        {
+            Ok(result) => Ok(Some(result)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(Lost),
+        }
     }
 }
 

@@ -209,8 +209,13 @@ impl Progress {
     pub(crate) fn sending(&self) {
         let ended = matches!(self.phase(), Phase::Device | Phase::Postcopy);
         if ended || self.blind.load(Ordering::Relaxed) {
-            self.complete.store(true, Ordering::Relaxed);
+            self.completes();
         }
+    }
+
+    /// Notes that the destination may have everything with what follows.
+    pub(crate) fn completes(&self) {
+        self.complete.store(true, Ordering::Relaxed);
     }
 
     /// Whether the destination may have everything that it needs to run the guest.

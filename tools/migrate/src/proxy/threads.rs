@@ -13,8 +13,15 @@ use std::thread::{
     Builder,
     JoinHandle, //
 };
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 use serde::Serialize;
+
+/// How long threads may take to see that all they wait for has gone.
+const END: Duration = Duration::from_secs(5);
 
 /// Processor time of the ended threads, by what they do.
 #[derive(Debug, Default)]
@@ -27,6 +34,22 @@ pub struct ThreadTime {
     pub name: String,
     /// Seconds on a processor, in the kernel's accounting.
     pub cpu_seconds: f64,
+}
+
+/// Joins threads that should end by themselves, and leaves those that do not within [`END`].
+///
+/// One that reads from a pipe, or asks a source of pages, may wait for ever; it ends with the process.
+pub(crate) fn join(threads: impl IntoIterator<Item = JoinHandle<()>>) {
+    let end = Instant::now() + END;
+    for thread in threads {
+        while !thread.is_finished() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if thread.is_finished() {
+            // A panic was noticed by what did not come.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Roster {

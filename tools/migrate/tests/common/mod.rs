@@ -61,6 +61,8 @@ pub struct Shelf {
     pub pages: HashMap<Digest, Page>,
     /// Digests that it says it has and then has not.
     pub missing: Vec<Digest>,
+    /// Gives no page, and no answer.
+    pub stuck: bool,
 }
 
 impl Shelf {
@@ -73,6 +75,7 @@ impl Shelf {
         Self {
             pages: pages.collect(),
             missing: Vec::new(),
+            stuck: false,
         }
     }
 }
@@ -89,6 +92,11 @@ impl PageSource for Shelf {
     }
 
     fn fetch(&self, digest: &Digest, into: &mut Page) -> Result<bool, twinpage_store::Error> {
+        if self.stuck {
+            loop {
+                thread::park();
+            }
+        }
         Ok(match self.pages.get(digest) {
             Some(page) => {
                 *into = *page;

@@ -174,6 +174,25 @@ fn a_destination_that_does_not_read_holds_the_source_back() {
 }
 
 #[test]
+fn a_source_of_pages_that_hangs_is_not_waited_for() {
+    let all = pages(100, 44);
+    let shelf = Shelf {
+        stuck: true,
+        ..Shelf::of(all.iter().map(Vec::as_slice))
+    };
+    let mut setup = Setup::default().holding(shelf);
+    setup.receive.silence = SILENCE;
+    setup.receive.ping = PING;
+    let (_dir, listener, pair) = manual(setup);
+    let mut source = UnixStream::connect(&pair.path).unwrap();
+    let _destination = taken(&listener, &pair).unwrap();
+    source.write_all(&stream(&all, 3)).unwrap();
+    let error = finish(pair.receiver).unwrap_err();
+    assert!(matches!(error, Error::PagesStuck { .. }), "{error}");
+    finish(pair.sender).unwrap_err();
+}
+
+#[test]
 fn a_source_that_gives_up_while_the_destination_stands_still_is_noticed() {
     let mut setup = Setup::default();
     setup.send.silence = SILENCE;
@@ -263,7 +282,7 @@ fn the_state_of_devices_waits_until_the_destination_has_all_of_ram() {
     source.write_all(&stream).unwrap();
     let quiet = || {
         thread::sleep(Duration::from_millis(200));
-        assert!(!pair.sender.handed_over());
+        assert!(!pair.sender.handed_over() && !pair.receiver.handed_over());
     };
     quiet();
     let mut came = vec![0; stream.len() - 30_000];
@@ -274,6 +293,11 @@ fn the_state_of_devices_waits_until_the_destination_has_all_of_ram() {
     destination.read_exact(&mut left).unwrap();
     assert!(pair.sender.handed_over());
     assert!([came, left].concat() == stream);
+    // It may run there: nobody breaks that off unasked, at neither side.
+    for handle in [&pair.sender, &pair.receiver] {
+        assert!(handle.handed_over());
+        assert!(!handle.cancel_early());
+    }
     destination.write_all(&SHUT).unwrap();
     source.read_exact(&mut [0; 8]).unwrap();
     drop((source, other, destination, there));

@@ -16,6 +16,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{
+    poll,
+    PollFd,
+    PollFlags, //
+};
 use twinpage_migrate::net::{
     self,
     connect,
@@ -432,6 +437,23 @@ fn what_is_no_hello_comes_to_nothing_and_harms_nobody() {
     assert_eq!(destination.wait()[0], b"QEVM");
 }
 
+/// A source QEMU that writes `stream`, and stays until nobody is at the other end. Gives what it
+/// heard.
+fn staying_source(path: &Path, stream: &[u8]) -> Vec<u8> {
+    let mut socket = UnixStream::connect(path).unwrap();
+    let mut reader = socket.try_clone().unwrap();
+    let heard = thread::spawn(move || {
+        let mut heard = Vec::new();
+        let _ = reader.read_to_end(&mut heard);
+        heard
+    });
+    let _ = socket.write_all(stream);
+    let heard = heard.join().unwrap();
+    let mut gone = [PollFd::new(&socket, PollFlags::empty())];
+    poll(&mut gone, None).unwrap();
+    heard
+}
+
 /// A sender that an enemy receives from; the source QEMU writes `stream`.
 fn sender(dir: &Path, stream: Vec<u8>) -> (Handle, Enemy, thread::JoinHandle<Vec<u8>>) {
     let link = dir.join("enemy.sock");
@@ -444,7 +466,7 @@ fn sender(dir: &Path, stream: Vec<u8>) -> (Handle, Enemy, thread::JoinHandle<Vec
     options.filter_wait = Duration::ZERO;
     options.compression = None;
     let handle = send::start(options).unwrap();
-    let heard = thread::spawn(move || source(&path, &stream, usize::MAX, true));
+    let heard = thread::spawn(move || staying_source(&path, &stream));
     let link = listener.accept(None).unwrap();
     let mut enemy = enemy(link, Direction::ToSender);
     let Some(Incoming::Message(Message::Hello(theirs))) = enemy.hear() else {

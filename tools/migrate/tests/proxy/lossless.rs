@@ -167,12 +167,11 @@ fn moves_raw(setup: Setup, stream: &[u8], step: usize) -> Result<(), TestCaseErr
     }
     until(|| destination.so_far(0).len() + PAGE + 8 > stream.len());
     drop(source);
-    let sent = match finish(pair.sender).unwrap_err() {
-        Error::Unsure { cause } => *cause,
-        error => error,
-    };
+    let [sent, received] = [pair.sender, pair.receiver].map(|proxy| match finish(proxy) {
+        Err(Error::Unsure { cause }) => *cause,
+        ended => ended.unwrap_err(),
+    });
     prop_assert!(matches!(sent, Error::SourceGone { .. }), "{}", sent);
-    let received = finish(pair.receiver).unwrap_err();
     prop_assert!(matches!(received, Error::Peer { .. }), "{}", received);
     let came = &destination.wait()[0];
     prop_assert!(stream.starts_with(came), "other bytes arrived");

@@ -35,8 +35,9 @@ use crate::error::Error;
 /// Connections that are kept while nobody uses them.
 const IDLE: usize = 16;
 
-/// How often the client follows a cluster that moves its keys.
-const RETRIES: u32 = 4;
+/// How often the client follows a cluster that moves its keys. A server that hangs takes its time as
+/// often again.
+const RETRIES: u32 = 2;
 
 /// The longest wait before that, in milliseconds.
 const RETRY_WAIT_MS: u64 = 100;

@@ -77,6 +77,7 @@ fn sent(compression: Compression) -> Sender {
     sender.steps(&random_steps(3, 3));
     let page = Box::new(page(4));
     sender.send(&Message::Heal { reference: 0, page });
+    sender.send(&Message::Handover);
     let stream_bytes = sender.stream.len() as u64;
     sender.send(&Message::Eof { stream_bytes });
     sender

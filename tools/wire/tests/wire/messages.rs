@@ -76,6 +76,7 @@ fn every_message_arrives() {
             },
         ),
         (ToReceiver, Message::Eof { stream_bytes: 77 }),
+        (ToReceiver, Message::Handover),
         (
             ToSender,
             Message::Filter(FilterPart {
@@ -211,7 +212,7 @@ fn a_hello_with_anything_else_in_it_is_refused() {
     let good = &sealed[HEADER_BYTES..sealed.len() - 32];
     let table: [(usize, u8, &str); 10] = [
         (0, b'X', "Not a twinpage peer"),
-        (8, 2, "version 2"),
+        (8, 3, "version 3"),
         (10, 3, "Role"),
         (11, 0, "Purpose"),
         (30, 2, "Flags"),

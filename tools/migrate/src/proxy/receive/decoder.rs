@@ -194,6 +194,12 @@ impl LinkThread {
                 ))),
             },
             Message::Eof { stream_bytes } => Ok(Some(Arrived::End(stream_bytes))),
+            Message::Handover if channel.number == 0 => {
+                let session = &channel.session;
+                // If it has failed, nothing of what follows is delivered.
+                let _ = session.stop.unless_failed(|| session.progress.completes());
+                Ok(None)
+            }
             Message::Error(error) => Err(Error::Peer {
                 channel: channel.number,
                 code: error.code.0,

@@ -8,6 +8,7 @@ use std::sync::mpsc::{
     TryRecvError, //
 };
 use std::sync::Arc;
+use std::time::Instant;
 
 use twinpage_wire::{
     page_header,
@@ -113,14 +114,17 @@ impl Writer {
 
     /// Verifies and writes a block.
     fn block(&mut self, pending: Pending) -> Result<(), Error> {
-        let bodies = wait(pending.bodies).ok_or_else(|| self.flow.channel.bug())?;
-        let bodies: Vec<Digest> = bodies.into_iter().flatten().collect();
-        let found = wait(pending.references).ok_or_else(|| self.flow.channel.bug())?;
+        let bodies: Vec<Digest> = self
+            .results(pending.bodies)?
+            .into_iter()
+            .flatten()
+            .collect();
+        let found = self.results(pending.references)?;
+        let found = Found(found.into_iter().map(Arc::new).collect());
         let block = &pending.block;
         let verified = block.verify(&mut self.digests, &bodies);
         verified.map_err(|error| self.flow.channel.protocol(error))?;
         let mut tally = Tally::default();
-        let found = Found(found.into_iter().map(Arc::new).collect());
         self.put_items(block, &found, &mut tally)?;
         self.push_out()?;
         self.count(&tally, block.stream_bytes());
@@ -133,6 +137,23 @@ impl Writer {
             self.acknowledge();
         }
         Ok(())
+    }
+
+    /// Waits for the results of `tickets`. A source of pages may be a server that hangs, and keep the
+    /// threads of the pool.
+    fn results<T>(&self, tickets: Vec<Ticket<T>>) -> Result<Vec<T>, Error> {
+        let channel = &self.flow.channel;
+        let waited = channel.session.limits.silence;
+        let end = Instant::now() + waited;
+        let results = tickets.into_iter().map(|ticket| {
+            let result = ticket.wait_until(end).map_err(|_| channel.bug())?;
+            result.ok_or(Error::PagesStuck {
+                channel: channel.number,
+                offset: self.done.stream,
+                waited,
+            })
+        });
+        results.collect()
     }
 
     /// Puts out what the items of a block stand for.
@@ -331,12 +352,4 @@ impl Found {
         let group = self.0.get(index / GROUP_PAGES)?;
         Resolved::page(group, index % GROUP_PAGES)
     }
-}
-
-/// The results of all tickets; empty if one is lost.
-fn wait<T>(tickets: Vec<Ticket<T>>) -> Option<Vec<T>> {
-    tickets
-        .into_iter()
-        .map(|ticket| ticket.wait().ok())
-        .collect()
 }

@@ -104,10 +104,12 @@ impl Back {
                 code: error.code.0,
                 text: error.text,
             }),
-            Message::Hello(_) | Message::Heal { .. } | Message::Eof { .. } => Err(self
-                .flow
-                .channel
-                .protocol("a message that a receiver does not send")),
+            Message::Hello(_) | Message::Heal { .. } | Message::Eof { .. } | Message::Handover => {
+                Err(self
+                    .flow
+                    .channel
+                    .protocol("a message that a receiver does not send"))
+            }
         }
     }
 

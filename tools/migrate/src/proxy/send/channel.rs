@@ -225,6 +225,7 @@ fn encoder(
         mode: Mode::Any,
         filter: None,
         position: 0,
+        announced: false,
         flow: flow.clone(),
     })
 }

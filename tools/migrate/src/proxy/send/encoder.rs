@@ -73,6 +73,8 @@ pub struct Encoder {
     pub filter: Option<Arc<Filter>>,
     /// Bytes of the stream so far.
     pub position: u64,
+    /// The receiver knows that what comes may complete the destination.
+    pub announced: bool,
 }
 
 /// How pages may travel.
@@ -139,9 +141,7 @@ impl Encoder {
         }
         self.flush()?;
         let stream_bytes = self.position;
-        let frame = Message::Eof { stream_bytes }.frame();
-        let frame = frame.map_err(|error| self.failed(error))?;
-        self.flow.outbox.send(frame).map_err(|_| Halt::Stopped)?;
+        self.tell(&Message::Eof { stream_bytes })?;
         self.flow.window.drain().map_err(|_| Halt::Stopped)
     }
 
@@ -391,6 +391,10 @@ impl Encoder {
         if !session.stop.unless_failed(|| progress.sending()) {
             return Err(Halt::Stopped);
         }
+        if self.flow.channel.number == 0 && progress.was_complete() && !self.announced {
+            self.announced = true;
+            self.tell(&Message::Handover)?;
+        }
         progress.blocks.add(1);
         progress.in_flight_bytes.set(self.flow.window.in_flight());
         self.flow.outbox.send(frame).map_err(|_| Halt::Stopped)?;
@@ -398,6 +402,12 @@ impl Encoder {
             self.writer.recycle(buffer);
         }
         Ok(())
+    }
+
+    /// Tells the receiver.
+    fn tell(&self, message: &Message) -> Result<(), Halt> {
+        let frame = message.frame().map_err(|error| self.failed(error))?;
+        self.flow.outbox.send(frame).map_err(|_| Halt::Stopped)
     }
 
     /// Adds to the counters of the session.

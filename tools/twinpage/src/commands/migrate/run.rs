@@ -71,6 +71,11 @@ impl Running for Whole {
     fn force(&self) {
         self.0.force();
     }
+
+    fn patience(&self) -> Option<f64> {
+        // The monitors say how it goes on.
+        None
+    }
 }
 
 /// What is to be done.

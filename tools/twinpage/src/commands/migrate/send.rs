@@ -103,7 +103,10 @@ fn listen(path: &Path, user: Option<&str>, host: &Host) -> Result<send::Input, E
     let owner = user.map(|user| account::number(host, user)).transpose()?;
     let listener = net::listen_unix(path)?;
     if let Some(owner) = owner {
-        give(path, owner)?;
+        give(path, owner).inspect_err(|_| {
+            // Nobody is to find a socket at which nobody listens.
+            let _gone = std::fs::remove_file(path);
+        })?;
     }
     Ok(send::Input::Listener(listener, path.to_owned()))
 }
