@@ -188,6 +188,22 @@ impl Error {
         matches!(self, Self::Stopped)
     }
 
+    /// Whether there was no room for what was to be written.
+    pub(crate) fn no_room(&self) -> bool {
+        let source = match self {
+            Self::File { source, .. } => source,
+            Self::Engine { source, .. } => match &**source {
+                redb::Error::Io(source) => source,
+                _ => return false,
+            },
+            _ => return false,
+        };
+        matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    }
+
     /// What a failed system call on `path` gives.
     pub(crate) fn file<E: Into<io::Error>>(
         action: &'static str,

@@ -8,9 +8,9 @@
 //! | `twinpage:1:seen:` and the tag of a page (16 bytes) | set of tags of sources (8 bytes each); expires |
 //!
 //! The server is not believed: pages are hashed by who fetches them, and lengths of answers are
-//! checked. Whoever fetches waits for an answer as long as he likes: the client's own limit is for
-//! each piece of one, and not for all that makes a connection. What it holds is what its operator may know: pages that were
-//! admitted, and tags, whose key it never sees.
+//! checked. There is a time limit for each piece of an answer, but none for a whole one, and none for
+//! making a connection: callers set those. What it holds is what its operator may know: pages that
+//! were admitted, and tags, whose key it never sees.
 
 mod client;
 mod load;

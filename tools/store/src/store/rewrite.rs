@@ -153,7 +153,8 @@ impl Store {
     }
 
     /// Makes one segment of the last two while the older is not twice as large, so that there are
-    /// few of them. Damaged ones stay as they are, for `repair`.
+    /// few of them. Damaged ones stay as they are, for `repair`; all do if there is no room for the
+    /// new one, until the next load.
     pub(super) fn merge(&mut self) -> Result<(), Error> {
         while let [.., older, newer] = &self.manifest.segments[..] {
             if older.pages / 2 >= newer.pages {
@@ -165,7 +166,7 @@ impl Store {
                 found.good.then_some(true).ok_or_else(what)
             });
             match merged {
-                Err(Error::Damaged { .. }) => break,
+                Err(error) if matches!(error, Error::Damaged { .. }) || error.no_room() => break,
                 merged => merged?,
             }
         }

@@ -204,7 +204,8 @@ impl Segment {
         Ok(())
     }
 
-    /// Calls `each` with every slot in order, hashing what is there.
+    /// Calls `each` with every slot in order, hashing what is there. What cannot be read is no good
+    /// page.
     pub(super) fn scan(
         &self,
         each: &mut dyn FnMut(Found<'_>) -> Result<(), Error>,
@@ -214,10 +215,7 @@ impl Segment {
         while first < self.count {
             let pages = CHUNK_PAGES.min(self.count - first);
             let chunk = &mut bytes[..pages as usize * PAGE_BYTES];
-            let at = first * PAGE_BYTES as u64;
-            self.pages
-                .read_exact_at(chunk, at)
-                .map_err(Error::file("read", &self.pages_path))?;
+            self.read_slots(first, chunk);
             let digests = hash::digests(chunk);
             for ((page, digest), slot) in hash::pages(chunk).zip(digests).zip(first as u32..) {
                 let good = self.find(&digest)? == Some(slot);
@@ -231,6 +229,23 @@ impl Segment {
             first += pages;
         }
         Ok(())
+    }
+
+    /// Reads slots from `first` on into `chunk`: one by one where that fails, as the disk may have one
+    /// bad place. A page that cannot be read becomes one of zeroes, which no segment has.
+    fn read_slots(&self, first: u64, chunk: &mut [u8]) {
+        let read = |slot: u64, into: &mut [u8]| {
+            let at = slot * PAGE_BYTES as u64;
+            self.pages.read_exact_at(into, at).is_ok()
+        };
+        if read(first, chunk) {
+            return;
+        }
+        for (slot, page) in (first..).zip(chunk.chunks_exact_mut(PAGE_BYTES)) {
+            if !read(slot, page) {
+                page.fill(0);
+            }
+        }
     }
 
     /// Notes that the page in `slot` was used on `day`. At most one write a page and day; it is

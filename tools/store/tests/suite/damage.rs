@@ -120,6 +120,20 @@ fn a_swapped_page_is_bad() {
 }
 
 #[test]
+fn pages_that_cannot_be_read_are_bad_and_dropped() {
+    let directory = pages::directory();
+    let path = some(directory.path(), 300);
+    let mut store = Store::open(&path, Mode::Write).unwrap();
+    let file = OpenOptions::new().write(true).open(part(&path, "pages-"));
+    // Reading them fails, as on a disk that lost some.
+    file.unwrap().set_len(298 * 4096 + 7).unwrap();
+    let verified = store.repair(&mut go_on).unwrap();
+    assert_eq!((verified.bad, verified.dropped), (2, 2));
+    let verified = store.verify(&mut go_on).unwrap();
+    assert_eq!((verified.pages, verified.bad), (298, 0));
+}
+
+#[test]
 fn a_damaged_page_stops_no_build() {
     let directory = pages::directory();
     let path = some(directory.path(), 300);
