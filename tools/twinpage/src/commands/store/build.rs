@@ -21,6 +21,7 @@ use twinpage_store::{
     Loaded,
     Mode,
     Page,
+    Progress,
     Settings,
     SourceId,
     Store,
@@ -251,10 +252,12 @@ fn read(
         let source = named
             .clone()
             .unwrap_or_else(|| SourceId::new(format!("vm {}", vm.name)));
+        let name = format!("VM {} ({})", vm.stats.id, vm.name);
+        let mut watcher = Watcher::new(arguments.show, &name, host, console);
         taken.push(Taken {
-            name: format!("VM {} ({})", vm.stats.id, vm.name),
+            pages: read_vm(vm, &source, targets, host, &mut watcher)?,
+            name,
             format: "merged pages".to_owned(),
-            pages: read_vm(vm, &source, targets, host)?,
             zero: 0,
         });
     }
@@ -282,6 +285,7 @@ fn read_vm(
     source: &SourceId,
     targets: &mut Targets<'_>,
     host: &Host,
+    watcher: &mut Watcher<'_>,
 ) -> Result<u64, Error> {
     let pages = ModulePages::open(host, vm.stats.domain)?;
     let mut digests = Vec::new();
@@ -291,7 +295,11 @@ fn read_vm(
     })?;
     let mut page: Page = [0; crate::uapi::PAGE_BYTES];
     let mut read = 0;
-    for digest in digests {
+    let total = digests.len() as u64;
+    for (done, digest) in (0..).zip(digests) {
+        if done % 256 == 0 && watcher.see(Progress { done, total }).is_break() {
+            return Err(twinpage_store::Error::Stopped.into());
+        }
         // A copy that was given up since, or is not what it should be, is left out.
         if pages.copy(&digest, &mut page)? && Digest::of(&page) == digest {
             targets.offer(source, &page)?;
