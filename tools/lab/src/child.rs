@@ -66,11 +66,15 @@ impl Child {
     ///
     /// # Errors
     ///
-    /// It was waited for already.
+    /// It had ended by itself, which it does when something is wrong, or was waited for already.
     pub fn kill(self) -> Outcome {
         let pid = Pid::from_raw(self.0);
         kill(pid, Signal::SIGKILL)?;
-        waitpid(pid, None)?;
+        let status = waitpid(pid, None)?;
+        ensure!(
+            matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)),
+            "the child ended with {status:?}"
+        );
         Ok(())
     }
 }

@@ -43,6 +43,11 @@ pub const TESTS: &[Test] = &[
         run: a_balloon_inflates_and_deflates,
     },
     Test {
+        name: "qemu_guests_of_two_domains_share_no_frame",
+        seconds: 1800,
+        run: qemu_guests_of_two_domains_share_no_frame,
+    },
+    Test {
         name: "the_tool_attaches_shows_and_verifies",
         seconds: 1500,
         run: the_tool_attaches_shows_and_verifies,
@@ -100,9 +105,9 @@ pub fn tool(arguments: &[&str]) -> Result<String, Failure> {
 }
 
 /// Attaches a guest with the tool, as its user would.
-fn attach(guest: &Vmm) -> Outcome {
+fn attach(guest: &Vmm, domain: &str) -> Outcome {
     let pid = guest.pid().to_string();
-    tool(&["attach", "--pid", &pid, "--domain", "e2e"]).map(|_| ())
+    tool(&["attach", "--pid", &pid, "--domain", domain]).map(|_| ())
 }
 
 fn judge(guest: &mut Vmm) -> Result<Judgement, Failure> {
@@ -129,7 +134,7 @@ fn a_guest_reboots_while_it_is_merged() -> Outcome {
     let _host = calm()?;
     let mut guest = start("reboots", false)?;
     let sum = guest.sum()?;
-    attach(&guest)?;
+    attach(&guest, "e2e")?;
     let before = converge(&mut guest)?;
     // A host's ordinary advisor. The firmware writes over merged pages, the kernel unpacks itself over
     // others, and a scanner that may do as it likes takes each back at once: that boot takes minutes
@@ -154,7 +159,7 @@ fn a_balloon_inflates_and_deflates() -> Outcome {
     let _host = calm()?;
     let mut guest = start("balloon", true)?;
     let sum = guest.sum()?;
-    attach(&guest)?;
+    attach(&guest, "e2e")?;
     let full = converge(&mut guest)?;
     // The guest gives pages away that QEMU discards under the scanner, and takes them back.
     for mib in [160_u64, 192, 168, 192] {
@@ -210,5 +215,73 @@ fn the_tool_attaches_shows_and_verifies() -> Outcome {
     let ordinary = judgement.merged - judgement.zero_merged;
     ensure!(ordinary == 0, "{ordinary} pages are still merged");
     guest.fine(Request::Verify)?;
+    Ok(())
+}
+
+/// Both guests at one moment, which the scanner does not disturb: what could be merged if they were
+/// of one domain, and frames that both map.
+fn together(guests: &mut [Vmm; 2]) -> Result<(Judgement, usize), Failure> {
+    module::set("run", 0)?;
+    let mut ranges = Vec::new();
+    for guest in guests.iter_mut() {
+        ranges.push(guest.ram()?);
+        guest.qmp.run("stop", json!({}))?;
+    }
+    let snapshot = Snapshot::of(&ranges);
+    for guest in guests.iter_mut() {
+        guest.qmp.run("cont", json!({}))?;
+    }
+    module::set("run", 1)?;
+    let snapshot = snapshot?;
+    Ok((snapshot.judge(), snapshot.frames_across()))
+}
+
+/// Guests with the same pages share none of them across domains, and do once they are in one.
+fn qemu_guests_of_two_domains_share_no_frame() -> Outcome {
+    // Of the 8 MiB that guests of one image have in common.
+    const COMMON: usize = 8 * 256 * 9 / 10;
+    let _host = calm()?;
+    let mut guests = [start("left", false)?, start("right", false)?];
+    let sums = [guests[0].sum()?, guests[1].sum()?];
+    attach(&guests[0], "e2e")?;
+    attach(&guests[1], "other")?;
+    for guest in &mut guests {
+        converge(guest)?;
+    }
+    let (apart, across) = together(&mut guests)?;
+    println!("two domains: {apart:?}, {across} frames across");
+    ensure!(across == 0, "{across} frames are mapped in two domains");
+    // What each has not merged of its own yet is among it.
+    let kept = apart.possible - apart.merged;
+    ensure!(kept >= COMMON, "only {kept} pages are kept apart");
+    for guest in &mut guests {
+        guest.fine(Request::Write(500))?;
+        guest.fine(Request::Verify)?;
+    }
+    let (_, across) = together(&mut guests)?;
+    ensure!(
+        across == 0,
+        "{across} frames are mapped in two domains after writes"
+    );
+    // Now into the same one: what was kept apart merges.
+    let pid = guests[1].pid().to_string();
+    tool(&["detach", "--pid", &pid, "--unmerge"])?;
+    attach(&guests[1], "e2e")?;
+    let mut shared = 0;
+    let met: Result<_, Failure> = wait::until("sharing", CONVERGE, || {
+        std::thread::sleep(Duration::from_secs(2));
+        shared = together(&mut guests)?.1;
+        Ok(shared >= COMMON)
+    });
+    println!("one domain: {shared} frames across");
+    met?;
+    for (guest, sum) in guests.iter_mut().zip(sums) {
+        guest.fine(Request::Verify)?;
+        ensure!(
+            guest.sum()? == sum,
+            "the checksum of {} changed",
+            guest.name()
+        );
+    }
     Ok(())
 }

@@ -2,15 +2,25 @@
 
 //! Real guest code reads and writes pages while they merge.
 
+use std::collections::HashSet;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{
+    AtomicBool,
+    AtomicUsize,
+    Ordering, //
+};
+use std::sync::Arc;
 use std::time::{
     Duration,
     Instant, //
 };
 
 use tinyvm::{
+    content,
+    fresh,
     Backing,
     Counter,
+    Memory,
     Slot,
     Sweep, //
 };
@@ -21,6 +31,7 @@ use twinpage_lab::module::{
 };
 use twinpage_lab::pagemap::{
     Frame,
+    Frames,
     Pagemap, //
 };
 use twinpage_lab::tap::{
@@ -47,6 +58,11 @@ pub const TESTS: &[Test] = &[
         name: "guest_code_is_right_while_huge_pages_split",
         seconds: 240,
         run: guest_code_is_right_while_huge_pages_split,
+    },
+    Test {
+        name: "memory_may_go_and_move_while_its_guest_runs",
+        seconds: 600,
+        run: memory_may_go_and_move_while_its_guest_runs,
     },
     Test {
         name: "the_dirty_log_has_guest_writes_and_no_merges",
@@ -95,13 +111,28 @@ fn sweep(counter: &mut Counter, kind: Sweep) -> Outcome {
     }
 }
 
+/// Data pages that are in huge pages.
+fn huge_pages(counter: &Counter) -> Result<usize, Failure> {
+    let flags = Frames::open()?;
+    let mut huge = 0;
+    for frame in frames(counter)?.into_iter().flatten() {
+        huge += usize::from(flags.flags(frame)?.huge());
+    }
+    Ok(huge)
+}
+
 /// Guests count for a while; every sweep checks every page.
-fn count(backing: Backing) -> Outcome {
+fn count(backing: Backing, pages: usize) -> Outcome {
     let host = Host::new()?;
     module::set("thp_split_threshold", 1)?;
     let mut counters = Vec::new();
     for _ in 0..2 {
-        let counter = Counter::new(PAGES, backing, |page| page as u64 % 50)?;
+        let counter = Counter::new(pages, backing, |page| page as u64 % 50)?;
+        let huge = huge_pages(&counter)?;
+        match backing {
+            Backing::Huge => ensure!(huge == pages, "only {huge} pages are in huge ones"),
+            _ => ensure!(huge == 0, "{huge} pages are in huge ones"),
+        }
         attach(&host, &counter)?;
         counters.push(counter);
     }
@@ -123,23 +154,24 @@ fn count(backing: Backing) -> Outcome {
         writes += 1;
     }
     println!(
-        "{reads} reading and {writes} writing sweeps over {PAGES} pages, {merged} merges seen"
+        "{reads} reading and {writes} writing sweeps over {pages} pages, {merged} merges seen"
     );
     for counter in &counters {
         if let Err(lost) = counter.audit() {
             return Err(Failure::Failed(format!("the host saw {lost:?}")));
         }
     }
-    ensure!(merged > PAGES, "only {merged} merges were seen");
+    ensure!(merged > pages, "only {merged} merges were seen");
     Ok(())
 }
 
 fn guest_code_never_sees_a_foreign_page() -> Outcome {
-    count(Backing::Small)
+    count(Backing::Small, PAGES)
 }
 
 fn guest_code_is_right_while_huge_pages_split() -> Outcome {
-    count(Backing::Huge)
+    // With what lies before them they fill two huge pages.
+    count(Backing::Huge, 768)
 }
 
 /// The slot of a counter's memory, with or without a dirty log.
@@ -224,4 +256,176 @@ fn a_migrating_vm_is_paused() -> Outcome {
         Ok::<_, Failure>(saved(std::slice::from_ref(&counter))? > PAGES / 2)
     })
     .map(|_| ())
+}
+
+/// How far a guest got.
+#[derive(Default)]
+struct Told {
+    sweeps: AtomicUsize,
+    /// Times that it met memory that was not there.
+    stops: AtomicUsize,
+}
+
+/// What a data page holds at first. Of eight pages the guest writes the first; the next three are
+/// zeroes, so that they may be discarded at any moment; the rest have twins and never change.
+fn kind(page: usize) -> u64 {
+    match page % 8 {
+        1..=3 => 0,
+        _ => 1 + page as u64 % 5,
+    }
+}
+
+/// Sweeps until told to stop; memory that is not there is met again and again.
+fn sweep_on(counter: &mut Counter, told: &Told, stop: &AtomicBool) -> Outcome {
+    let mut swept = Ok(());
+    while swept.is_ok() && !stop.load(Ordering::Acquire) {
+        match counter.sweep(Sweep::WriteEighth(0)) {
+            Ok(Ok(())) => {
+                told.sweeps.fetch_add(1, Ordering::AcqRel);
+            }
+            Ok(Err(lost)) => swept = Err(Failure::Failed(format!("the guest saw {lost:?}"))),
+            Err(tinyvm::Error::Kvm { source, .. }) if source.errno() == libc::EFAULT => {
+                told.stops.fetch_add(1, Ordering::AcqRel);
+                std::thread::yield_now();
+            }
+            Err(error) => swept = Err(error.into()),
+        }
+    }
+    stop.store(true, Ordering::Release);
+    swept
+}
+
+/// Pages that never change and share their frame.
+fn saved_twins(memories: &[Arc<Memory>], first: usize) -> Result<usize, Failure> {
+    let own = Pagemap::own()?;
+    let (mut seen, mut saved) = (HashSet::new(), 0);
+    for memory in memories {
+        let entries = own.read(memory.page_address(first), PAGES)?;
+        let twins = entries
+            .into_iter()
+            .enumerate()
+            .filter(|(page, _)| page % 8 > 3);
+        let frames = twins.filter_map(|(_, entry)| entry.frame());
+        saved += frames.filter(|&frame| !seen.insert(frame)).count();
+    }
+    Ok(saved)
+}
+
+/// Moves pages to where other memory was.
+fn relocate(from: *mut u8, to: *mut u8, pages: usize) -> Outcome {
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: one range is guest memory, the other scratch memory or the hole that guest memory
+    // left, where nobody else settles; both are accessed in volatile words only.
+    let at = unsafe { libc::mremap(from.cast(), pages * 4096, pages * 4096, flags, to) };
+    let error = std::io::Error::last_os_error();
+    ensure!(at == to.cast(), "mremap: {error}");
+    Ok(())
+}
+
+/// Moves pages away under the running guest, which must stand still before it ends a second sweep:
+/// else it goes on with frames that are no longer there.
+fn move_away(memory: &Memory, page: usize, told: &Told, stop: &AtomicBool) -> Outcome {
+    const MOVED: usize = 64;
+    let scratch = Memory::new(MOVED, Backing::Small)?;
+    relocate(memory.page(page), scratch.page(0), MOVED)?;
+    let sweeps = told.sweeps.load(Ordering::Acquire);
+    let stops = told.stops.load(Ordering::Acquire);
+    let stopped = wait::until("the guest's stop", CONVERGE, || {
+        let now = told.stops.load(Ordering::Acquire);
+        Ok::<_, Failure>(now > stops || stop.load(Ordering::Acquire))
+    });
+    let more = told.sweeps.load(Ordering::Acquire) - sweeps;
+    relocate(scratch.page(0), memory.page(page), MOVED)?;
+    // Where its memory was, nothing is left to be unmapped.
+    std::mem::forget(scratch);
+    stopped?;
+    ensure!(more <= 1, "the guest made {more} sweeps without its memory");
+    Ok(())
+}
+
+/// Zero pages of the guest go, under its feet.
+fn zeroes_go(memory: &Memory, first: usize, with_mapping: bool) -> Outcome {
+    for page in (first + 1..first + PAGES).step_by(8) {
+        if with_mapping {
+            memory.unmap(page, 3)?;
+            memory.map_again(page, 3, Backing::Small)?;
+        } else {
+            memory.advise(page, 3, libc::MADV_DONTNEED)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes what pages hold already, so that they merge anew.
+fn rewrite(memory: &Memory, first: usize) {
+    for page in (0..PAGES).filter(|page| page % 8 != 0) {
+        memory.write_page(first + page, &content(fresh(kind(page))));
+    }
+}
+
+/// One thing that happens to the first guest's memory.
+fn happen(
+    round: usize,
+    memories: &[Arc<Memory>],
+    first: usize,
+    guests: (&Told, &AtomicBool),
+) -> Outcome {
+    let (told, stop) = guests;
+    let memory = &memories[0];
+    match round % 4 {
+        0 => {
+            wait::until("merging", CONVERGE, || {
+                let saved = saved_twins(memories, first)?;
+                Ok::<_, Failure>(saved > PAGES / 2 || stop.load(Ordering::Acquire))
+            })?;
+            // What follows meets the scanner at work.
+            memories.iter().for_each(|memory| rewrite(memory, first));
+            Ok(())
+        }
+        1 => zeroes_go(memory, first, false),
+        2 => zeroes_go(memory, first, true),
+        _ => move_away(memory, first + 8 * (round % 16), told, stop),
+    }
+}
+
+/// Frames that merging frees are used again at once, by copies and by what the guests write: a guest
+/// that still has one sees, or spoils, a foreign page.
+fn memory_may_go_and_move_while_its_guest_runs() -> Outcome {
+    const ROUNDS: usize = 48;
+    let host = Host::new()?;
+    module::set("smart_scan", 0)?;
+    let mut counters = Vec::new();
+    for _ in 0..2 {
+        let counter = Counter::new(PAGES, Backing::Small, kind)?;
+        attach(&host, &counter)?;
+        counters.push(counter);
+    }
+    let first = counters[0].first_page();
+    let memories: Vec<_> = counters.iter().map(|one| one.memory().clone()).collect();
+    let (told, stop) = ([Told::default(), Told::default()], AtomicBool::new(false));
+    std::thread::scope(|scope| -> Outcome {
+        let guests = counters.iter_mut().zip(&told);
+        let guests: Vec<_> = guests
+            .map(|(counter, told)| scope.spawn(|| sweep_on(counter, told, &stop)))
+            .collect();
+        let mut rounds = (0..ROUNDS).take_while(|_| !stop.load(Ordering::Acquire));
+        let done = rounds.try_for_each(|round| happen(round, &memories, first, (&told[0], &stop)));
+        stop.store(true, Ordering::Release);
+        for guest in guests {
+            let swept = guest.join();
+            swept.map_err(|_| Failure::Failed("a guest's thread panicked".into()))??;
+        }
+        done
+    })?;
+    let [sweeps, stops] = [&told[0].sweeps, &told[0].stops].map(|n| n.load(Ordering::Acquire));
+    println!("{sweeps} sweeps, {stops} stops");
+    ensure!(stops >= ROUNDS / 4, "the guest met only {stops} holes");
+    for counter in &mut counters {
+        // It may stand in the middle of a sweep.
+        sweep(counter, Sweep::WriteEighth(0))?;
+        if let Err(lost) = counter.audit() {
+            return Err(Failure::Failed(format!("the host saw {lost:?}")));
+        }
+    }
+    Ok(())
 }

@@ -6,7 +6,11 @@ use std::fs::{
     File,
     OpenOptions, //
 };
-use std::io::Read;
+use std::io::{
+    IoSlice,
+    Read,
+    Write, //
+};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -15,10 +19,25 @@ use io_uring::{
     types,
     IoUring, //
 };
+use nix::sys::signal::{
+    raise,
+    Signal, //
+};
+use nix::sys::uio::{
+    process_vm_writev,
+    RemoteIoVec, //
+};
+use nix::sys::wait::{
+    waitpid,
+    WaitStatus, //
+};
+use nix::unistd::Pid;
 use tinyvm::{
     Backing,
     WORDS, //
 };
+use twinpage_lab::files::borrow;
+use twinpage_lab::pagemap::Pagemap;
 use twinpage_lab::tap::{
     Failure,
     Outcome,
@@ -33,7 +52,9 @@ use twinpage_lab::{
 use crate::host::{
     check,
     fill,
+    in_child,
     mismatch,
+    pipe,
     skipped,
     Guest,
     Host,
@@ -52,6 +73,11 @@ pub const TESTS: &[Test] = &[
         name: "pages_in_a_pipe_stay_where_they_are",
         seconds: 120,
         run: pages_in_a_pipe_stay_where_they_are,
+    },
+    Test {
+        name: "a_poke_of_what_may_not_be_written_changes_no_other",
+        seconds: 120,
+        run: a_poke_of_what_may_not_be_written_changes_no_other,
     },
     Test {
         name: "direct_io_into_merging_pages_loses_nothing",
@@ -270,4 +296,130 @@ fn a_merged_page_can_be_read_and_poked() -> Outcome {
         Ok::<_, Failure>(a.frames()?[6] == b.frames()?[6])
     })
     .map(|_| ())
+}
+
+/// Pages of zeroes before the others, and the word of each page that is poked.
+const EMPTY: usize = 8;
+const POKED: usize = 17;
+
+/// What the poked word of a page becomes.
+fn poked(page: usize) -> u64 {
+    0xdead_0000 + page as u64
+}
+
+fn write_all(guest: &Guest) {
+    for page in 0..PAGES {
+        match page < EMPTY {
+            true => guest.memory().write_page(page, &[0; WORDS]),
+            false => fill(guest.memory(), page, page as u64),
+        }
+    }
+}
+
+fn check_all(guest: &Guest) -> Outcome {
+    for page in 0..EMPTY {
+        let empty = guest.memory().read_page(page) == [0; WORDS];
+        ensure!(empty, "page {page} is not empty");
+    }
+    (EMPTY..PAGES).try_for_each(|page| check(guest.memory(), page, page as u64))
+}
+
+/// One request to the kernel about a process that this one traces.
+fn trace(request: libc::c_uint, pid: libc::pid_t, at: u64, value: u64) -> Outcome {
+    // SAFETY: these requests take integers, of which `at` is an address of the other process.
+    let done = unsafe { libc::syscall(libc::SYS_ptrace, request, pid, at, value) };
+    let error = std::io::Error::last_os_error();
+    ensure!(done == 0, "ptrace {request} at {at:#x}: {error}");
+    Ok(())
+}
+
+/// A monitor that takes its right to write away once its pages are merged, stops to be poked, and
+/// looks at what it has then.
+fn be_poked(mut go: File, mut tell: File) -> Outcome {
+    let guest = Guest::detached(PAGES, Backing::Small)?;
+    write_all(&guest);
+    let before: Vec<_> = (0..PAGES)
+        .map(|page| guest.memory().word(page, POKED))
+        .collect();
+    tell.write_all(&guest.vm()?.as_raw_fd().to_le_bytes())?;
+    tell.write_all(&guest.memory().address().to_le_bytes())?;
+    go.read_exact(&mut [0])?;
+    guest.memory().protect(0, PAGES, libc::PROT_READ)?;
+    trace(libc::PTRACE_TRACEME, 0, 0, 0)?;
+    raise(Signal::SIGSTOP)?;
+    let all = libc::PROT_READ | libc::PROT_WRITE;
+    guest.memory().protect(0, PAGES, all)?;
+    for (page, word) in before.into_iter().enumerate() {
+        let seen = guest.memory().word(page, POKED);
+        ensure!(seen == poked(page), "page {page} lost the poke: {seen:#x}");
+        guest.memory().set_word(page, POKED, word);
+    }
+    check_all(&guest)
+}
+
+/// A debugger may write where its tracee may not (FOLL_FORCE): to a copy of the page, or a
+/// breakpoint in one VM would be one in all.
+fn a_poke_of_what_may_not_be_written_changes_no_other() -> Outcome {
+    let ((mut told, tell), (go, mut let_go)) = (pipe()?, pipe()?);
+    // Forked before this process has any memory of a guest.
+    let child = in_child(|| match be_poked(go, tell) {
+        Ok(()) => true,
+        Err(failure) => {
+            println!("in the monitor: {failure}");
+            false
+        }
+    })?;
+    let (mut vm, mut address) = ([0; 4], [0; 8]);
+    told.read_exact(&mut vm)?;
+    told.read_exact(&mut address)?;
+    let address = u64::from_le_bytes(address);
+    let vm = borrow(child.pid(), i32::from_le_bytes(vm))?;
+    let host = Host::new()?;
+    host.device().attach(vm.as_raw_fd(), DOMAIN)?;
+    let own = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    write_all(&own);
+    let pagemap = Pagemap::of(child.pid())?;
+    let theirs = || -> Result<Vec<_>, Failure> {
+        let entries = pagemap.read(address, PAGES)?;
+        Ok(entries.into_iter().map(|entry| entry.frame()).collect())
+    };
+    wait::until("merging", CONVERGE, || {
+        Ok::<_, Failure>(theirs()? == own.frames()?)
+    })?;
+    module::set("run", 0)?;
+    let before = own.frames()?;
+    ensure!(before.iter().all(Option::is_some), "a page is not there");
+    let_go.write_all(b"!")?;
+    let pid = Pid::from_raw(child.pid() as i32);
+    let status = waitpid(pid, None)?;
+    ensure!(
+        matches!(status, WaitStatus::Stopped(_, Signal::SIGSTOP)),
+        "the monitor did not stop: {status:?}"
+    );
+    ensure!(
+        theirs()? == before,
+        "taking the right to write away unmerged"
+    );
+    // Who does not force may not write there.
+    let remote = RemoteIoVec {
+        base: address as usize,
+        len: 8,
+    };
+    let refused = process_vm_writev(pid, &[IoSlice::new(&[1; 8])], &[remote]);
+    ensure!(refused == Err(nix::errno::Errno::EFAULT), "{refused:?}");
+    for page in 0..PAGES {
+        let at = address + (page * 4096 + POKED * 8) as u64;
+        trace(libc::PTRACE_POKEDATA, pid.as_raw(), at, poked(page))?;
+    }
+    ensure!(own.frames()? == before, "the other VM's frames changed");
+    check_all(&own)?;
+    let mut pairs = theirs()?.into_iter().zip(&before);
+    let shared = pairs.position(|(now, before)| now == *before);
+    ensure!(
+        shared.is_none(),
+        "page {shared:?} was poked where both see it"
+    );
+    trace(libc::PTRACE_DETACH, pid.as_raw(), 0, 0)?;
+    child.join()?;
+    check_all(&own)
 }

@@ -4,7 +4,6 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::time::Duration;
 
 use tinyvm::{
     Backing,
@@ -100,9 +99,8 @@ const PAGES: usize = 512;
 /// Waits until all pages of a VM are counted under one reason, and none is saved.
 fn until_all(host: &Host, guest: &Guest, reason: &str) -> Outcome {
     let pages = guest.memory().pages() as u64;
-    let result: Result<_, Failure> = wait::until(reason, Duration::from_secs(30), || {
-        Ok(skipped(guest, reason)? == pages)
-    });
+    let result: Result<_, Failure> =
+        wait::until(reason, CONVERGE, || Ok(skipped(guest, reason)? == pages));
     result.map_err(|failure| Failure::Failed(format!("{failure}: {}", guest.told())))?;
     host.looks(2)?;
     ensure!(
@@ -220,6 +218,8 @@ fn copies_beside_a_guest_memfd_can_be_unmerged() -> Outcome {
     })?;
     guest.vm()?.set_slot(Slot { pages: 0, ..slot })?;
     show_beside_a_guest_memfd(&guest, slot)?;
+    // Until the module knows the slot.
+    host.looks(1)?;
     let detached = guest.detach(&host, Merged::Unmerge)?;
     ensure!(frames()?.len() == PAGES, "still merged after {detached:?}");
     (0..PAGES).try_for_each(|page| check(&beside, page, 42))
