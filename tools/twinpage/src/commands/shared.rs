@@ -2,6 +2,7 @@
 
 //! `twinpage shared`: which VMs share how much with each other, and what most.
 
+use std::cmp::Reverse;
 use std::collections::{
     BTreeMap,
     HashMap, //
@@ -34,6 +35,9 @@ use crate::vm::{
     Vm, //
 };
 
+/// The most VMs that are shown against each other; of more, the pairs that share most are.
+const MATRIX: usize = 24;
+
 /// One domain.
 #[derive(Debug, Serialize)]
 struct Sharing {
@@ -58,6 +62,9 @@ struct Member {
     name: String,
     /// Pages that map a merged copy.
     merged: u64,
+    /// Why not all of its pages were looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
 }
 
 /// What two VMs have in common.
@@ -89,8 +96,41 @@ struct Copy {
 struct Mappings {
     /// Its content.
     digest: Digest,
-    /// How many pages of which VM, by its place in the domain.
-    pages: BTreeMap<usize, u64>,
+    /// How many pages of which VM, by its place in the domain, in that order.
+    pages: Vec<(u32, u32)>,
+}
+
+/// How many copies each two VMs of a domain have in common, by their places.
+struct Common {
+    /// How many VMs there are.
+    vms: usize,
+    /// Row after row.
+    copies: Vec<u64>,
+}
+
+impl Common {
+    /// Those of `copies`.
+    fn new(vms: usize, copies: &Copies) -> Self {
+        let mut common = Self {
+            vms,
+            copies: vec![0; vms * vms],
+        };
+        for copy in copies.values() {
+            for (index, &(b, _)) in copy.pages.iter().enumerate() {
+                for &(a, _) in &copy.pages[..index] {
+                    common.copies[a as usize * vms + b as usize] += 1;
+                }
+            }
+        }
+        common
+    }
+
+    /// Each two VMs, with what they have in common.
+    fn pairs(&self) -> impl Iterator<Item = (usize, usize, u64)> + '_ {
+        let below = |b| (0..b).map(move |a| (a, b));
+        let places = (0..self.vms).flat_map(below);
+        places.map(|(a, b)| (a, b, self.copies[a * self.vms + b]))
+    }
 }
 
 /// Every merged copy of a domain, by serial number.
@@ -137,90 +177,123 @@ fn measure(host: &Host, vms: &[Vm], top: usize) -> Result<Sharing, Error> {
     let mut copies = Copies::new();
     let mut members = Vec::new();
     for (place, vm) in vms.iter().enumerate() {
+        // CAST: There are no more VMs than numbers for them.
+        let merged = read(host, vm.stats.id, place as u32, &mut copies);
+        let (merged, note) = match merged {
+            Ok(merged) => (merged, None),
+            // It counts as far as it was read: among hundreds of VMs some always change.
+            Err((merged, error)) if passes(&error) => (merged, Some(error.chain())),
+            Err((_, error)) => return Err(error),
+        };
         members.push(Member {
             id: vm.stats.id,
             name: vm.name.clone(),
-            merged: read(host, vm.stats.id, place, &mut copies)?,
+            merged,
+            note,
         });
     }
     Ok(Sharing {
         domain: vms[0].stats.domain,
         domain_name: vms[0].domain_name.clone(),
         pairs: pairs(&members, &copies),
-        top: most_shared(&members, copies, top),
+        top: most_shared(&members, &copies, top),
         vms: members,
     })
 }
 
-/// Reads the digests of VM `id`, and returns how many of its pages are merged.
-fn read(host: &Host, id: Id, place: usize, copies: &mut Copies) -> Result<u64, Error> {
-    let mut digests = Digests::open(host, id)?;
-    let mut merged = 0;
-    while let Some((_, record)) = digests.read_next()? {
-        let PageState::Merged { serial, digest } = record.state else {
-            continue;
-        };
-        merged += 1;
-        let digest = Digest(digest);
-        let copy = copies.entry(serial).or_insert_with(|| Mappings {
-            digest,
-            pages: BTreeMap::new(),
-        });
-        if copy.digest != digest {
-            return Err(Error::TornCopy { generation: serial });
-        }
-        *copy.pages.entry(place).or_default() += 1;
+/// Whether a VM that gives this error has ended or changed meanwhile.
+fn passes(error: &Error) -> bool {
+    match error {
+        Error::NoSuchId(_) | Error::LayoutChanged(_) => true,
+        Error::File(error) => error.is_gone(),
+        _ => false,
     }
-    digests.check_layout()?;
-    Ok(merged)
+}
+
+/// Reads the digests of VM `id`, and returns how many of its pages are merged, with an error as far
+/// as it was read.
+fn read(host: &Host, id: Id, place: u32, copies: &mut Copies) -> Result<u64, (u64, Error)> {
+    let mut merged = 0;
+    let mut read = || {
+        let mut digests = Digests::open(host, id)?;
+        while let Some((_, record)) = digests.read_next()? {
+            let PageState::Merged { serial, digest } = record.state else {
+                continue;
+            };
+            merged += 1;
+            let digest = Digest(digest);
+            let copy = copies.entry(serial).or_insert_with(|| Mappings {
+                digest,
+                pages: Vec::new(),
+            });
+            if copy.digest != digest {
+                return Err(Error::TornCopy { generation: serial });
+            }
+            match copy.pages.last_mut() {
+                Some((last, pages)) if *last == place => *pages = pages.saturating_add(1),
+                _ => copy.pages.push((place, 1)),
+            }
+        }
+        digests.check_layout()
+    };
+    match read() {
+        Ok(()) => Ok(merged),
+        Err(error) => Err((merged, error)),
+    }
 }
 
 /// How many copies each two VMs have in common.
 fn pairs(members: &[Member], copies: &Copies) -> Vec<Pair> {
-    let mut common: BTreeMap<(usize, usize), u64> = BTreeMap::new();
-    for b in 0..members.len() {
-        common.extend((0..b).map(|a| ((a, b), 0)));
-    }
-    for copy in copies.values() {
-        let places: Vec<usize> = copy.pages.keys().copied().collect();
-        for (index, &b) in places.iter().enumerate() {
-            for &a in &places[..index] {
-                *common.entry((a, b)).or_default() += 1;
-            }
-        }
-    }
-    let pair = |((a, b), copies): ((usize, usize), u64)| Pair {
+    let common = Common::new(members.len(), copies);
+    let pair = |(a, b, copies): (usize, usize, u64)| Pair {
         a: members[a].id,
         b: members[b].id,
         copies,
     };
-    common.into_iter().map(pair).collect()
+    common.pairs().map(pair).collect()
 }
 
 /// The copies with the most mappings, in that order.
-fn most_shared(members: &[Member], copies: Copies, top: usize) -> Vec<Copy> {
-    let mut list: Vec<Copy> = copies
-        .into_iter()
-        .map(|(generation, copy)| Copy {
+fn most_shared(members: &[Member], copies: &Copies, top: usize) -> Vec<Copy> {
+    let mappings = |copy: &Mappings| -> u64 { copy.pages.iter().map(|&(_, n)| u64::from(n)).sum() };
+    let mut list: Vec<(Reverse<u64>, u64)> = copies
+        .iter()
+        .map(|(&generation, copy)| (Reverse(mappings(copy)), generation))
+        .collect();
+    list.sort_unstable();
+    let most = list.into_iter().take(top);
+    most.filter_map(|(Reverse(mappings), generation)| {
+        let copy = copies.get(&generation)?;
+        Some(Copy {
             generation,
             digest: copy.digest,
-            mappings: copy.pages.values().sum(),
-            vms: copy.pages.keys().map(|&place| members[place].id).collect(),
+            mappings,
+            vms: (copy.pages.iter())
+                .map(|&(place, _)| members[place as usize].id)
+                .collect(),
         })
-        .collect();
-    list.sort_unstable_by_key(|copy| (std::cmp::Reverse(copy.mappings), copy.generation));
-    list.truncate(top);
-    list
+    })
+    .collect()
 }
 
 /// Shows one domain.
 fn show(sharing: &Sharing, console: &mut Console<'_>) -> Result<(), Error> {
+    for vm in &sharing.vms {
+        if let Some(note) = &vm.note {
+            let (id, name) = (vm.id, &vm.name);
+            console.warn(&format!("VM {id} ({name}) counts in part: {note}"))?;
+        }
+    }
     writeln!(
         console.out,
         "Domain {}: merged copies that two VMs share",
         sharing.domain_name
     )?;
-    write!(console.out, "{}", matrix(sharing, console).text())?;
+    let table = match sharing.vms.len() <= MATRIX {
+        true => matrix(sharing, console),
+        false => closest(sharing, console),
+    };
+    write!(console.out, "{}", table.text())?;
     writeln!(console.out)?;
     if !sharing.top.is_empty() {
         writeln!(console.out, "Most shared:")?;
@@ -257,6 +330,26 @@ fn matrix(sharing: &Sharing, console: &Console<'_>) -> Table {
             common.map_or("-".to_owned(), u64::to_string)
         }));
         table.add(row);
+    }
+    table
+}
+
+/// The two VMs that have most in common, the next two, and so on.
+fn closest(sharing: &Sharing, console: &Console<'_>) -> Table {
+    let columns = [
+        ("VM", Side::Right),
+        ("AND", Side::Right),
+        ("COPIES", Side::Right),
+    ];
+    let mut table = Table::new(&columns, console.screen);
+    let mut pairs: Vec<&Pair> = sharing.pairs.iter().collect();
+    pairs.sort_by_key(|pair| Reverse(pair.copies));
+    for pair in pairs.into_iter().take(MATRIX) {
+        table.add([
+            pair.a.to_string(),
+            pair.b.to_string(),
+            pair.copies.to_string(),
+        ]);
     }
     table
 }

@@ -83,6 +83,35 @@ fn one_copy_has_one_digest() {
 }
 
 #[test]
+fn a_vm_that_goes_meanwhile_is_told_and_keeps_nobody_from_his_turn() {
+    let machine = machine();
+    std::fs::remove_file(machine.path("/sys/kernel/debug/twinpage/2/digests")).unwrap();
+    let ran = machine.run("shared --all --json");
+    let said: serde_json::Value = serde_json::from_slice(&ran.out).unwrap();
+    let domain = &said[2];
+    assert_eq!(domain["vms"][0]["merged"], 5);
+    assert!(domain["vms"][1]["note"].is_string(), "{said}");
+    assert_eq!(
+        domain["pairs"][1],
+        serde_json::json!({"a": 1, "b": 3, "copies": 1})
+    );
+}
+
+#[test]
+fn many_vms_are_shown_by_pairs() {
+    let machine = Machine::new();
+    for id in 1..=30 {
+        add(&machine, id, 7, &[10, 11 + u64::from(id / 29)]);
+    }
+    let ran = machine.run("shared --all --top 1");
+    let text = ran.good();
+    let lines: Vec<_> = text.lines().map(str::trim_start).collect();
+    assert!(lines[1].starts_with("VM"), "{lines:?}");
+    assert_eq!(lines[2].split_whitespace().last(), Some("2"));
+    assert_eq!(lines[26], "");
+}
+
+#[test]
 fn nothing_attached_shares_nothing() {
     assert_eq!(Machine::new().run("shared --all").good(), "");
 }
