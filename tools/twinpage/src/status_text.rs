@@ -2,6 +2,8 @@
 
 //! A snapshot as text for people.
 
+use std::cmp::Reverse;
+
 use crate::console::Screen;
 use crate::snapshot::{
     Row,
@@ -39,22 +41,36 @@ const COLUMNS: [(&str, Side); 15] = [
     ("SKIPPED", Side::Left),
 ];
 
-/// The table of VMs, the totals and the notes, no wider than `screen`.
-pub fn render(snapshot: &Snapshot, screen: Option<Screen>) -> String {
+/// The table of VMs, the totals and the notes, no wider than `screen`. Of more than `most` VMs those
+/// are left out that save least.
+pub fn render(snapshot: &Snapshot, screen: Option<Screen>, most: usize) -> String {
     let mut text = String::new();
     if !snapshot.vms.is_empty() {
+        let shown = best(&snapshot.vms, most);
         let mut table = Table::new(&COLUMNS, screen);
-        for row in &snapshot.vms {
+        for row in &shown {
             table.add(cells(row));
         }
         text += &table.text();
-        text += "\n";
+        match snapshot.vms.len() - shown.len() {
+            0 => text += "\n",
+            left => text += &format!("... and {left} more that save less\n\n"),
+        }
     }
     text += &totals(&snapshot.totals);
     for note in &snapshot.notes {
         text += &format!("Note: {note}\n");
     }
     text
+}
+
+/// At most `most` of the VMs: those that save most, in order of their numbers.
+fn best(vms: &[Row], most: usize) -> Vec<&Row> {
+    let mut best: Vec<&Row> = vms.iter().collect();
+    best.sort_by_key(|row| Reverse((row.pages_saved, row.vm.stats.pages_merged)));
+    best.truncate(most);
+    best.sort_by_key(|row| row.vm.stats.id);
+    best
 }
 
 /// The cells of one VM, in the order of [`COLUMNS`].

@@ -30,7 +30,7 @@ pub fn run(arguments: &Status, host: &Host, console: &mut Console<'_>) -> Result
     match Format::of(arguments.json) {
         Format::Json => console.json(&snapshot),
         Format::Text => {
-            let text = status_text::render(&snapshot, console.screen);
+            let text = status_text::render(&snapshot, console.screen, usize::MAX);
             Ok(write!(console.out, "{text}")?)
         }
     }
@@ -84,7 +84,7 @@ impl Display {
             console.json_line(snapshot)?;
             return Ok(console.out.flush()?);
         }
-        let text = status_text::render(snapshot, console.screen);
+        let text = fitting(snapshot, console.screen);
         match (console.screen, self.lines) {
             (_, 0) => (),
             // Up to the first line of the last one, then clear to the end of the screen.
@@ -94,6 +94,24 @@ impl Display {
         write!(console.out, "{text}")?;
         self.lines = height(&text, console.screen);
         Ok(console.out.flush()?)
+    }
+}
+
+/// A snapshot with as many VMs as `screen` has room for, at least one: what has left the screen
+/// cannot be written over.
+fn fitting(snapshot: &Snapshot, screen: Option<Screen>) -> String {
+    let room = screen.map_or(usize::MAX, |screen| {
+        usize::from(screen.rows).saturating_sub(1)
+    });
+    let mut most = snapshot.vms.len();
+    loop {
+        let text = status_text::render(snapshot, screen, most);
+        let over = height(&text, screen).saturating_sub(room);
+        if over == 0 || most <= 1 {
+            return text;
+        }
+        // A VM takes a line or more, and a line says how many are left out.
+        most = most.saturating_sub(over.div_ceil(4)).max(1);
     }
 }
 

@@ -296,3 +296,24 @@ fn counters(root: &Path, full_scans: u64, pages_sharing: u64) {
     sysfs(root, "full_scans", full_scans);
     sysfs(root, "pages_sharing", pages_sharing);
 }
+
+#[test]
+fn what_is_watched_fits_its_screen() {
+    let machine = Machine::new();
+    for id in 1..=60 {
+        machine.vm(id, 800 + id, 7, &[("pages_merged", u64::from(id) * 100)]);
+    }
+    let screen = Screen {
+        columns: 250,
+        rows: 24,
+    };
+    let text = machine
+        .run_on(Some(screen), "status --watch --count 1")
+        .good();
+    assert!(text.lines().count() < 24, "{text}");
+    assert!(text.contains("more that save less"), "{text}");
+    // Those that save most are left, the totals, too.
+    assert!(text.contains(" 860 ") && !text.contains(" 801 "), "{text}");
+    assert!(text.contains("Saved:"), "{text}");
+    assert_eq!(machine.run("status").good().lines().count(), 60 + 6);
+}
