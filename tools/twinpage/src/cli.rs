@@ -2,6 +2,7 @@
 
 //! The command line. `Documentation/tool.rst` is its reference.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{
@@ -77,7 +78,7 @@ pub enum Command {
 
 /// Arguments of `attach`.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("who").required(true).args(["pids", "all"]))]
+#[command(group = ArgGroup::new("who").required(true).args(["pids", "all", "domains"]))]
 pub struct Attach {
     /// Processes of VMMs, such as qemu-system-x86_64
     #[arg(long = "pid", value_name = "PID", num_args = 1..)]
@@ -85,6 +86,9 @@ pub struct Attach {
     /// Every process that has a KVM VM
     #[arg(long)]
     pub all: bool,
+    /// Every guest that this file names, each to the domain that it says: lines `GUEST DOMAIN`
+    #[arg(long, value_name = "FILE", conflicts_with = "domain")]
+    pub domains: Option<PathBuf>,
     /// Share pages with the VMs of this domain: a name or a number [default: private]
     #[arg(long, value_name = "NAME")]
     pub domain: Option<DomainName>,

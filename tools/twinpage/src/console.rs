@@ -118,7 +118,7 @@ impl Console<'_> {
     ///
     /// It cannot be written.
     pub fn report(&mut self, error: &Error) -> Result<(), Error> {
-        Ok(writeln!(self.err, "twinpage: {}", error.report())?)
+        Ok(writeln!(self.err, "twinpage: {}", lines(&error.report()))?)
     }
 
     /// Says what the user should know although nothing failed.

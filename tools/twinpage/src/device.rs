@@ -94,13 +94,24 @@ pub trait Kernel: Send + Sync {
     /// What `open` returns.
     fn open_device(&self, path: &Path) -> io::Result<Box<dyn Device>>;
 
-    /// Duplicates file descriptor `fd` of process `pid` into this process.
+    /// Takes hold of process `pid`: what is asked of the result is asked of no other that gets its
+    /// number later.
     ///
     /// # Errors
     ///
-    /// `ENOSYS`: the kernel is too old; `ESRCH`: no such process; `EPERM`: not allowed to trace
-    /// it; `EBADF`: it has closed the descriptor.
-    fn take_fd(&self, pid: Pid, fd: ForeignFd) -> io::Result<OwnedFd>;
+    /// `ENOSYS`: the kernel is too old; `ESRCH`: no such process.
+    fn hold(&self, pid: Pid) -> io::Result<Box<dyn Process>>;
+}
+
+/// A process that is held.
+pub trait Process {
+    /// Duplicates its file descriptor `fd` into this process.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSYS`: the kernel is too old; `ESRCH`: it has ended; `EPERM`: not allowed to trace it;
+    /// `EBADF`: it has closed the descriptor.
+    fn take_fd(&self, fd: ForeignFd) -> io::Result<OwnedFd>;
 }
 
 /// The running kernel.
@@ -113,11 +124,19 @@ impl Kernel for Running {
         Ok(Box::new(Node(file)))
     }
 
-    fn take_fd(&self, pid: Pid, fd: ForeignFd) -> io::Result<OwnedFd> {
+    fn hold(&self, pid: Pid) -> io::Result<Box<dyn Process>> {
         let number = i32::try_from(pid.0).map_err(|_| Errno::SRCH)?;
         let pid = rustix::process::Pid::from_raw(number).ok_or(Errno::SRCH)?;
-        let process = pidfd_open(pid, PidfdFlags::empty())?;
-        Ok(pidfd_getfd(process, fd.0, PidfdGetfdFlags::empty())?)
+        Ok(Box::new(Held(pidfd_open(pid, PidfdFlags::empty())?)))
+    }
+}
+
+/// A process of the running kernel, by its pidfd.
+struct Held(OwnedFd);
+
+impl Process for Held {
+    fn take_fd(&self, fd: ForeignFd) -> io::Result<OwnedFd> {
+        Ok(pidfd_getfd(&self.0, fd.0, PidfdGetfdFlags::empty())?)
     }
 }
 
@@ -156,7 +175,8 @@ mod tests {
         std::io::Write::write_all(&mut file, b"twin").unwrap();
         std::io::Seek::rewind(&mut file).unwrap();
         let own = Pid(std::process::id());
-        let taken = match Running.take_fd(own, ForeignFd(file.as_raw_fd())) {
+        let held = Running.hold(own).unwrap();
+        let taken = match held.take_fd(ForeignFd(file.as_raw_fd())) {
             // A sandbox may forbid the call; there is nothing to test then.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return,
             taken => taken.unwrap(),

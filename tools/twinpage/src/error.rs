@@ -103,12 +103,19 @@ pub enum Error {
     #[error("No VM is attached with id {0}")]
     NoSuchId(Id),
     /// The VM is attached.
-    #[error("The VM of process {pid} ({name}) is attached already")]
-    AlreadyAttached {
+    #[error("The VM of process {0} is attached already")]
+    AlreadyAttached(Pid),
+    /// The VM is attached to another domain.
+    #[error("VM {id} of process {pid} ({name}) is attached already, to domain {domain}")]
+    OtherDomain {
+        /// The attachment.
+        id: Id,
         /// The process.
         pid: Pid,
         /// Its name.
         name: String,
+        /// Name of that domain.
+        domain: String,
     },
     /// The VM's memory is encrypted.
     #[error("The memory of the VM of process {0} is encrypted (SEV or TDX)")]
@@ -116,9 +123,11 @@ pub enum Error {
     /// The process is exiting.
     #[error("Process {0} is exiting")]
     Exiting(Pid),
-    /// The domain is full.
-    #[error("Domain {0} has no room for another VM")]
-    DomainFull(String),
+    /// The module has no number left for the VM, or for its blocks of memory.
+    #[error(
+        "Domain {0} has no room for this VM: it is full, or the VM has more than 4 TiB of memory"
+    )]
+    NoRoom(String),
     /// The kernel has no `pidfd_open` or no `pidfd_getfd`.
     #[error("This kernel cannot hand out file descriptors of other processes")]
     OldKernel,
@@ -165,6 +174,9 @@ pub enum Error {
     /// A file says what it must not say.
     #[error(transparent)]
     Parse(#[from] ParseError),
+    /// The file that names guests and their domains is wrong.
+    #[error(transparent)]
+    Guests(ParseError),
     /// A knob was named or set wrongly.
     #[error(transparent)]
     Knob(#[from] KnobError),
@@ -328,6 +340,7 @@ impl Error {
             | Self::NoSuchPage { .. }
             | Self::NoUser(_) => Exit::NotFound,
             Self::SeveralVms { .. }
+            | Self::Guests(_)
             | Self::Terminal
             | Self::PrivateDomain
             | Self::NoSecurity

@@ -17,7 +17,6 @@ use std::io::{
     self,
     Read, //
 };
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{
     Path,
@@ -32,13 +31,11 @@ use crate::clock::{
 use crate::device::{
     Device,
     Kernel,
+    Process,
     Running, //
 };
 use crate::leave::leave;
-use crate::process::{
-    ForeignFd,
-    Pid, //
-};
+use crate::process::Pid;
 
 /// A file could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -218,13 +215,13 @@ impl Host {
             .map_err(|source| FileError::new("open", path, source))
     }
 
-    /// Duplicates a file descriptor of process `pid`.
+    /// Takes hold of process `pid`.
     ///
     /// # Errors
     ///
-    /// See [`Kernel::take_fd`].
-    pub fn take_fd(&self, pid: Pid, fd: ForeignFd) -> io::Result<OwnedFd> {
-        self.kernel.take_fd(pid, fd)
+    /// See [`Kernel::hold`].
+    pub fn hold(&self, pid: Pid) -> io::Result<Box<dyn Process>> {
+        self.kernel.hold(pid)
     }
 
     /// The path that stands for the absolute path `path`.

@@ -220,8 +220,24 @@ impl KnobError {
     pub fn remedy(&self) -> String {
         match self {
             Self::Unknown { .. } => "`twinpage set` lists the knobs".to_owned(),
-            Self::Refused { source, .. } if source.kind() == io::ErrorKind::OutOfMemory => {
-                "free memory, then set it again; it goes on where it stopped".to_owned()
+            // What unmerging fails with; the module has stopped then.
+            Self::Refused { knob, source, .. }
+                if knob.name == "run" && source.kind() != io::ErrorKind::InvalidInput =>
+            {
+                let first = match source.kind() {
+                    io::ErrorKind::OutOfMemory => "free memory, then ",
+                    _ => "",
+                };
+                format!(
+                    "run is 0 now: {first}set run=2 again, and it goes on where it stopped; or run=1 \
+                     to go on merging"
+                )
+            }
+            Self::Refused { knob, source, .. } if source.kind() == io::ErrorKind::ResourceBusy => {
+                format!(
+                    "{} changes only while nothing is merged: set run=2 first",
+                    knob.name
+                )
             }
             Self::Range { knob, .. } | Self::Refused { knob, .. } => {
                 format!("{} takes {}", knob.name, knob.values)
@@ -269,6 +285,40 @@ mod tests {
             let (name, value) = (name.to_owned(), value.to_owned());
             let setting = Setting { name, value };
             assert_eq!(setting.knob().is_ok(), allowed, "{setting:?}");
+        }
+    }
+
+    #[test]
+    fn refusals_have_remedies_of_their_own() {
+        let refused = |name: &str, errno: rustix::io::Errno| {
+            let knob = KNOBS.iter().find(|knob| knob.name == name).unwrap();
+            let value = String::new();
+            let source = errno.into();
+            KnobError::Refused {
+                knob,
+                value,
+                source,
+            }
+            .remedy()
+        };
+        use rustix::io::Errno;
+        let table = [
+            (
+                "run",
+                Errno::NOMEM,
+                "run is 0 now: free memory, then set run=2",
+            ),
+            ("run", Errno::BUSY, "run is 0 now: set run=2"),
+            (
+                "merge_across_nodes",
+                Errno::BUSY,
+                "merge_across_nodes changes only while",
+            ),
+            ("pages_to_scan", Errno::INVAL, "pages_to_scan takes 1.."),
+        ];
+        for (name, errno, text) in table {
+            let remedy = refused(name, errno);
+            assert!(remedy.starts_with(text), "{remedy}");
         }
     }
 

@@ -18,6 +18,7 @@ pub mod digest;
 pub mod digests;
 pub mod domain;
 pub mod error;
+pub mod guests;
 pub mod host;
 pub mod knobs;
 pub mod module;

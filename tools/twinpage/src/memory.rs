@@ -75,12 +75,16 @@ fn measure(host: &Host, pid: Pid, id: Id) -> Result<Kinds, Error> {
     Ok(kinds(&slots, &mappings))
 }
 
-/// Adds up the memory of `slots`; an address that two slots name counts once.
-fn kinds(slots: &Slots, mappings: &[Mapping]) -> Kinds {
+/// Adds up the memory of `slots`; an address that two slots name counts once. `mappings` are in
+/// order of their addresses.
+fn kinds(slots: &Slots, mut mappings: &[Mapping]) -> Kinds {
     let mut kinds = Kinds::default();
     for range in union(slots.iter().map(Slot::addresses).collect()) {
         kinds.total += range.end - range.start;
-        for mapping in mappings {
+        let below = mappings.partition_point(|mapping| mapping.addresses.end <= range.start);
+        mappings = &mappings[below..];
+        let inside = |mapping: &&Mapping| mapping.addresses.start < range.end;
+        for mapping in mappings.iter().take_while(inside) {
             let bytes = overlap(&range, &mapping.addresses);
             for (applies, sum) in [
                 (mapping.shared && !mapping.hugetlb, &mut kinds.shared),

@@ -60,12 +60,15 @@ impl Pid {
     }
 }
 
-/// The name of a process for people: what QEMU was told with `-name`, else the command.
-pub fn name(host: &Host, pid: Pid) -> String {
+/// The name of the guest that a process says it runs: what QEMU was told with `-name`.
+pub fn guest(host: &Host, pid: Pid) -> Option<String> {
     let cmdline = host.read_text(pid.file("cmdline"), CMDLINE_BYTES);
-    cmdline
-        .ok()
-        .and_then(|cmdline| guest_name(&cmdline))
+    guest_name(&cmdline.ok()?)
+}
+
+/// The name of a process for people: that of its guest, else the command.
+pub fn name(host: &Host, pid: Pid) -> String {
+    guest(host, pid)
         .or_else(|| host.read_text(pid.file("comm"), 64).ok())
         .map(|name| printable(&name))
         .filter(|name| !name.is_empty())
@@ -83,16 +86,15 @@ pub fn vm_fds(host: &Host, pid: Pid) -> Result<Vec<ForeignFd>, Error> {
         error if error.is_gone() => Error::NoProcess(pid),
         error => error.into(),
     })?;
-    let mut fds: Vec<_> = names
-        .iter()
-        .filter_map(|name| name.to_str()?.parse().ok())
-        .map(ForeignFd)
-        .filter(|fd| {
+    let mut fds = Vec::new();
+    for fd in names.iter().filter_map(|name| name.to_str()?.parse().ok()) {
+        match host.read_link(directory.join(i32::to_string(&fd))) {
+            Ok(target) if target.as_os_str() == KVM_VM => fds.push(ForeignFd(fd)),
             // A descriptor may be closed between listing and looking.
-            let target = host.read_link(directory.join(fd.0.to_string()));
-            target.is_ok_and(|target| target.as_os_str() == KVM_VM)
-        })
-        .collect();
+            Err(error) if !error.is_gone() => return Err(error.into()),
+            _ => (),
+        }
+    }
     fds.sort_unstable();
     Ok(fds)
 }
@@ -101,29 +103,58 @@ pub fn vm_fds(host: &Host, pid: Pid) -> Result<Vec<ForeignFd>, Error> {
 ///
 /// # Errors
 ///
-/// `/proc` cannot be listed.
+/// `/proc` cannot be listed; or there is none, but processes that may not be looked at.
 pub fn with_vms(host: &Host) -> Result<Vec<Pid>, Error> {
-    let mut pids: Vec<Pid> = host
-        .list("/proc")?
-        .iter()
-        .filter_map(|name| name.to_str()?.parse().ok())
-        // A process may end between listing and looking.
-        .filter(|&pid| vm_fds(host, pid).is_ok_and(|fds| !fds.is_empty()))
-        .collect();
+    let mut pids = Vec::new();
+    let mut hidden = None;
+    let names = host.list("/proc")?;
+    for pid in names.iter().filter_map(|name| name.to_str()?.parse().ok()) {
+        match vm_fds(host, pid) {
+            Ok(fds) if fds.is_empty() => (),
+            Ok(_) => pids.push(pid),
+            // A process may end between listing and looking.
+            Err(Error::NoProcess(_)) => (),
+            Err(error) => hidden = Some(error),
+        }
+    }
     pids.sort_unstable();
-    Ok(pids)
+    match hidden {
+        Some(error) if pids.is_empty() => Err(error),
+        _ => Ok(pids),
+    }
 }
 
-/// The value of QEMU's `-name` in a command line: `NAME,...` or `guest=NAME,...`.
+/// The name that QEMU's `-name` in a command line gives: `NAME,...` or `guest=NAME,...`, where a comma
+/// of the name is written twice. The last one counts (util/qemu-option.c).
 fn guest_name(cmdline: &str) -> Option<String> {
     let mut arguments = cmdline.split('\0');
-    arguments.find(|argument| matches!(*argument, "-name" | "--name"))?;
-    let value = arguments.next()?;
-    let named = value
-        .split(',')
-        .find_map(|part| part.strip_prefix("guest="));
-    let name = named.or_else(|| value.split(',').next())?;
-    (!name.is_empty()).then(|| name.to_owned())
+    let mut name = None;
+    while arguments.any(|argument| matches!(argument, "-name" | "--name")) {
+        let parts = parts(arguments.next()?);
+        for (number, part) in parts.into_iter().enumerate() {
+            match part.split_once('=') {
+                Some(("guest", value)) => name = Some(value.to_owned()),
+                None if number == 0 => name = Some(part),
+                _ => (),
+            }
+        }
+    }
+    name.filter(|name| !name.is_empty())
+}
+
+/// The parts of an option of QEMU's, with commas between them; two are one that belongs to a part.
+fn parts(option: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut letters = option.chars().peekable();
+    while let Some(letter) = letters.next() {
+        let twice = letter == ',' && letters.next_if_eq(&',').is_some();
+        match (letter, parts.last_mut()) {
+            (',', _) if !twice => parts.push(String::new()),
+            (_, Some(part)) => part.push(letter),
+            _ => (),
+        }
+    }
+    parts
 }
 
 /// `name` on one line of bounded length.
@@ -144,6 +175,10 @@ mod tests {
                 Some("db"),
             ),
             ("qemu\0-name\0debug-threads=on,guest=db", Some("db")),
+            ("qemu\0-name\0guest=web-1,,x,process=q", Some("web-1,x")),
+            ("qemu\0-name\0web\0-name\0guest=db", Some("db")),
+            ("qemu\0-name\0guest=web\0-name\0process=q", Some("web")),
+            ("qemu\0-name\0a=b", None),
             ("qemu\0-name\0", None),
             ("qemu\0-name", None),
             ("qemu\0-vga\0std", None),

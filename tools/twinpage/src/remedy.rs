@@ -47,10 +47,9 @@ impl Error {
             Self::NoVms => "start a VMM first (qemu-system-x86_64 with -enable-kvm)",
             Self::NotAttached(_) | Self::NoSuchId(_) => "`twinpage status` lists attached VMs",
             Self::SeveralVms { .. } => "choose one with --id",
-            Self::AlreadyAttached { .. } => {
+            Self::OtherDomain { .. } => {
                 "to move it to another domain, detach it first: twinpage detach"
             }
-            Self::DomainFull(_) => "attach it to another domain",
             Self::PrivateDomain => "name a domain that VMs were attached with",
             Self::NoSecurity => {
                 "make a key with `twinpage migrate keygen`, copy it to the other host, name it \

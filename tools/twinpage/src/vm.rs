@@ -89,6 +89,22 @@ impl Vm {
     }
 }
 
+/// The numbers of the attached VMs, in order.
+///
+/// # Errors
+///
+/// debugfs cannot be read.
+pub fn ids(host: &Host) -> Result<Vec<Id>, Error> {
+    let mut ids: Vec<Id> = host
+        .list(debugfs(host)?)?
+        .iter()
+        .filter_map(|name| name.to_str()?.parse().ok())
+        .map(Id)
+        .collect();
+    ids.sort_unstable();
+    Ok(ids)
+}
+
 /// The attached VMs, in order of their numbers.
 ///
 /// # Errors
@@ -96,14 +112,8 @@ impl Vm {
 /// debugfs cannot be read, or says what it must not say.
 pub fn list(host: &Host) -> Result<Vec<Vm>, Error> {
     let directory = debugfs(host)?;
-    let mut ids: Vec<Id> = host
-        .list(&directory)?
-        .iter()
-        .filter_map(|name| name.to_str()?.parse().ok())
-        .map(Id)
-        .collect();
-    ids.sort_unstable();
-    ids.into_iter()
+    ids(host)?
+        .into_iter()
         .filter_map(|id| Vm::read(host, &directory, id).transpose())
         .collect()
 }

@@ -12,12 +12,16 @@ use crate::console::{
     Console,
     Format, //
 };
-use crate::device::Device;
+use crate::device::{
+    Device,
+    Process, //
+};
 use crate::domain::{
     Domain,
     DomainName, //
 };
 use crate::error::Error;
+use crate::guests::Guests;
 use crate::host::Host;
 use crate::memory::obstacles;
 use crate::module;
@@ -30,9 +34,17 @@ use crate::table::{
     Side,
     Table, //
 };
-use crate::vm::Id;
+use crate::vm::{
+    self,
+    Id,
+    Selection,
+    Vm, //
+};
 
 use super::Failures;
+
+/// Version of the JSON; raised when a field changes or goes.
+const SCHEMA: u32 = 1;
 
 /// A VM that was attached.
 #[derive(Debug, Serialize)]
@@ -51,97 +63,228 @@ struct Attached {
     warnings: Vec<String>,
 }
 
+/// A VM that needed nothing: it is attached to this domain, or nobody can tell to which.
+#[derive(Debug, Serialize)]
+struct Already {
+    /// Its process.
+    pid: Pid,
+    /// The name of the process.
+    name: String,
+    /// Number of the attachment, if it is known.
+    id: Option<Id>,
+}
+
+/// What could not be attached.
+#[derive(Debug, Serialize)]
+struct Failed {
+    /// The process.
+    pid: Pid,
+    /// Why not.
+    error: String,
+    /// The exit code for that.
+    code: u8,
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+struct Done {
+    /// Version of the JSON.
+    schema: u32,
+    /// What was attached.
+    attached: Vec<Attached>,
+    /// What was attached before.
+    already: Vec<Already>,
+    /// What could not be.
+    failed: Vec<Failed>,
+}
+
+/// Which domain a VM is to be in.
+enum Wanted {
+    /// This.
+    One(DomainName),
+    /// That of its guest's name.
+    ByGuest(Guests),
+}
+
+impl Wanted {
+    /// The domain of process `pid`; empty if it is to be left alone.
+    fn domain(&self, host: &Host, pid: Pid) -> Option<&DomainName> {
+        match self {
+            Self::One(domain) => Some(domain),
+            Self::ByGuest(guests) => guests.domain(&process::guest(host, pid)?),
+        }
+    }
+}
+
+/// What became of one VM.
+enum Outcome {
+    Attached(Attached),
+    Already(Already),
+}
+
 /// Runs the command.
 pub fn run(arguments: &Attach, host: &Host, console: &mut Console<'_>) -> Result<(), Error> {
     let device = module::open(host)?;
-    let domain = arguments.domain.clone().unwrap_or_else(DomainName::private);
-    let pids = match arguments.all {
-        true => process::with_vms(host)?,
-        false => arguments.pids.clone(),
+    let wanted = match &arguments.domains {
+        Some(path) => Wanted::ByGuest(Guests::read(host, path)?),
+        None => Wanted::One(arguments.domain.clone().unwrap_or_else(DomainName::private)),
     };
-    if pids.is_empty() {
+    let named = !arguments.pids.is_empty();
+    let pids = match named {
+        true => arguments.pids.clone(),
+        false => process::with_vms(host)?,
+    };
+    // That no guest of a file runs now is as it may be.
+    if pids.is_empty() && arguments.domains.is_none() {
         return Err(Error::NoVms);
     }
-    let mut attached = Vec::new();
+    let mut done = Done {
+        schema: SCHEMA,
+        attached: Vec::new(),
+        already: Vec::new(),
+        failed: Vec::new(),
+    };
     let mut failures = Failures::default();
-    let mut passed_over = 0;
     for pid in pids {
-        for result in attach_process(device.as_ref(), host, pid, &domain) {
-            match result {
-                Err(Error::AlreadyAttached { .. }) if arguments.all => passed_over += 1,
-                result => attached.extend(failures.sort(result, console)?),
+        for result in attach_process(device.as_ref(), host, pid, &wanted) {
+            let result = match result {
+                // Who names no domain wants the rest, and not those elsewhere.
+                Err(Error::OtherDomain { id, pid, name, .. })
+                    if arguments.all && arguments.domain.is_none() =>
+                {
+                    let id = Some(id);
+                    Ok(Outcome::Already(Already { pid, name, id }))
+                }
+                result => result,
+            };
+            match &result {
+                // One that has ended since is none of all.
+                Err(Error::NoProcess(_) | Error::NoVm { .. } | Error::Exiting(_)) if !named => {
+                    continue
+                }
+                Err(error) => done.failed.push(Failed {
+                    pid,
+                    error: error.chain(),
+                    code: error.exit() as u8,
+                }),
+                Ok(_) => (),
+            }
+            match failures.sort(result, console) {
+                Some(Outcome::Attached(vm)) => done.attached.push(vm),
+                Some(Outcome::Already(vm)) => done.already.push(vm),
+                None => (),
             }
         }
     }
-    if !attached.is_empty() {
-        domain.remember(host);
-    }
-    show(&attached, Format::of(arguments.json), console)?;
-    if passed_over > 0 {
-        let text = "twinpage: processes whose VMs were attached already:";
-        writeln!(console.err, "{text} {passed_over}")?;
-    }
+    failures.shown(show(&done, Format::of(arguments.json), console));
     failures.outcome(console)
 }
 
-/// Attaches every VM of process `pid`.
+/// Attaches every VM of process `pid`, which is held from before anything is asked of it: its
+/// number may become that of another.
 fn attach_process(
     device: &dyn Device,
     host: &Host,
     pid: Pid,
-    domain: &DomainName,
-) -> Vec<Result<Attached, Error>> {
+    wanted: &Wanted,
+) -> Vec<Result<Outcome, Error>> {
+    let process = match host.hold(pid) {
+        Ok(process) => process,
+        Err(error) => return vec![Err(taking_failed(pid, error))],
+    };
     let fds = match process::vm_fds(host, pid) {
         Ok(fds) => fds,
         Err(error) => return vec![Err(error)],
+    };
+    let Some(domain) = wanted.domain(host, pid) else {
+        return Vec::new();
     };
     let name = process::name(host, pid);
     let mut already = false;
     let mut results = Vec::new();
     for fd in fds {
-        match attach_fd(device, host, pid, fd, domain) {
-            Ok(Some(id)) => results.push(Ok(Attached {
+        match attach_fd(device, process.as_ref(), pid, fd, domain) {
+            Ok(Some(id)) => results.push(Ok(Outcome::Attached(Attached {
                 id,
                 pid,
                 name: name.clone(),
                 domain: domain.domain,
                 domain_name: domain.text.clone(),
                 warnings: obstacles(host, pid, id),
-            })),
+            }))),
             Ok(None) => (),
             // Several descriptors may stand for one VM: attached by one, refused by the next.
-            Err(Error::AlreadyAttached { .. }) => already = true,
+            Err(Error::AlreadyAttached(_)) => already = true,
             Err(error) => results.push(Err(error)),
         }
     }
-    if results.is_empty() {
-        results.push(Err(match already {
-            true => Error::AlreadyAttached { pid, name },
-            false => Error::NoVm { pid, name },
-        }));
+    if results.iter().any(Result::is_ok) {
+        domain.remember(host);
+    }
+    let new: Vec<Id> = results
+        .iter()
+        .filter_map(|result| match result {
+            Ok(Outcome::Attached(vm)) => Some(vm.id),
+            _ => None,
+        })
+        .collect();
+    if already {
+        results.extend(attached_before(host, pid, &name, domain, &new));
+    } else if results.is_empty() {
+        results.push(Err(Error::NoVm { pid, name }));
     }
     results
 }
 
-/// Attaches the VM that descriptor `fd` of process `pid` stands for, unless it was just closed.
+/// The VMs of process `pid` that were attached before those of `new`, which may be to another domain.
+fn attached_before(
+    host: &Host,
+    pid: Pid,
+    name: &str,
+    domain: &DomainName,
+    new: &[Id],
+) -> Vec<Result<Outcome, Error>> {
+    let already = |id| {
+        let name = name.to_owned();
+        Ok(Outcome::Already(Already { pid, name, id }))
+    };
+    // Without debugfs nobody can tell.
+    let mut vms = vm::select(host, Selection::Pid(pid)).unwrap_or_default();
+    vms.retain(|vm| !new.contains(&vm.stats.id));
+    if vms.is_empty() && new.is_empty() {
+        return vec![already(None)];
+    }
+    let judge = |vm: Vm| match vm.stats.domain == domain.domain {
+        true => already(Some(vm.stats.id)),
+        false => Err(Error::OtherDomain {
+            id: vm.stats.id,
+            pid,
+            name: name.to_owned(),
+            domain: vm.domain_name,
+        }),
+    };
+    vms.into_iter().map(judge).collect()
+}
+
+/// Attaches the VM that descriptor `fd` of `process` stands for, unless it was just closed.
 fn attach_fd(
     device: &dyn Device,
-    host: &Host,
+    process: &dyn Process,
     pid: Pid,
     fd: ForeignFd,
     domain: &DomainName,
 ) -> Result<Option<Id>, Error> {
     use std::os::fd::AsFd;
 
-    let vm = match host.take_fd(pid, fd) {
+    let vm = match process.take_fd(fd) {
         Ok(vm) => vm,
         Err(error) if is(&error, Errno::BADF) => return Ok(None),
         Err(error) => return Err(taking_failed(pid, error)),
     };
     let id = device.attach(vm.as_fd(), domain.domain);
-    Ok(Some(id.map_err(|error| {
-        attaching_failed(host, pid, domain, error)
-    })?))
+    Ok(Some(
+        id.map_err(|error| attaching_failed(pid, domain, error))?,
+    ))
 }
 
 /// Why a descriptor could not be taken out of process `pid`.
@@ -156,16 +299,15 @@ fn taking_failed(pid: Pid, error: io::Error) -> Error {
 }
 
 /// Why the module did not attach a VM of process `pid`.
-fn attaching_failed(host: &Host, pid: Pid, domain: &DomainName, error: io::Error) -> Error {
+fn attaching_failed(pid: Pid, domain: &DomainName, error: io::Error) -> Error {
     if is(&error, Errno::EXIST) {
-        let name = process::name(host, pid);
-        Error::AlreadyAttached { pid, name }
+        Error::AlreadyAttached(pid)
     } else if is(&error, Errno::OPNOTSUPP) {
         Error::Encrypted(pid)
     } else if is(&error, Errno::SRCH) {
         Error::Exiting(pid)
     } else if is(&error, Errno::NOSPC) {
-        Error::DomainFull(domain.text.clone())
+        Error::NoRoom(domain.text.clone())
     } else {
         Error::call(format!("attach the VM of process {pid}"), error)
     }
@@ -177,9 +319,14 @@ fn is(error: &io::Error, errno: Errno) -> bool {
 }
 
 /// Shows what was attached, and what to know about it.
-fn show(attached: &[Attached], format: Format, console: &mut Console<'_>) -> Result<(), Error> {
+fn show(done: &Done, format: Format, console: &mut Console<'_>) -> Result<(), Error> {
     if format == Format::Json {
-        return console.json(&attached);
+        return console.json(done);
+    }
+    let attached = &done.attached;
+    if !done.already.is_empty() {
+        let text = "twinpage: VMs that were attached already:";
+        writeln!(console.err, "{text} {}", done.already.len())?;
     }
     for vm in attached {
         for warning in &vm.warnings {

@@ -2,6 +2,7 @@
 
 //! `twinpage detach`: takes VMs back from the module.
 
+use std::io;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -35,13 +36,30 @@ pub fn run(arguments: &Detach, host: &Host, console: &mut Console<'_>) -> Result
     // A signal then interrupts the module, which says how far it got.
     host.clock().catch_signals();
     let mut failures = Failures::default();
-    for id in chosen(host, arguments.target.selection())? {
-        let result = match host.clock().pause(Duration::ZERO) {
-            Pause::Elapsed => detach(device.as_ref(), id, copies),
-            Pause::Interrupted => Err(Error::Interrupted(id)),
+    let selection = arguments.target.selection();
+    let mut stopped = false;
+    for id in chosen(host, selection)? {
+        stopped |= host.clock().pause(Duration::ZERO) == Pause::Interrupted;
+        let result = match stopped {
+            true => Err(Error::Interrupted(id)),
+            false => detach(device.as_ref(), id, copies),
         };
-        if let Some(detached) = failures.sort(result, console)? {
-            writeln!(console.out, "{}", sentence(id, copies, detached))?;
+        match result {
+            // It has ended since: that is as good.
+            Err(Error::NoSuchId(_)) if selection == Selection::All => continue,
+            // The module may have had the signal before the clock.
+            Err(Error::UnmergeStopped { ref source, .. }) => {
+                stopped |= source.kind() == io::ErrorKind::Interrupted;
+            }
+            _ => (),
+        }
+        if let Some(detached) = failures.sort(result, console) {
+            let shown = writeln!(console.out, "{}", sentence(id, copies, detached));
+            failures.shown(
+                shown
+                    .and_then(|()| console.out.flush())
+                    .map_err(Error::from),
+            );
         }
     }
     failures.outcome(console)
@@ -51,6 +69,8 @@ pub fn run(arguments: &Detach, host: &Host, console: &mut Console<'_>) -> Result
 fn chosen(host: &Host, selection: Selection) -> Result<Vec<Id>, Error> {
     match selection {
         Selection::Id(id) => Ok(vec![id]),
+        // What the module says of them may be missing; that they are attached is not.
+        Selection::All => vm::ids(host),
         selection => {
             let vms = vm::select(host, selection)?;
             Ok(vms.iter().map(|vm| vm.stats.id).collect())

@@ -4,7 +4,10 @@
 
 use crate::cli::Command;
 use crate::console::Console;
-use crate::error::Error;
+use crate::error::{
+    Error,
+    Exit, //
+};
 use crate::host::Host;
 
 mod attach;
@@ -41,7 +44,7 @@ pub fn run(command: &Command, host: &Host, console: &mut Console<'_>) -> Result<
     }
 }
 
-/// Keeps account of several things of which each may fail.
+/// Keeps account of several things of which each may fail, and none keeps the next from its turn.
 #[derive(Default)]
 struct Failures {
     /// How many were tried.
@@ -50,39 +53,51 @@ struct Failures {
     failed: usize,
     /// Why the last one did.
     last: Option<Error>,
+    /// The exit code of all that failed so far, if they have the same.
+    exit: Option<Exit>,
+    /// Why something could not be shown.
+    unshown: Option<Error>,
 }
 
 impl Failures {
     /// Counts one thing, and hands out what came of it. All failures but the last are reported.
-    fn sort<T>(
-        &mut self,
-        result: Result<T, Error>,
-        console: &mut Console<'_>,
-    ) -> Result<Option<T>, Error> {
+    fn sort<T>(&mut self, result: Result<T, Error>, console: &mut Console<'_>) -> Option<T> {
         self.tried += 1;
-        match result {
-            Ok(value) => Ok(Some(value)),
-            Err(error) => {
-                self.failed += 1;
-                if let Some(earlier) = self.last.replace(error) {
-                    console.report(&earlier)?;
-                }
-                Ok(None)
-            }
+        let error = match result {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        self.failed += 1;
+        self.exit = match self.exit {
+            _ if self.failed == 1 => Some(error.exit()),
+            same => same.filter(|&exit| exit == error.exit()),
+        };
+        if let Some(earlier) = self.last.replace(error) {
+            let reported = console.report(&earlier);
+            self.shown(reported);
+        }
+        None
+    }
+
+    /// Takes note of whether something could be shown.
+    fn shown(&mut self, result: Result<(), Error>) {
+        if let (Err(error), None) = (result, &self.unshown) {
+            self.unshown = Some(error);
         }
     }
 
     /// What is left to say in the end.
-    fn outcome(self, console: &mut Console<'_>) -> Result<(), Error> {
-        match self.last {
-            None => Ok(()),
+    fn outcome(mut self, console: &mut Console<'_>) -> Result<(), Error> {
+        match self.last.take() {
+            None => self.unshown.map_or(Ok(()), Err),
             Some(error) if self.tried == 1 => Err(error),
             Some(error) => {
-                console.report(&error)?;
+                let reported = console.report(&error);
+                self.shown(reported);
                 Err(Error::Some {
                     failed: self.failed,
                     tried: self.tried,
-                    exit: error.exit(),
+                    exit: self.exit.unwrap_or(Exit::Failed),
                 })
             }
         }

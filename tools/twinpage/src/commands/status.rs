@@ -110,7 +110,7 @@ fn fitting(snapshot: &Snapshot, screen: Option<Screen>) -> String {
         if over == 0 || most <= 1 {
             return text;
         }
-        // A VM takes a line or more, and a line says how many are left out.
+        // A VM may take several lines, on a narrow screen: not too many at once.
         most = most.saturating_sub(over.div_ceil(4)).max(1);
     }
 }

@@ -103,11 +103,100 @@ fn all_finds_every_vm_once() {
     machine.process(812, "vmm", 2);
     machine.process(900, "vmm", 1);
     machine.process(901, "vmm", 1);
-    machine.vm(1, 900, 0, &[]);
+    machine.vm(1, 900, 7, &[]);
     let ran = machine.run("attach --all --domain 7");
-    let note = "twinpage: processes whose VMs were attached already: 1\n";
+    let note = "twinpage: VMs that were attached already: 1\n";
     assert_eq!((ran.code, ran.err.as_str()), (0, note));
     assert_eq!(machine.log(), ["attach 812 7", "attach 901 7"]);
+}
+
+#[test]
+fn what_is_attached_to_another_domain_is_a_failure() {
+    for line in ["attach --all --domain 7", "attach --pid 900 --domain 7"] {
+        let machine = Machine::new();
+        machine.process(900, "vmm", 1);
+        machine.vm(1, 900, 8, &[]);
+        let ran = machine.run(line);
+        let message = "twinpage: VM 1 of process 900 (vmm) is attached already, to domain 8";
+        assert!(ran.bad(1).starts_with(message), "{ran:?}");
+        assert_eq!(machine.run("attach --pid 900 --domain 8").code, 0);
+        // Every other one: private.
+        assert_eq!(machine.run("attach --all").code, 0);
+    }
+}
+
+#[test]
+fn json_tells_what_was_attached_before_and_what_failed() {
+    let machine = Machine::new();
+    for pid in [812, 900, 901, 902] {
+        machine.process(pid, "vmm", 1);
+    }
+    machine.vm(1, 900, 7, &[]);
+    machine.vm(2, 901, 8, &[]);
+    // One that ends just then is none of all.
+    let errors = [(902, Errno::SRCH)];
+    machine.state.lock().unwrap().take_errors.extend(errors);
+    let ran = machine.run("attach --all --domain 7 --json");
+    assert_eq!(ran.code, 1);
+    let said: serde_json::Value = serde_json::from_slice(&ran.out).unwrap();
+    assert_eq!(said["attached"][0]["pid"], 812);
+    assert_eq!(
+        said["already"],
+        serde_json::json!([{"pid": 900, "name": "vmm", "id": 1}])
+    );
+    assert_eq!(said["failed"][0]["pid"], 901);
+    assert_eq!(said["failed"][0]["code"], 1);
+    assert_eq!(said["failed"].as_array().unwrap().len(), 1);
+}
+
+/// A machine on which two guests run that a file names, one whose VM is attached, and a third one.
+fn with_guests(file: &str) -> Machine {
+    let machine = Machine::new();
+    for (pid, name) in [(812, "web-1"), (900, "web-10"), (901, "a guest")] {
+        machine.process(pid, "qemu-system-x86", 1);
+        let cmdline = format!("qemu\0-name\0guest={name},debug-threads=on\0");
+        machine.file(&format!("/proc/{pid}/cmdline"), cmdline);
+    }
+    machine.file("/etc/domains", file);
+    machine
+}
+
+/// How the file of [`with_guests`] is named on its machine.
+const DOMAINS: &str = "attach --domains /etc/domains";
+
+#[test]
+fn guests_are_attached_to_the_domains_that_a_file_says() {
+    let file = "# who shares\n\nweb-1 web\n  a guest\t7\nweb-01 9\ngone 7\n";
+    let machine = with_guests(file);
+    machine.run(DOMAINS).good();
+    let expected = [format!("attach 812 {WEB}"), "attach 901 7".to_owned()];
+    assert_eq!(machine.log(), expected);
+    machine.vm(3, 812, WEB, &[]);
+    machine.vm(4, 901, 7, &[]);
+    // Again, as after a reload.
+    let ran = machine.run(DOMAINS);
+    let note = "twinpage: VMs that were attached already: 2\n";
+    assert_eq!((ran.code, ran.err.as_str()), (0, note));
+    // None of them runs.
+    let machine = Machine::new();
+    machine.file("/etc/domains", file);
+    assert_eq!(machine.run(DOMAINS).good(), "");
+}
+
+#[test]
+fn a_wrong_line_attaches_nobody() {
+    let table = [
+        ("web-1 web\nweb-10\n", "/etc/domains:2"),
+        ("web-1 web\nweb-1 db\n", "the guest was named before"),
+        ("web-1 Private\n", "is written `private`"),
+    ];
+    for (file, message) in table {
+        let machine = with_guests(file);
+        let err = machine.run(DOMAINS);
+        assert!(err.bad(2).contains(message), "{err:?}");
+        assert!(machine.log().is_empty());
+    }
+    assert_eq!(with_guests("").run("attach --domains /nowhere").code, 1);
 }
 
 #[test]
@@ -134,11 +223,6 @@ fn causes_are_named() {
             Errno::NOMEM,
             1,
             "Cannot attach the VM of process 812: Cannot allocate memory",
-        ),
-        (
-            Errno::EXIST,
-            1,
-            "The VM of process 812 (vmm) is attached already",
         ),
         (
             Errno::PERM,

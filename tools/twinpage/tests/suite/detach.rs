@@ -2,6 +2,8 @@
 
 //! `twinpage detach`.
 
+use std::fs;
+
 use rustix::io::Errno;
 
 use crate::machine::Machine;
@@ -121,18 +123,45 @@ fn what_is_not_attached_is_told_apart() {
 #[test]
 fn signal_ends_the_rest_too() {
     let machine = Machine::new();
+    for (id, pid) in [(3, 812), (4, 900), (5, 901), (6, 902)] {
+        machine.vm(id, pid, 0, &[]);
+        let done = (1, 2, (id == 3).then_some(Errno::INTR));
+        let state = &machine.state;
+        state.lock().unwrap().detach_results.insert(id, done);
+    }
+    let ran = machine.run("detach --all --unmerge");
+    let err = ran.bad(1);
+    for id in [4, 5, 6] {
+        let message = format!("VM {id} is still attached: interrupted");
+        assert!(err.contains(&message), "{err}");
+    }
+    assert_eq!(machine.log(), ["detach 3 Unmerge"]);
+}
+
+#[test]
+fn all_includes_what_the_module_says_nothing_of_and_not_what_has_ended() {
+    let machine = Machine::new();
     machine.vm(3, 812, 0, &[]);
     machine.vm(4, 900, 0, &[]);
-    let interrupted = (1, 2, Some(Errno::INTR));
-    machine
-        .state
-        .lock()
-        .unwrap()
-        .detach_results
-        .insert(3, interrupted);
-    let ran = machine.run("detach --all --unmerge");
-    assert!(ran.bad(1).contains("VM 4 is still attached: interrupted"));
-    assert_eq!(machine.log(), ["detach 3 Unmerge"]);
+    machine.vm(5, 901, 0, &[]);
+    fs::remove_file(machine.path("/sys/kernel/debug/twinpage/4/stats")).unwrap();
+    let state = &machine.state;
+    for id in [3, 4] {
+        state
+            .lock()
+            .unwrap()
+            .detach_results
+            .insert(id, (0, 1, None));
+    }
+    let ran = machine.run("detach --all");
+    assert_eq!(
+        ran.good(),
+        "VM 3 detached: 1 pages stay merged\nVM 4 detached: 1 pages stay merged\n"
+    );
+    assert_eq!(
+        machine.log(),
+        ["detach 3 Keep", "detach 4 Keep", "detach 5 Keep"]
+    );
 }
 
 #[test]

@@ -40,6 +40,7 @@ use twinpage::device::{
     Detached,
     Device,
     Kernel,
+    Process,
     Version, //
 };
 use twinpage::digest::Digest;
@@ -106,6 +107,9 @@ impl State {
 /// System calls of the machine at a root.
 pub struct FakeKernel(pub PathBuf, pub Arc<Mutex<State>>);
 
+/// A process that is held.
+struct FakeProcess(Pid, Arc<Mutex<State>>);
+
 /// The device node of the machine at a root.
 struct FakeDevice(PathBuf, Arc<Mutex<State>>);
 
@@ -129,12 +133,18 @@ impl Kernel for FakeKernel {
         Ok(Box::new(FakeDevice(self.0.clone(), Arc::clone(&self.1))))
     }
 
-    fn take_fd(&self, pid: Pid, _: ForeignFd) -> io::Result<OwnedFd> {
+    fn hold(&self, pid: Pid) -> io::Result<Box<dyn Process>> {
+        Ok(Box::new(FakeProcess(pid, Arc::clone(&self.1))))
+    }
+}
+
+impl Process for FakeProcess {
+    fn take_fd(&self, _: ForeignFd) -> io::Result<OwnedFd> {
         let mut state = self.1.lock().unwrap();
-        if let Some(errno) = state.take_errors.get(&pid.0) {
+        if let Some(errno) = state.take_errors.get(&self.0 .0) {
             return fail(*errno);
         }
-        state.taken = pid.0;
+        state.taken = self.0 .0;
         Ok(File::open("/dev/null")?.into())
     }
 }
@@ -196,9 +206,9 @@ impl Clock for FakeClock {
     }
 
     fn pause(&self, duration: Duration) -> Pause {
-        let interrupted = self.1.lock().unwrap().interrupted;
         if duration.is_zero() {
-            return match interrupted {
+            // A signal is heard once.
+            return match std::mem::take(&mut self.1.lock().unwrap().interrupted) {
                 true => Pause::Interrupted,
                 false => Pause::Elapsed,
             };
