@@ -159,6 +159,10 @@ fn userfaultfd_moves_of_merged_pages_lose_nothing() -> Outcome {
             if place.is_some() {
                 continue;
             }
+            // A page that was just written to can be moved, until it merges again.
+            if page % 2 == round % 2 {
+                fill(a.memory(), page, page as u64 + 1);
+            }
             let (to, from) = (target.page_address(page), a.memory().page_address(page));
             match watcher.move_pages(to, from, 1) {
                 Ok(()) => {
@@ -170,10 +174,6 @@ fn userfaultfd_moves_of_merged_pages_lose_nothing() -> Outcome {
                         println!("the first refusal: {error}");
                     }
                     refused += 1;
-                    // Break the sharing of some, so that the next round can move them.
-                    if page % 2 == round % 2 {
-                        fill(a.memory(), page, page as u64 + 1);
-                    }
                 }
             }
         }
