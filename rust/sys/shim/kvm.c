@@ -24,6 +24,11 @@ struct twinpage_vm {
 	struct work_struct destroy;
 };
 
+static struct kvm *kvm_of(void *held)
+{
+	return ((struct twinpage_vm *)held)->kvm;
+}
+
 /* Where VMs are destroyed. */
 static struct workqueue_struct *twinpage_vms;
 
@@ -142,7 +147,7 @@ void twinpage_shim_vm_put(void *held)
  */
 int twinpage_shim_vm_same(void *a, void *b)
 {
-	return ((struct twinpage_vm *)a)->kvm == ((struct twinpage_vm *)b)->kvm;
+	return kvm_of(a) == kvm_of(b);
 }
 
 /**
@@ -153,7 +158,7 @@ int twinpage_shim_vm_same(void *a, void *b)
  */
 void *twinpage_shim_vm_mm(void *vm)
 {
-	return ((struct twinpage_vm *)vm)->kvm->mm;
+	return kvm_of(vm)->mm;
 }
 
 /**
@@ -165,7 +170,7 @@ void *twinpage_shim_vm_mm(void *vm)
  */
 int twinpage_shim_vm_pid(void *vm)
 {
-	struct kvm *kvm = ((struct twinpage_vm *)vm)->kvm;
+	struct kvm *kvm = kvm_of(vm);
 #ifdef CONFIG_MEMCG
 	struct task_struct *owner;
 	int pid = 0;
@@ -187,7 +192,7 @@ int twinpage_shim_vm_pid(void *vm)
  */
 int twinpage_shim_vm_closed(void *vm)
 {
-	struct kvm *kvm = ((struct twinpage_vm *)vm)->kvm;
+	struct kvm *kvm = kvm_of(vm);
 
 	return kvm->vm_dead || refcount_read(&kvm->users_count) == 1;
 }
@@ -206,7 +211,7 @@ int twinpage_shim_vm_closed(void *vm)
 long twinpage_shim_vm_slots(void *vm, struct twinpage_shim_slot *slots,
 			    unsigned long max)
 {
-	struct kvm *kvm = ((struct twinpage_vm *)vm)->kvm;
+	struct kvm *kvm = kvm_of(vm);
 	unsigned long n = 0;
 	int as_id, srcu;
 

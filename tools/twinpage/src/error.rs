@@ -102,9 +102,6 @@ pub enum Error {
     /// No such attachment.
     #[error("No VM is attached with id {0}")]
     NoSuchId(Id),
-    /// The VM is attached.
-    #[error("The VM of process {0} is attached already")]
-    AlreadyAttached(Pid),
     /// The VM is attached to another domain.
     #[error("VM {id} of process {pid} ({name}) is attached already, to domain {domain}")]
     OtherDomain {

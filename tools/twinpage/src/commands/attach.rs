@@ -30,6 +30,7 @@ use crate::process::{
     ForeignFd,
     Pid, //
 };
+use crate::stats::Stats;
 use crate::table::{
     Side,
     Table, //
@@ -37,7 +38,6 @@ use crate::table::{
 use crate::vm::{
     self,
     Id,
-    Selection,
     Vm, //
 };
 
@@ -138,6 +138,8 @@ pub fn run(arguments: &Attach, host: &Host, console: &mut Console<'_>) -> Result
     if pids.is_empty() && arguments.domains.is_none() {
         return Err(Error::NoVms);
     }
+    // Without debugfs nobody can tell which there are.
+    let before = vm::list(host).unwrap_or_default();
     let mut done = Done {
         schema: SCHEMA,
         attached: Vec::new(),
@@ -146,7 +148,7 @@ pub fn run(arguments: &Attach, host: &Host, console: &mut Console<'_>) -> Result
     };
     let mut failures = Failures::default();
     for pid in pids {
-        for result in attach_process(device.as_ref(), host, pid, &wanted) {
+        for result in attach_process(device.as_ref(), host, pid, &wanted, &before) {
             let result = match result {
                 // Who names no domain wants the rest, and not those elsewhere.
                 Err(Error::OtherDomain { id, pid, name, .. })
@@ -181,12 +183,13 @@ pub fn run(arguments: &Attach, host: &Host, console: &mut Console<'_>) -> Result
 }
 
 /// Attaches every VM of process `pid`, which is held from before anything is asked of it: its
-/// number may become that of another.
+/// number may become that of another. `before` are the VMs that were attached when that began.
 fn attach_process(
     device: &dyn Device,
     host: &Host,
     pid: Pid,
     wanted: &Wanted,
+    before: &[Vm],
 ) -> Vec<Result<Outcome, Error>> {
     let process = match host.hold(pid) {
         Ok(process) => process,
@@ -204,7 +207,7 @@ fn attach_process(
     let mut results = Vec::new();
     for fd in fds {
         match attach_fd(device, process.as_ref(), pid, fd, domain) {
-            Ok(Some(id)) => results.push(Ok(Outcome::Attached(Attached {
+            Ok(Met::New(id)) => results.push(Ok(Outcome::Attached(Attached {
                 id,
                 pid,
                 name: name.clone(),
@@ -212,79 +215,79 @@ fn attach_process(
                 domain_name: domain.text.clone(),
                 warnings: obstacles(host, pid, id),
             }))),
-            Ok(None) => (),
+            Ok(Met::Closed) => (),
             // Several descriptors may stand for one VM: attached by one, refused by the next.
-            Err(Error::AlreadyAttached(_)) => already = true,
+            Ok(Met::Attached) => already = true,
             Err(error) => results.push(Err(error)),
         }
     }
     if results.iter().any(Result::is_ok) {
         domain.remember(host);
     }
-    let new: Vec<Id> = results
-        .iter()
-        .filter_map(|result| match result {
-            Ok(Outcome::Attached(vm)) => Some(vm.id),
-            _ => None,
-        })
-        .collect();
     if already {
-        results.extend(attached_before(host, pid, &name, domain, &new));
-    } else if results.is_empty() {
-        results.push(Err(Error::NoVm { pid, name }));
+        let vms = before.iter().filter(|vm| vm.stats.pid == pid);
+        results.extend(vms.map(|vm| attached_before(vm, domain)));
+    }
+    match (results.is_empty(), already) {
+        // Nobody can tell to which domain.
+        (true, true) => {
+            let id = None;
+            results.push(Ok(Outcome::Already(Already { pid, name, id })));
+        }
+        (true, false) => results.push(Err(Error::NoVm { pid, name })),
+        (false, _) => (),
     }
     results
 }
 
-/// The VMs of process `pid` that were attached before those of `new`, which may be to another domain.
-fn attached_before(
-    host: &Host,
-    pid: Pid,
-    name: &str,
-    domain: &DomainName,
-    new: &[Id],
-) -> Vec<Result<Outcome, Error>> {
-    let already = |id| {
-        let name = name.to_owned();
-        Ok(Outcome::Already(Already { pid, name, id }))
-    };
-    // Without debugfs nobody can tell.
-    let mut vms = vm::select(host, Selection::Pid(pid)).unwrap_or_default();
-    vms.retain(|vm| !new.contains(&vm.stats.id));
-    if vms.is_empty() && new.is_empty() {
-        return vec![already(None)];
-    }
-    let judge = |vm: Vm| match vm.stats.domain == domain.domain {
-        true => already(Some(vm.stats.id)),
+/// A VM that was attached before, which may be to another domain.
+fn attached_before(vm: &Vm, domain: &DomainName) -> Result<Outcome, Error> {
+    let Stats { id, pid, .. } = vm.stats;
+    let name = vm.name.clone();
+    match vm.stats.domain == domain.domain {
+        true => {
+            let id = Some(id);
+            Ok(Outcome::Already(Already { pid, name, id }))
+        }
         false => Err(Error::OtherDomain {
-            id: vm.stats.id,
+            id,
             pid,
-            name: name.to_owned(),
-            domain: vm.domain_name,
+            name,
+            domain: vm.domain_name.clone(),
         }),
-    };
-    vms.into_iter().map(judge).collect()
+    }
 }
 
-/// Attaches the VM that descriptor `fd` of `process` stands for, unless it was just closed.
+/// What a descriptor of a VM led to.
+enum Met {
+    /// The VM is attached now.
+    New(Id),
+    /// It was before.
+    Attached,
+    /// The process has just closed it.
+    Closed,
+}
+
+/// Attaches the VM that descriptor `fd` of `process` stands for.
 fn attach_fd(
     device: &dyn Device,
     process: &dyn Process,
     pid: Pid,
     fd: ForeignFd,
     domain: &DomainName,
-) -> Result<Option<Id>, Error> {
+) -> Result<Met, Error> {
     use std::os::fd::AsFd;
 
     let vm = match process.take_fd(fd) {
         Ok(vm) => vm,
-        Err(error) if is(&error, Errno::BADF) => return Ok(None),
+        Err(error) if is(&error, Errno::BADF) => return Ok(Met::Closed),
         Err(error) => return Err(taking_failed(pid, error)),
     };
-    let id = device.attach(vm.as_fd(), domain.domain);
-    Ok(Some(
-        id.map_err(|error| attaching_failed(pid, domain, error))?,
-    ))
+    match device.attach(vm.as_fd(), domain.domain) {
+        Ok(id) => Ok(Met::New(id)),
+        Err(error) if is(&error, Errno::EXIST) => Ok(Met::Attached),
+        Err(error) => Err(attaching_failed(pid, domain, error)),
+    }
 }
 
 /// Why a descriptor could not be taken out of process `pid`.
@@ -300,9 +303,7 @@ fn taking_failed(pid: Pid, error: io::Error) -> Error {
 
 /// Why the module did not attach a VM of process `pid`.
 fn attaching_failed(pid: Pid, domain: &DomainName, error: io::Error) -> Error {
-    if is(&error, Errno::EXIST) {
-        Error::AlreadyAttached(pid)
-    } else if is(&error, Errno::OPNOTSUPP) {
+    if is(&error, Errno::OPNOTSUPP) {
         Error::Encrypted(pid)
     } else if is(&error, Errno::SRCH) {
         Error::Exiting(pid)

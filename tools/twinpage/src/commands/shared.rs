@@ -100,39 +100,6 @@ struct Mappings {
     pages: Vec<(u32, u32)>,
 }
 
-/// How many copies each two VMs of a domain have in common, by their places.
-struct Common {
-    /// How many VMs there are.
-    vms: usize,
-    /// Row after row.
-    copies: Vec<u64>,
-}
-
-impl Common {
-    /// Those of `copies`.
-    fn new(vms: usize, copies: &Copies) -> Self {
-        let mut common = Self {
-            vms,
-            copies: vec![0; vms * vms],
-        };
-        for copy in copies.values() {
-            for (index, &(b, _)) in copy.pages.iter().enumerate() {
-                for &(a, _) in &copy.pages[..index] {
-                    common.copies[a as usize * vms + b as usize] += 1;
-                }
-            }
-        }
-        common
-    }
-
-    /// Each two VMs, with what they have in common.
-    fn pairs(&self) -> impl Iterator<Item = (usize, usize, u64)> + '_ {
-        let below = |b| (0..b).map(move |a| (a, b));
-        let places = (0..self.vms).flat_map(below);
-        places.map(|(a, b)| (a, b, self.copies[a * self.vms + b]))
-    }
-}
-
 /// Every merged copy of a domain, by serial number.
 type Copies = HashMap<u64, Mappings>;
 
@@ -182,7 +149,7 @@ fn measure(host: &Host, vms: &[Vm], top: usize) -> Result<Sharing, Error> {
         let (merged, note) = match merged {
             Ok(merged) => (merged, None),
             // It counts as far as it was read: among hundreds of VMs some always change.
-            Err((merged, error)) if passes(&error) => (merged, Some(error.chain())),
+            Err((merged, error)) if has_changed(&error) => (merged, Some(error.chain())),
             Err((_, error)) => return Err(error),
         };
         members.push(Member {
@@ -202,7 +169,7 @@ fn measure(host: &Host, vms: &[Vm], top: usize) -> Result<Sharing, Error> {
 }
 
 /// Whether a VM that gives this error has ended or changed meanwhile.
-fn passes(error: &Error) -> bool {
+fn has_changed(error: &Error) -> bool {
     match error {
         Error::NoSuchId(_) | Error::LayoutChanged(_) => true,
         Error::File(error) => error.is_gone(),
@@ -244,13 +211,23 @@ fn read(host: &Host, id: Id, place: u32, copies: &mut Copies) -> Result<u64, (u6
 
 /// How many copies each two VMs have in common.
 fn pairs(members: &[Member], copies: &Copies) -> Vec<Pair> {
-    let common = Common::new(members.len(), copies);
-    let pair = |(a, b, copies): (usize, usize, u64)| Pair {
+    let vms = members.len();
+    // Row after row, by the places of the two; a map would take most of the time.
+    let mut common = vec![0; vms * vms];
+    for copy in copies.values() {
+        for (index, &(b, _)) in copy.pages.iter().enumerate() {
+            for &(a, _) in &copy.pages[..index] {
+                common[b as usize * vms + a as usize] += 1;
+            }
+        }
+    }
+    let pair = |(a, b): (usize, usize)| Pair {
         a: members[a].id,
         b: members[b].id,
-        copies,
+        copies: common[b * vms + a],
     };
-    common.pairs().map(pair).collect()
+    let below = |b| (0..b).map(move |a| (a, b));
+    (0..vms).flat_map(below).map(pair).collect()
 }
 
 /// The copies with the most mappings, in that order.
