@@ -290,7 +290,7 @@ pub trait World {
     /// XXH64 with `seed` of the sample of a merged copy.
     fn sample_frame(&mut self, frame: &Self::Frame, seed: u64) -> u64;
 
-    /// How many page table entries map the copy; 0 is final, as nothing can map it again.
+    /// How many page table entries map the copy; 0 is final, as no guest can map it again.
     fn mappings(&self, frame: &Self::Frame) -> u32;
 
     /// SHA-256 of a merged copy.

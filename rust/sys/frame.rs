@@ -49,7 +49,7 @@ impl Frame {
     /// Keeps `token` with the frame.
     pub(crate) fn set_token(&self, token: Token) {
         // SAFETY: `page` is valid: `self` owns a reference until drop. `page->private` of a frame
-        // that is in no cache belongs to its owner.
+        // that is in no cache belongs to its owner; none takes it in while there is that reference.
         unsafe { bindings::twinpage_shim_frame_set_token(self.as_ptr(), token.0) };
     }
 
@@ -59,7 +59,8 @@ impl Frame {
         Pfn(unsafe { bindings::twinpage_shim_frame_pfn(self.as_ptr()) } as u64)
     }
 
-    /// How many page table entries map it. Zero is final.
+    /// How many page table entries map it. Zero is final, but for mappings with references of
+    /// their own.
     pub(crate) fn mappings(&self) -> u32 {
         // SAFETY: `page` is valid: `self` owns a reference until drop.
         unsafe { bindings::twinpage_shim_frame_mappings(self.as_ptr()) }

@@ -30,8 +30,9 @@ impl Symbols {
     /// Process context, may sleep. Once, before anything else of `sys` is used.
     pub(crate) fn bind() -> Result<Self> {
         let mut features = 0;
-        // SAFETY: `features` is valid for one write until the call returns; module init calls
-        // this, before any static call could be in use.
+        // SAFETY: `features` is valid for one write until the call returns. Module init calls
+        // this before any static call could be in use; where tests call it again, the addresses
+        // are those that are there.
         to_result(unsafe { bindings::twinpage_shim_bind(&mut features) })?;
         // INVARIANT: The call above succeeded.
         Ok(Self { features })

@@ -185,7 +185,8 @@ impl Words<'_> {
 
 impl Drop for Words<'_> {
     fn drop(&mut self) {
-        // SAFETY: `first` is what the map returned, and is not used again.
+        // SAFETY: `first` is what the map returned, and is not used again. Callers drop these in
+        // the reverse order, as highmem wants, which x86-64 and arm64 do not have.
         unsafe { bindings::twinpage_shim_page_unmap(self.first.cast_mut().cast()) };
     }
 }

@@ -122,13 +122,13 @@ impl Locked<'_> {
         }
         // SAFETY: `mm` is valid and its mmap lock held, as `self` has the guard. `n` is at most
         // `RUN_MAX`, the length of both arrays, which live until the call returns. The frames in
-        // `pages` are valid: `targets` borrows them.
+        // `pages` are valid: `targets` borrows them. `batch` is at least 1 by the maximum taken.
         unsafe {
             bindings::twinpage_shim_share(
                 self.mm,
                 addr,
                 n as u32,
-                batch,
+                batch.max(1),
                 pages.as_ptr(),
                 results.as_mut_ptr(),
             )

@@ -93,7 +93,8 @@ pub(crate) fn freeze_point() {
 ///
 /// Sleeps.
 pub(crate) fn yield_now() {
-    // SAFETY: Callers hold no lock that may not be held over a sleep.
+    // SAFETY: It may sleep, as all of this module's Rust code may: no spinlock is held outside of
+    // the shim, from its calls to their return.
     unsafe { bindings::twinpage_shim_thread_yield() };
 }
 

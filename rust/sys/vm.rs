@@ -59,8 +59,8 @@ pub(crate) struct Vm {
 
 // SAFETY: References to a `struct kvm` and to a module may be used and given up on any thread.
 unsafe impl Send for Vm {}
-// SAFETY: Every method takes `&self` and only reads fields that KVM changes atomically or under
-// SRCU, which the shim takes.
+// SAFETY: Every method takes `&self` and only reads: fields of KVM that it sets once or changes
+// atomically or under SRCU, and the owner of the address space under RCU; the shim takes both.
 unsafe impl Sync for Vm {}
 
 impl Vm {

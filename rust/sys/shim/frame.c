@@ -76,8 +76,9 @@ unsigned long twinpage_shim_frame_pfn(void *frame)
  * twinpage_shim_frame_mappings - how many page table entries map a frame.
  * @frame: the frame.
  *
- * Zero is final: fork needs a mapping to copy, and the frame is in no cache.
- * The reference count would not do, pins and peeks raise it.
+ * Zero is final: fork needs a mapping to copy, and the frame is in no cache. Who
+ * got it through a pipe may map it all the same (vm_insert_pages), by a reference
+ * of his own. The reference count would not do, pins and peeks raise it.
  */
 unsigned int twinpage_shim_frame_mappings(void *frame)
 {

@@ -96,7 +96,7 @@ int twinpage_shim_vm_get(int fd, void **held)
 	if (!try_module_get(owner))
 		goto free;
 	/* Of a process that is gone there is no memory to merge. */
-	if (kvm->vm_dead || !atomic_read(&kvm->mm->mm_users) ||
+	if (READ_ONCE(kvm->vm_dead) || !atomic_read(&kvm->mm->mm_users) ||
 	    !kvm_get_kvm_safe(kvm))
 		goto put;
 	vm->kvm = kvm;
@@ -194,7 +194,7 @@ int twinpage_shim_vm_closed(void *vm)
 {
 	struct kvm *kvm = kvm_of(vm);
 
-	return kvm->vm_dead || refcount_read(&kvm->users_count) == 1;
+	return READ_ONCE(kvm->vm_dead) || refcount_read(&kvm->users_count) == 1;
 }
 
 /**

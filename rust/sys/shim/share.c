@@ -388,10 +388,13 @@ static unsigned int first_copy(struct mm_struct *mm, unsigned long addr,
 /* How often a page is tried that a fault does not give its own copy. */
 #define TRIES 3
 
+#define UNSHARE (FAULT_FLAG_UNSHARE | FAULT_FLAG_REMOTE | \
+		 FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_RETRY_NOWAIT)
+
 /*
  * As twinpage_shim_unshare(), for the pages from number *done up to end, which
- * are in one mapping. Faults that may not be retried keep the mmap lock, and the
- * mapping with it.
+ * are in one mapping. Faults that may not wait keep the mmap lock, and the mapping
+ * with it; one that userspace would have to answer asks to be retried instead.
  */
 static int unshare_mapped(struct vm_area_struct *vma, unsigned long addr,
 			  unsigned int *done, unsigned int end)
@@ -413,8 +416,7 @@ static int unshare_mapped(struct vm_area_struct *vma, unsigned long addr,
 		if (!tries--)
 			return TWINPAGE_SHIM_BUSY;
 		fault = handle_mm_fault(vma, addr + next * PAGE_SIZE,
-					FAULT_FLAG_UNSHARE | FAULT_FLAG_REMOTE,
-					NULL);
+					UNSHARE, NULL);
 		if (fault & VM_FAULT_OOM)
 			return TWINPAGE_SHIM_NO_MEMORY;
 		if (fault & VM_FAULT_ERROR)
