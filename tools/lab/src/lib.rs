@@ -8,6 +8,7 @@
 //! own counters ([`module`]) are compared with those, never believed alone.
 
 pub mod agent;
+pub mod blocks;
 pub mod cable;
 pub mod cgroup;
 pub mod checks;

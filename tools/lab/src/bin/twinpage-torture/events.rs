@@ -8,21 +8,19 @@ use std::fs::{
 };
 use std::io::Read;
 use std::os::fd::AsRawFd;
-use std::process::{
-    Command,
-    Stdio, //
-};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use twinpage_lab::blocks::{
+    Block,
+    Zone, //
+};
 use twinpage_lab::faults::{
     self,
     Changed, //
 };
-use twinpage_lab::files::borrow;
 use twinpage_lab::module::{
     self,
-    Device,
     Merged,
     Stats,
     DEBUGFS, //
@@ -129,10 +127,7 @@ pub fn tolerate<T>(result: Result<T, Failure>) -> Result<T, Failure> {
 
 fn attach(host: &Host, random: &mut Random) -> Result<(), Failure> {
     let domain = host::domain(random);
-    with_one(host, random, |monitor| match monitor.attached {
-        Some(_) => Err(Failure::Skipped("it is attached".into())),
-        None => tolerate(host::attach(monitor, domain)),
-    })
+    with_one(host, random, |monitor| host::attach(monitor, domain))
 }
 
 fn merged(random: &mut Random) -> Merged {
@@ -144,16 +139,14 @@ fn merged(random: &mut Random) -> Merged {
 
 fn detach(host: &Host, random: &mut Random) -> Result<(), Failure> {
     let merged = merged(random);
-    with_one(host, random, |monitor| {
-        tolerate(host::detach(monitor, merged))
-    })
+    with_one(host, random, |monitor| host::detach(monitor, merged))
 }
 
 fn reattach(host: &Host, random: &mut Random) -> Result<(), Failure> {
     let domain = host::domain(random);
     with_one(host, random, |monitor| {
-        tolerate(host::detach(monitor, Merged::Unmerge))?;
-        tolerate(host::attach(monitor, domain))
+        host::detach(monitor, Merged::Unmerge)?;
+        host::attach(monitor, domain)
     })
 }
 
@@ -163,12 +156,12 @@ fn attach_twin(host: &Host, random: &mut Random) -> Result<(), Failure> {
     let (alone, nap) = (random.one_in(2), random.below(300) as u64);
     with_one(host, random, |monitor| {
         if alone {
-            tolerate(host::detach(monitor, merged))?;
+            host::detach(monitor, merged)?;
         }
-        let skipped = |error: std::io::Error| Failure::Skipped(error.to_string());
-        let twin = borrow(monitor.pid(), monitor.vms()?.twin).map_err(skipped)?;
-        let device = Device::open().map_err(skipped)?;
-        let id = device.attach(twin.as_raw_fd(), domain).map_err(skipped)?;
+        let twin = host::borrowed(monitor, monitor.vms()?.twin)?;
+        let device = host::device()?;
+        let id = device.attach(twin.as_raw_fd(), domain);
+        let id = id.map_err(|error| host::may_be("attach", error))?;
         std::thread::sleep(Duration::from_millis(nap));
         // It may come in a moment in which the guest has no slot, which then gets none.
         let both = has_pages(Some(id)) && has_pages(monitor.attached);
@@ -209,14 +202,14 @@ const KNOBS: &[(&str, &[&str])] = &[
 fn knob(_: &Host, random: &mut Random) -> Result<(), Failure> {
     let (name, values) = random.pick(KNOBS);
     let value = random.pick(values);
-    module::set(name, value).map_err(|error| Failure::Skipped(format!("{name}: {error}")))
+    module::set(name, value).map_err(|error| host::may_be(name, error))
 }
 
 fn unmerge(_: &Host, random: &mut Random) -> Result<(), Failure> {
     let result = module::set("run", 2);
     random.nap(200);
     module::set("run", 1)?;
-    result.map_err(|error| Failure::Skipped(error.to_string()))
+    result.map_err(|error| host::may_be("run", error))
 }
 
 /// Reads every file of the module, whole or in part, while it changes. Some stay open until the next
@@ -303,7 +296,7 @@ fn reload(host: &Host, random: &mut Random) -> Result<(), Failure> {
         .for_each(|monitor| monitor.attached = None);
     for monitor in monitors.iter_mut() {
         let domain = host::domain(random);
-        tolerate(host::attach(monitor, domain))?;
+        host::attach(monitor, domain)?;
     }
     Ok(())
 }
@@ -381,44 +374,18 @@ fn balance(_: &Host, random: &mut Random) -> Result<(), Failure> {
 
 /// A block of memory goes away, its pages elsewhere, and comes back.
 fn hotplug_memory(_: &Host, random: &mut Random) -> Result<(), Failure> {
-    let blocks: Vec<_> = fs::read_dir("/sys/devices/system/memory")?
-        .flatten()
-        .map(|block| block.path().join("state"))
-        .filter(|state| state.exists())
-        .collect();
+    let blocks = Block::all()?;
     if blocks.is_empty() {
         return Err(Failure::Skipped("no memory to take out".into()));
     }
-    let block = blocks[random.below(blocks.len())].display().to_string();
-    let gone = take_offline(&block);
+    let block = &blocks[random.below(blocks.len())];
+    let gone = block.offline();
     random.nap(200);
-    let back = host::write(&block, "online");
+    let back = block.online(Zone::Any);
     // Free pages of hugetlb that were there are gone from the pool for good.
     host::fill_hugetlb();
-    gone.and(back)
-}
-
-/// Takes a block of memory away. The kernel tries until a signal comes while somebody holds a page of
-/// it, as a soft offline does, which itself waits for this to end (mm/madvise.c:madvise_inject_error,
-/// mm/memory-failure.c:soft_offline_page).
-fn take_offline(state: &str) -> Result<(), Failure> {
-    const LIMIT: Duration = Duration::from_secs(30);
-    let mut child = Command::new("sh")
-        .args(["-c", "echo offline >\"$1\"", "sh", state])
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let ended: Result<_, Failure> = wait::until("taking memory away", LIMIT, || {
-        Ok(child.try_wait()?.is_some())
-    });
-    child.kill()?;
-    let done = child.wait_with_output()?;
-    tolerate(ended.map(|_| ()))?;
-    match done.status.success() {
-        true => Ok(()),
-        false => Err(Failure::Skipped(
-            String::from_utf8_lossy(&done.stderr).trim().to_owned(),
-        )),
-    }
+    gone?;
+    tolerate(back.map_err(Failure::from))
 }
 
 fn hotplug_cpu(_: &Host, random: &mut Random) -> Result<(), Failure> {

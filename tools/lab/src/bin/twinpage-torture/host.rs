@@ -6,7 +6,11 @@ use std::fs::{
     self,
     File, //
 };
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::{
+    AsRawFd,
+    OwnedFd, //
+};
 use std::sync::{
     Arc,
     Mutex,
@@ -141,13 +145,43 @@ impl Host {
     }
 }
 
-/// Attaches a monitor that is not attached.
+/// An error of the module that it may give: memory is short, pages are busy, or the process or the
+/// module is going.
+pub fn may_be(what: &str, error: io::Error) -> Failure {
+    let text = format!("{what}: {error}");
+    match error.raw_os_error() {
+        Some(libc::ENOMEM | libc::EBUSY | libc::EINTR | libc::ESRCH | libc::ENOENT) => {
+            Failure::Skipped(text)
+        }
+        _ => Failure::Failed(text),
+    }
+}
+
+/// A VM of a monitor, which may be going.
+pub fn borrowed(monitor: &Monitor, vm: i32) -> Result<OwnedFd, Failure> {
+    borrow(monitor.pid(), vm).map_err(|error| Failure::Skipped(error.to_string()))
+}
+
+/// The module's device.
+pub fn device() -> Result<Device, Failure> {
+    Device::open().map_err(|error| may_be("the device", error))
+}
+
+/// Attaches a monitor, unless it is attached: then trying must be refused.
 pub fn attach(monitor: &mut Monitor, domain: u64) -> Result<(), Failure> {
-    let vm = borrow(monitor.pid(), monitor.vms()?.guest)?;
-    let id = Device::open()?.attach(vm.as_raw_fd(), domain)?;
-    monitor.attached = Some(id);
-    monitor.domain = domain;
-    Ok(())
+    let vm = borrowed(monitor, monitor.vms()?.guest)?;
+    let attached = device()?.attach(vm.as_raw_fd(), domain);
+    let there = monitor.attached.is_some();
+    match attached {
+        Ok(_) if there => Err(Failure::Failed("it is attached twice".into())),
+        Err(error) if there && error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        Ok(id) => {
+            monitor.attached = Some(id);
+            monitor.domain = domain;
+            Ok(())
+        }
+        Err(error) => Err(may_be("attach", error)),
+    }
 }
 
 /// Some domain.
@@ -160,12 +194,12 @@ pub fn detach(monitor: &mut Monitor, merged: Merged) -> Result<(), Failure> {
     let Some(id) = monitor.attached else {
         return Ok(());
     };
-    match Device::open()?.detach(id, merged) {
+    match device()?.detach(id, merged) {
         Ok(_) => {
             monitor.attached = None;
             Ok(())
         }
-        Err((error, _)) => Err(error.into()),
+        Err((error, _)) => Err(may_be("detach", error)),
     }
 }
 

@@ -47,7 +47,6 @@ impl Swapped {
 /// Why something may be refused each time, if it may.
 fn excused(name: &str, seed: u64) -> Option<&'static str> {
     let why = match name {
-        "attach" => "a monitor is attached most of the time",
         "madvise collapse" => "merged pages and short ranges are refused",
         "memory offline" => "a block with a copy, or a page that somebody holds, stays",
         "soft offline" => "most pages are merged, and copies stay where they are",
