@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 /// Bytes in a page.
@@ -44,6 +45,66 @@ impl Entry {
         (self.0 >> 57) & 1 == 1
     }
 }
+
+/// What `PAGEMAP_SCAN` says about a page (`include/uapi/linux/fs.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Categories(u64);
+
+impl Categories {
+    /// Bits of the categories that are asked for.
+    const WRITTEN: u64 = 1 << 1;
+    const FILE: u64 = 1 << 2;
+    const PRESENT: u64 = 1 << 3;
+    const ZERO: u64 = 1 << 5;
+    const ALL: u64 =
+        Categories::WRITTEN | Categories::FILE | Categories::PRESENT | Categories::ZERO;
+
+    /// Written since it was last protected, in memory that is watched for writes.
+    pub fn written(self) -> bool {
+        self.0 & Categories::WRITTEN != 0
+    }
+
+    /// Not anonymous.
+    pub fn file(self) -> bool {
+        self.0 & Categories::FILE != 0
+    }
+
+    /// The shared page of zeroes.
+    pub fn zero(self) -> bool {
+        self.0 & Categories::ZERO != 0
+    }
+}
+
+/// `struct page_region`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// `struct pm_scan_arg`.
+#[repr(C)]
+#[derive(Default)]
+struct Scan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// `PAGEMAP_SCAN`, and its flag to protect what is found.
+const SCAN: u64 = (3 << 30) | ((size_of::<Scan>() as u64) << 16) | ((b'f' as u64) << 8) | 16;
+const PROTECT: u64 = 1;
 
 /// Number of a page frame of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,6 +144,69 @@ impl Pagemap {
             .chunks_exact(8)
             .map(|word| Entry(u64::from_le_bytes(word.try_into().unwrap_or_default())))
             .collect())
+    }
+
+    /// Scans the pages from `address` on, all of which are there.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; or a page is not there.
+    pub fn scan(&self, address: u64, pages: usize) -> io::Result<Vec<Categories>> {
+        self.categories(address, pages, 0, Categories::PRESENT)
+    }
+
+    /// Protects from writes the pages from `address` on that were written since the last time, in
+    /// memory that is watched for writes without being told
+    /// ([`crate::uffd::Feature::WriteProtectAsync`]). All of them were written.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; or a page was not written.
+    pub fn protect_written(&self, address: u64, pages: usize) -> io::Result<()> {
+        self.categories(address, pages, PROTECT, Categories::WRITTEN)
+            .map(|_| ())
+    }
+
+    fn categories(
+        &self,
+        address: u64,
+        pages: usize,
+        flags: u64,
+        wanted: u64,
+    ) -> io::Result<Vec<Categories>> {
+        let mut regions = vec![Region::default(); pages];
+        let mut scan = Scan {
+            size: size_of::<Scan>() as u64,
+            flags,
+            start: address,
+            end: address + pages as u64 * PAGE_BYTES,
+            vec: regions.as_mut_ptr() as u64,
+            vec_len: pages as u64,
+            category_mask: wanted,
+            return_mask: Categories::ALL,
+            ..Scan::default()
+        };
+        // SAFETY: the kernel reads and writes one `Scan`, and at most `vec_len` regions, which both
+        // outlive the call.
+        let found = unsafe { libc::ioctl(self.0.as_raw_fd(), SCAN, &raw mut scan) };
+        if found < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut categories = Vec::new();
+        for region in &regions[..found as usize] {
+            let pages = (region.end - region.start) / PAGE_BYTES;
+            categories.resize(
+                categories.len() + pages as usize,
+                Categories(region.categories),
+            );
+        }
+        match categories.len() == pages {
+            true => Ok(categories),
+            false => Err(io::Error::other(format!(
+                "{} of {pages} pages were found",
+                categories.len()
+            ))),
+        }
     }
 }
 

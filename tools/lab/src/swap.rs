@@ -21,10 +21,11 @@ pub enum Kind {
     Loop,
 }
 
-/// An active swap device.
+/// An active swap device. A test that fails leaves none behind.
 pub struct Swap {
     kind: Kind,
     device: CString,
+    on: bool,
 }
 
 /// Where the file of the loop device is.
@@ -56,7 +57,11 @@ impl Swap {
             let error = std::io::Error::last_os_error();
             return Err(Failure::Skipped(format!("no swap: {error}")));
         }
-        Ok(Swap { kind, device })
+        Ok(Swap {
+            kind,
+            device,
+            on: true,
+        })
     }
 
     /// Turns it off: everything comes back to memory.
@@ -64,7 +69,12 @@ impl Swap {
     /// # Errors
     ///
     /// The kernel's, for example no memory.
-    pub fn off(self) -> Outcome {
+    pub fn off(mut self) -> Outcome {
+        self.turn_off()
+    }
+
+    fn turn_off(&mut self) -> Outcome {
+        self.on = false;
         // SAFETY: the path is a C string.
         if unsafe { libc::swapoff(self.device.as_ptr()) } != 0 {
             return Err(std::io::Error::last_os_error().into());
@@ -74,6 +84,15 @@ impl Swap {
             fs::remove_file(FILE)?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        if self.on {
+            // What went wrong before is what is told.
+            let _ = self.turn_off();
+        }
     }
 }
 

@@ -34,21 +34,31 @@ const COPY: (u64, usize) = (WRITES | 0x03, 5);
 const ZEROPAGE: (u64, usize) = (WRITES | 0x04, 4);
 const MOVE: (u64, usize) = (WRITES | 0x05, 5);
 const WRITE_PROTECT: (u64, usize) = (WRITES | 0x06, 3);
+const READ_WRITE_PROTECT: (u64, usize) = (WRITES | 0x09, 3);
 
 /// What a userfaultfd can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
     /// To be told of writes.
     WriteProtect,
+    /// That writes go on, and only [`crate::pagemap::Pagemap::scan`] tells of them.
+    WriteProtectAsync,
     /// To move pages.
     Move,
+    /// To be told of reads and writes.
+    ReadWriteProtect,
+    /// That reads and writes go on; nobody is told.
+    ReadWriteProtectAsync,
 }
 
 impl Feature {
     fn bits(self) -> u64 {
         match self {
             Feature::WriteProtect => 1,
+            Feature::WriteProtectAsync => 1 << 15,
             Feature::Move => 1 << 16,
+            Feature::ReadWriteProtect => 1 << 17,
+            Feature::ReadWriteProtectAsync => 1 << 18,
         }
     }
 }
@@ -60,6 +70,8 @@ pub enum Faults {
     Missing,
     /// Writes to pages that were protected.
     Writes,
+    /// Reads and writes of pages that were hidden.
+    Accesses,
 }
 
 /// Moves may find nothing at some addresses.
@@ -68,13 +80,14 @@ const ALLOW_HOLES: u64 = 1 << 1;
 /// What a message says: the kind of event, the flags of a fault.
 const EVENT_FAULT: u8 = 0x12;
 const FAULT_FLAG_WRITE_PROTECT: u64 = 2;
+const FAULT_FLAG_READ_WRITE_PROTECT: u64 = 8;
 
 /// A fault that somebody waits in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Address of the page.
     pub page: u64,
-    /// What was missing: the page, or the right to write.
+    /// What was missing: the page, or the right to write, or to read.
     pub faults: Faults,
 }
 
@@ -122,6 +135,7 @@ impl Watcher {
         let mode = match faults {
             Faults::Missing => 1,
             Faults::Writes => 2,
+            Faults::Accesses => 8,
         };
         let bytes = pages as u64 * PAGE_BYTES;
         self.request(REGISTER, &mut [address, bytes, mode, 0, 0])
@@ -147,6 +161,19 @@ impl Watcher {
         self.request(
             WRITE_PROTECT,
             &mut [address, bytes, u64::from(protect), 0, 0],
+        )
+    }
+
+    /// Lets nobody read or write pages, or lets those go on who want to.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn hide(&self, address: u64, pages: usize, hide: bool) -> io::Result<()> {
+        let bytes = pages as u64 * PAGE_BYTES;
+        self.request(
+            READ_WRITE_PROTECT,
+            &mut [address, bytes, u64::from(hide), 0, 0],
         )
     }
 
@@ -184,9 +211,10 @@ impl Watcher {
                 };
                 Ok(Some(Fault {
                     page: word(16) / PAGE_BYTES * PAGE_BYTES,
-                    faults: match word(8) & FAULT_FLAG_WRITE_PROTECT {
-                        0 => Faults::Missing,
-                        _ => Faults::Writes,
+                    faults: match word(8) {
+                        flags if flags & FAULT_FLAG_WRITE_PROTECT != 0 => Faults::Writes,
+                        flags if flags & FAULT_FLAG_READ_WRITE_PROTECT != 0 => Faults::Accesses,
+                        _ => Faults::Missing,
                     },
                 }))
             }
@@ -196,8 +224,8 @@ impl Watcher {
         }
     }
 
-    /// Answers every fault until `done`: a write goes on, a missing page is one of zeroes; how many
-    /// there were.
+    /// Answers every fault until `done`: a read or a write goes on, a missing page is one of zeroes;
+    /// how many there were.
     ///
     /// # Errors
     ///
@@ -213,6 +241,7 @@ impl Watcher {
                             self.request(ZEROPAGE, &mut [fault.page, PAGE_BYTES, 0, 0, 0])?;
                         }
                         Faults::Writes => self.protect(fault.page, 1, false)?,
+                        Faults::Accesses => self.hide(fault.page, 1, false)?,
                     }
                 }
                 None if done.load(Ordering::Acquire) => return Ok(faults),

@@ -2,6 +2,7 @@
 
 //! Who may ask for something, and for whose VM.
 
+use std::collections::BTreeSet;
 use std::io::{
     Read,
     Write, //
@@ -27,11 +28,17 @@ use twinpage_lab::module::{
     Device,
     Merged, //
 };
+use twinpage_lab::pagemap::{
+    Entry,
+    Frame,
+    Pagemap, //
+};
 use twinpage_lab::tap::{
     Failure,
     Outcome,
     Test, //
 };
+use twinpage_lab::wait;
 
 use crate::host::{
     fails_with,
@@ -40,6 +47,7 @@ use crate::host::{
     Child,
     Guest,
     Host,
+    CONVERGE,
     DOMAIN, //
 };
 
@@ -71,6 +79,16 @@ fn key(page: usize) -> u64 {
 struct Owner {
     child: Child,
     vm: OwnedFd,
+    /// Where its memory is in its process.
+    address: u64,
+}
+
+impl Owner {
+    /// The frames of its memory.
+    fn frames(&self) -> Result<BTreeSet<Frame>, Failure> {
+        let entries = Pagemap::of(self.child.pid())?.read(self.address, PAGES)?;
+        Ok(entries.into_iter().filter_map(Entry::frame).collect())
+    }
 }
 
 impl Owner {
@@ -85,16 +103,19 @@ impl Owner {
             guest.fill_with(key);
             let vm = guest.vm().map_or(-1, AsRawFd::as_raw_fd);
             let told = if unshared { vm } else { -1 };
-            if writer.write_all(&told.to_ne_bytes()).is_err() {
+            let address = guest.memory().address();
+            let words = [i64::from(told).to_ne_bytes(), address.to_ne_bytes()];
+            if writer.write_all(&words.concat()).is_err() {
                 return false;
             }
             loop {
                 std::thread::park();
             }
         })?;
-        let mut vm = [0; 4];
+        let (mut vm, mut address) = ([0; 8], [0; 8]);
         reader.read_exact(&mut vm)?;
-        match i32::from_ne_bytes(vm) {
+        reader.read_exact(&mut address)?;
+        match i64::from_ne_bytes(vm) as i32 {
             -1 => {
                 child.kill()?;
                 Err(Failure::Skipped(format!(
@@ -103,7 +124,8 @@ impl Owner {
             }
             vm => {
                 let vm = borrow(child.pid(), vm)?;
-                Ok(Owner { child, vm })
+                let address = u64::from_ne_bytes(address);
+                Ok(Owner { child, vm, address })
             }
         }
     }
@@ -126,13 +148,17 @@ fn a_vm_of_another_user_namespace_can_be_attached() -> Outcome {
     let guest = host.guest(PAGES, Backing::Small, DOMAIN)?;
     guest.fill_with(key);
     let id = host.device().attach(owner.vm.as_raw_fd(), DOMAIN)?;
-    let merged = |id| Ok::<_, Failure>(twinpage_lab::module::Stats::of(id)?.get("pages_merged")?);
-    twinpage_lab::wait::until("merging", crate::host::CONVERGE, || {
-        Ok::<_, Failure>(merged(id)? == PAGES as u64 && merged(guest.id())? == PAGES as u64)
+    let own = |guest: &Guest| -> Result<BTreeSet<Frame>, Failure> {
+        Ok(guest.frames()?.into_iter().flatten().collect())
+    };
+    wait::until("merging", CONVERGE, || {
+        Ok::<_, Failure>(owner.frames()?.intersection(&own(&guest)?).count() == PAGES)
     })?;
     let detached = host.device().detach(id, Merged::Unmerge);
     let detached = detached.map_err(|(error, _)| error)?;
     ensure!(detached.remaining == 0, "{detached:?}");
+    let common = owner.frames()?.intersection(&own(&guest)?).count();
+    ensure!(common == 0, "{common} frames are still shared");
     owner.child.kill()?;
     guest.check_with(key)
 }

@@ -280,6 +280,16 @@ pub fn common_frames(a: &Guest, b: &Guest) -> Result<usize, Failure> {
     Ok(common)
 }
 
+/// How many pages of a VM are in huge pages.
+pub fn huge_pages(guest: &Guest) -> Result<usize, Failure> {
+    let frames = Frames::open()?;
+    let mut huge = 0;
+    for frame in guest.frames()?.into_iter().flatten() {
+        huge += usize::from(frames.flags(frame)?.huge());
+    }
+    Ok(huge)
+}
+
 /// How many pages of a VM the module skips for a reason.
 pub fn skipped(guest: &Guest, reason: &str) -> Result<u64, Failure> {
     Ok(guest.stats()?.get(&format!("skip_{reason}"))?)

@@ -18,6 +18,7 @@ use twinpage_lab::{
 };
 
 use crate::host::{
+    huge_pages,
     skipped,
     Guest,
     Host,
@@ -46,16 +47,6 @@ pub const TESTS: &[Test] = &[
         run: hugetlb_memory_in_place_of_a_huge_page_stays_whole,
     },
 ];
-
-/// How many frames of a VM belong to a huge page.
-fn huge_pages(guest: &Guest) -> Result<usize, Failure> {
-    let frames = Frames::open()?;
-    let mut huge = 0;
-    for frame in guest.frames()?.into_iter().flatten() {
-        huge += usize::from(frames.flags(frame)?.huge());
-    }
-    Ok(huge)
-}
 
 fn skip_without_huge(guest: &Guest) -> Outcome {
     if huge_pages(guest)? < guest.memory().pages() {

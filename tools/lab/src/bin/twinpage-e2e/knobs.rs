@@ -181,12 +181,13 @@ fn knobs_have_their_documented_defaults() -> Outcome {
 
 fn stopping_takes_effect_at_once() -> Outcome {
     let host = Host::new()?;
-    let _guest = host.guest(20_000, Backing::Small, PRIVATE)?;
-    _guest.fill_with(|page| page as u64);
+    let guest = host.guest(20_000, Backing::Small, PRIVATE)?;
+    guest.fill_with(|page| page as u64);
     host.looks(1)?;
     // When the write returns, nothing is under way any more.
     module::set("run", 0)?;
     let stopped = module::counter("pages_scanned")?;
+    guest.fill_with(|page| page as u64 % 100 + 30_000);
     std::thread::sleep(Duration::from_secs(2));
     let later = module::counter("pages_scanned")?;
     ensure!(
@@ -194,13 +195,15 @@ fn stopping_takes_effect_at_once() -> Outcome {
         "{} pages scanned while stopped",
         later - stopped
     );
+    let saved = saved_pages(&[&guest])?;
+    ensure!(saved == 0, "{saved} pages merged while stopped");
     module::set("run", 1)?;
     wait::until("scanning again", CONVERGE, || {
         Ok::<_, Failure>(module::counter("pages_scanned")? > later)
     })?;
     // Unloading stops the thread, whatever it is at.
     let start = Instant::now();
-    drop(_guest);
+    drop(guest);
     drop(host);
     module::unload()?;
     let took = start.elapsed();

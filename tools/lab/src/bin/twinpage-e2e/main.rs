@@ -18,6 +18,7 @@ mod faults;
 mod freezer;
 mod host;
 mod hostile;
+mod hotplug;
 mod huge;
 mod isolation;
 mod knobs;
@@ -151,6 +152,7 @@ const TESTS: &[&[Test]] = &[
     restraint::TESTS,
     hostile::TESTS,
     nodes::TESTS,
+    hotplug::TESTS,
     life::TESTS,
     dump::TESTS,
     freezer::TESTS,

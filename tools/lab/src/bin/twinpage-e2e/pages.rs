@@ -68,6 +68,11 @@ pub const TESTS: &[Test] = &[
         run: merged_pages_can_be_moved,
     },
     Test {
+        name: "sealed_memory_merges_and_comes_apart",
+        seconds: 120,
+        run: sealed_memory_merges_and_comes_apart,
+    },
+    Test {
         name: "merged_pages_can_be_locked_afterwards",
         seconds: 120,
         run: merged_pages_can_be_locked_afterwards,
@@ -337,6 +342,37 @@ fn merged_pages_can_be_moved() -> Outcome {
     b.check_with(|page| page as u64 + 1)?;
     // The slot of the first VM points at nothing now; that must not disturb the scanner.
     host.looks(2)
+}
+
+/// Sealed mappings cannot change; merging and unmerging change none (Linux 6.10).
+fn sealed_memory_merges_and_comes_apart() -> Outcome {
+    let host = Host::new()?;
+    module::set("run", 0)?;
+    let twins = [
+        host.guest(PAGES, Backing::Small, DOMAIN)?,
+        host.guest(PAGES, Backing::Small, DOMAIN)?,
+    ];
+    for twin in &twins {
+        twin.fill_with(|page| page as u64 + 1);
+        let memory = twin.memory();
+        // SAFETY: sealing takes rights from the mapping, and nothing from what it maps.
+        let sealed =
+            unsafe { libc::syscall(libc::SYS_mseal, memory.address(), memory.pages() * 4096, 0) };
+        if sealed != 0 {
+            return Err(Failure::Skipped(
+                std::io::Error::last_os_error().to_string(),
+            ));
+        }
+        let changed = memory.protect(0, 1, libc::PROT_READ);
+        ensure!(changed.is_err(), "sealed memory was protected");
+    }
+    let [a, b] = &twins;
+    module::set("run", 1)?;
+    host.until_saved(&[a, b], PAGES)?;
+    a.detach(&host, module::Merged::Unmerge)?;
+    ensure!(common_frames(a, b)? == 0, "still shared");
+    a.check_with(|page| page as u64 + 1)?;
+    b.check_with(|page| page as u64 + 1)
 }
 
 fn merged_pages_can_be_locked_afterwards() -> Outcome {

@@ -230,6 +230,8 @@ fn unmerging_stops_at_the_limit_of_a_control_group() -> Outcome {
     // Without swap the group has nowhere to go; not every kernel counts swap.
     let _ = group.set("memory.swap.max", 0);
     println!("{} MiB charged after merging", charged >> 20);
+    let all = (PAGES * 4096) as u64;
+    ensure!(charged < all / 2, "{charged} bytes are charged: not merged");
     let result = host.device().detach(tenant.id, Merged::Unmerge);
     let charged = group.number("memory.current")?;
     println!("{result:?}, {} MiB charged", charged >> 20);

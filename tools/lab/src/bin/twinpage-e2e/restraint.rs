@@ -30,6 +30,7 @@ use twinpage_lab::{
 };
 
 use crate::host::{
+    common_frames,
     saved_pages,
     Guest,
     Host,
@@ -85,11 +86,12 @@ fn until_backed_off(guest: &Guest) -> Result<Stats, Failure> {
 }
 
 /// Sees that rounds go on while the VM is backed off, and that none of its pages merges.
-fn it_rests(host: &Host, restless: &Guest) -> Outcome {
+fn it_rests(host: &Host, restless: &Guest, other: &Guest) -> Outcome {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
         let before = until_backed_off(restless)?;
         host.passes(2)?;
+        let common = common_frames(restless, other)?;
         let after = restless.stats()?;
         let same = before.get("back_offs")? == after.get("back_offs")?;
         if !same || after.get("backed_off_ms")? == 0 {
@@ -97,6 +99,7 @@ fn it_rests(host: &Host, restless: &Guest) -> Outcome {
         }
         let merges = after.get("merges")? - before.get("merges")?;
         ensure!(merges == 0, "{merges} pages merged meanwhile: {after:?}");
+        ensure!(common == 0, "{common} frames are shared: {after:?}");
         let (rate, times) = (after.get("break_rate")?, after.get("back_offs")?);
         println!("{rate} pages a second, back-off number {times}: {after:?}");
         ensure!(rate > LIMIT, "backed off at {rate} pages a second");
@@ -121,7 +124,7 @@ fn the_tool_tells(restless: &Guest) -> Outcome {
 
 /// What must hold while a VM does not rest, for it and for two others that share.
 fn watch(host: &Host, restless: &Guest, [a, b]: [&Guest; 2]) -> Result<Guest, Failure> {
-    it_rests(host, restless)?;
+    it_rests(host, restless, a)?;
     the_tool_tells(restless)?;
     let saved = saved_pages(&[a, b])?;
     ensure!(saved >= PAGES, "only {saved} pages of the others are saved");

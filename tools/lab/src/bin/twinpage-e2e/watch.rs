@@ -6,6 +6,7 @@ use std::sync::atomic::{
     AtomicBool,
     Ordering, //
 };
+use std::time::Duration;
 
 use tinyvm::{
     Backing,
@@ -15,6 +16,10 @@ use twinpage_lab::ensure;
 use twinpage_lab::module::{
     self,
     Merged, //
+};
+use twinpage_lab::pagemap::{
+    Frames,
+    Pagemap, //
 };
 use twinpage_lab::tap::{
     Failure,
@@ -53,6 +58,16 @@ pub const TESTS: &[Test] = &[
         name: "watched_copies_can_be_unmerged_and_stay_watched",
         seconds: 120,
         run: watched_copies_can_be_unmerged_and_stay_watched,
+    },
+    Test {
+        name: "hidden_copies_come_apart_once_reads_may_go_on",
+        seconds: 120,
+        run: hidden_copies_come_apart_once_reads_may_go_on,
+    },
+    Test {
+        name: "a_scan_of_the_pagemap_finds_writes_to_merged_pages",
+        seconds: 120,
+        run: a_scan_of_the_pagemap_finds_writes_to_merged_pages,
     },
     Test {
         name: "userfaultfd_moves_of_merged_pages_lose_nothing",
@@ -142,6 +157,80 @@ fn watched_copies_can_be_unmerged_and_stay_watched() -> Outcome {
     let seen = faults(&watcher, b.memory(), |page| page as u64 + 9)?;
     ensure!(seen == PAGES, "{seen} of {PAGES} writes were seen");
     b.check_with(|page| page as u64 + 9)?;
+    a.check_with(|page| page as u64 + 1)
+}
+
+/// A copy that is hidden comes apart by a fault, which somebody has to answer, unless he said that
+/// faults go on.
+fn hidden_copies_come_apart_once_reads_may_go_on() -> Outcome {
+    let host = Host::new()?;
+    let watcher = Watcher::new(&[Feature::ReadWriteProtect])?;
+    let [a, b] = host.twins(PAGES)?;
+    watcher.register(b.memory().address(), PAGES, Faults::Accesses)?;
+    watcher.hide(b.memory().address(), PAGES, true)?;
+    let done = AtomicBool::new(false);
+    let (looked, detached, seen) = std::thread::scope(|scope| {
+        let unmerger = scope.spawn(|| b.detach(&host, Merged::Unmerge));
+        std::thread::sleep(Duration::from_secs(2));
+        let looked = common_frames(&a, &b).and_then(|left| {
+            ensure!(left == PAGES, "{left} of {PAGES} hidden pages are left");
+            Ok(())
+        });
+        let counter = scope.spawn(|| watcher.answer(&done));
+        let read = b.check_with(|page| page as u64 + 1);
+        let detached = unmerger.join();
+        done.store(true, Ordering::Release);
+        (looked.and(read), detached, counter.join())
+    });
+    looked?;
+    let panicked = |_| Failure::Failed("a thread panicked".into());
+    detached.map_err(panicked)??;
+    let seen = seen.map_err(panicked)??;
+    ensure!(seen == PAGES, "{seen} of {PAGES} reads were seen");
+    ensure!(common_frames(&a, &b)? == 0, "copies are left");
+    drop(watcher);
+    let [a, b] = host.twins(PAGES)?;
+    let features = [Feature::ReadWriteProtect, Feature::ReadWriteProtectAsync];
+    let watcher = Watcher::new(&features)?;
+    watcher.register(b.memory().address(), PAGES, Faults::Accesses)?;
+    watcher.hide(b.memory().address(), PAGES, true)?;
+    b.detach(&host, Merged::Unmerge)?;
+    ensure!(common_frames(&a, &b)? == 0, "copies are left");
+    b.check_with(|page| page as u64 + 1)?;
+    a.check_with(|page| page as u64 + 1)
+}
+
+/// As checkpointing and sanitizers track memory, without anybody who answers faults.
+fn a_scan_of_the_pagemap_finds_writes_to_merged_pages() -> Outcome {
+    let host = Host::new()?;
+    let features = [Feature::WriteProtect, Feature::WriteProtectAsync];
+    let watcher = Watcher::new(&features)?;
+    let [a, b] = host.twins(PAGES)?;
+    let zeroes = host.guest(1, Backing::Small, DOMAIN)?;
+    zeroes.memory().write_page(0, &[0; tinyvm::WORDS]);
+    host.until_saved(&[&zeroes], 1)?;
+    let pagemap = Pagemap::own()?;
+    let zero = pagemap.scan(zeroes.memory().address(), 1)?[0];
+    ensure!(zero.zero() && !zero.file(), "a page of zeroes is {zero:?}");
+    let start = b.memory().address();
+    watcher.register(start, PAGES, Faults::Writes)?;
+    pagemap.protect_written(start, PAGES)?;
+    let (frames, b_frames) = (Frames::open()?, b.frames()?);
+    for (page, seen) in pagemap.scan(start, PAGES)?.into_iter().enumerate() {
+        let frame = b_frames[page].ok_or_else(|| Failure::Failed("no frame".into()))?;
+        let anonymous = frames.flags(frame)?.anonymous();
+        let right = !seen.written() && seen.file() != anonymous && !seen.zero();
+        ensure!(right, "page {page} is {seen:?}");
+    }
+    ensure!(common_frames(&a, &b)? == PAGES, "tracking unmerged pages");
+    let key = |page: usize| page as u64 + if page % 3 == 0 { 9 } else { 1 };
+    for page in (0..PAGES).step_by(3) {
+        fill(b.memory(), page, key(page));
+    }
+    for (page, seen) in pagemap.scan(start, PAGES)?.into_iter().enumerate() {
+        ensure!(seen.written() == (page % 3 == 0), "page {page} is {seen:?}");
+    }
+    b.check_with(key)?;
     a.check_with(|page| page as u64 + 1)
 }
 
