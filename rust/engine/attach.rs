@@ -20,8 +20,10 @@ use super::{
         Progress,
         Refused, //
     },
+    kinds::Kinds,
     mask::Mask,
     page::{
+        Kind,
         PageId,
         Record, //
     },
@@ -77,9 +79,9 @@ impl<F> Index<F> {
         Ok(())
     }
 
-    /// Forgets what is known of those blocks of the guest that have no page in `ranges`, at most
+    /// Forgets what is known of those pages of the guest that are not in `ranges`, in at most
     /// `blocks` blocks a call. After [`Progress::Done`], [`set_ranges`](Self::set_ranges) with the
-    /// same ranges has only blocks to look over that it keeps a part of.
+    /// same ranges has nothing to forget but that they were the guest's.
     pub fn forget_outside(&mut self, id: GuestId, ranges: &[Span], blocks: usize) -> Progress {
         let Some(position) = self.staying(id) else {
             return Progress::Done;
@@ -90,22 +92,62 @@ impl<F> Index<F> {
                 return Progress::Done;
             };
             at = next;
-            self.close(position, at);
+            self.forget_slot_outside(position, at, ranges);
         }
         Progress::More
     }
 
-    /// Returns the first slot from `from` on of which there are records, but no page in `ranges`.
+    /// Returns the first slot from `from` on with records of pages that are not in `ranges`.
     fn next_outside(&self, position: u32, ranges: &[Span], from: usize) -> Option<usize> {
         let guest = self.guests.at(position)?;
         if *guest.spans == *ranges {
             return None;
         }
         let ahead = guest.slots.get(from..)?.iter().position(|slot| {
-            matches!(slot.kept(), Kept::Block(_)) && cover(ranges, slot.base()).is_empty()
+            let Kept::Block(number) = slot.kept() else {
+                return false;
+            };
+            let stays = cover(ranges, slot.base());
+            let goes = cover(&guest.spans, slot.base()).without(&stays);
+            stays.is_empty() || !self.known_of(number, &goes).is_empty()
         })?;
         // OVERFLOW: Below the number of slots.
         Some(from.wrapping_add(ahead))
+    }
+
+    /// Returns those of some pages of a block of which anything is known.
+    fn known_of(&self, block: u32, pages: &Mask) -> Mask {
+        if pages.is_empty() {
+            return Mask::EMPTY;
+        }
+        let kinds = Kinds::of(self.store.blocks.metas(block));
+        pages.without(&kinds.are(Kind::Unseen))
+    }
+
+    /// Forgets what is known of the pages of a slot that are not in `ranges`. They stay the
+    /// guest's.
+    fn forget_slot_outside(&mut self, position: u32, at: usize, ranges: &[Span]) {
+        let Some(guest) = self.guests.at(position) else {
+            return;
+        };
+        let Some(slot) = guest.slots.get(at) else {
+            return;
+        };
+        let stays = cover(ranges, slot.base());
+        match slot.kept() {
+            Kept::Block(number) if !stays.is_empty() => {
+                let goes = cover(&guest.spans, slot.base()).without(&stays);
+                self.forget_records(number, &goes);
+            }
+            _ => self.close(position, at),
+        }
+    }
+
+    /// Forgets what is known of some pages of a block.
+    fn forget_records(&mut self, block: u32, pages: &Mask) {
+        for index in self.known_of(block, pages).iter() {
+            self.set(PageId::new(block, index), Record::UNSEEN);
+        }
     }
 
     /// Forgets what is known of the pages of a slot, which stay the guest's.
@@ -121,9 +163,7 @@ impl<F> Index<F> {
         };
         slot.set(Kept::Uniform(Gauge::Unseen));
         let pages = cover(&guest.spans, slot.base());
-        for index in pages.iter() {
-            self.set(PageId::new(number, index), Record::UNSEEN);
-        }
+        self.forget_records(number, &pages);
         self.store.blocks.remove(number);
     }
 
@@ -138,9 +178,9 @@ impl<F> Index<F> {
         let old_slots = replace(&mut guest.slots, slots);
         let old_spans = replace(&mut guest.spans, spans);
         guest.cursor = first_not(&guest.slots, |slot| slot.base() < at);
-        if guest.cursor == guest.slots.len() {
-            guest.cursor = 0;
-        }
+        // Where nothing comes after that, the pass ends with what is the last one now: memory that
+        // comes and goes must not keep the turn.
+        guest.cursor = guest.cursor.min(guest.slots.len().saturating_sub(1));
         for old in old_slots.iter() {
             let was = cover(&old_spans, old.base());
             self.keep_or_forget(position, old, &was);
@@ -212,9 +252,7 @@ impl<F> Index<F> {
 
     /// Forgets some pages of a block: they are not the guest's any more.
     fn forget_pages(&mut self, position: u32, block: u32, pages: &Mask) {
-        for index in pages.iter() {
-            self.set(PageId::new(block, index), Record::UNSEEN);
-        }
+        self.forget_records(block, pages);
         if let Some(guest) = self.guests.at_mut(position) {
             let count = u64::from(pages.count());
             guest.stats.gauges.sub(Gauge::Unseen, count);

@@ -212,8 +212,8 @@ impl<F> Index<F> {
     ) -> Result<Found<'_, F>, AllocError> {
         let listed = self.listed_digest(&search.digest);
         let copy = match listed {
-            Some(copy) => copy,
-            None => match self.compute_digests(world, search, budget)? {
+            Listed::Found(copy) => copy,
+            listed => match self.compute_digests(world, search, listed, budget)? {
                 Computed::Found(copy) => copy,
                 Computed::None => return Ok(Found::None),
                 Computed::More => return Ok(Found::More),
@@ -228,14 +228,19 @@ impl<F> Index<F> {
         Ok(self.frame(copy).map_or(Found::None, Found::Copy))
     }
 
-    /// Returns the copy of that digest in the tree.
-    fn listed_digest(&mut self, digest: &[u8; DIGEST_BYTES]) -> Option<CopyId> {
+    /// Looks for the copy of that digest in the tree.
+    fn listed_digest(&mut self, digest: &[u8; DIGEST_BYTES]) -> Listed {
         let [a, b, c, d, e, f, g, h, ..] = *digest;
         let key = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
         let nodes = DigestNodes(&mut self.store.copies);
-        let copy = CopyId(self.digests.find(&nodes, key)?);
-        let known = self.store.copies.digest(copy)?;
-        (known.sha256 == *digest).then_some(copy)
+        let Some(copy) = self.digests.find(&nodes, key).map(CopyId) else {
+            return Listed::Nothing;
+        };
+        let known = self.store.copies.digest(copy);
+        match known.is_some_and(|known| known.sha256 == *digest) {
+            true => Listed::Found(copy),
+            false => Listed::Another,
+        }
     }
 
     /// Computes missing digests until the wanted one is among them.
@@ -243,11 +248,15 @@ impl<F> Index<F> {
         &mut self,
         world: &mut W,
         search: &mut Search,
+        listed: Listed,
         mut budget: usize,
     ) -> Result<Computed, AllocError> {
         let end = *search.end.get_or_insert(self.store.copies.end());
-        // What others have computed meanwhile is in the tree.
-        let mut next = search.next.max(self.digested);
+        // What others have computed meanwhile is in the tree, unless another has its place there.
+        let mut next = match listed {
+            Listed::Another => search.next,
+            _ => search.next.max(self.digested),
+        };
         for _ in 0..budget.saturating_mul(VISITS_PER_DIGEST) {
             let Some((copy, entry)) = self.store.copies.next(next).filter(|(copy, _)| *copy < end)
             else {
@@ -360,6 +369,13 @@ fn spend(left: &mut usize) -> bool {
     rest.is_some()
 }
 
+/// Who has the place of a digest in the tree, which goes by its first eight bytes.
+enum Listed {
+    Found(CopyId),
+    Another,
+    Nothing,
+}
+
 /// What computing digests has led to.
 enum Computed {
     Found(CopyId),
@@ -435,6 +451,25 @@ mod tests {
         search = Search::new(digest_of(999));
         let none = toy.index.find_digest(&mut toy.world, &mut search, 1)?;
         assert!(matches!(none, Found::None));
+        assert_eq!(toy.index.check(), Ok(()));
+        Ok(())
+    }
+
+    #[test]
+    fn copies_whose_digests_begin_alike_are_both_found() -> Result<(), Untested> {
+        const OTHER: u64 = 5 | 1 << 40;
+        let mut toy = Toy::new(1)?;
+        toy.fill(0, 0..2, |_| Page::Own(5));
+        assert!(toy.pass(1));
+        toy.fill(0, 2..4, |_| Page::Own(OTHER));
+        assert!(toy.pass(1) && toy.pass(1));
+        assert_eq!(toy.index.copies(), 2);
+        // Looking for what is not there computes all that there is.
+        for content in [5, 999, OTHER, 5, OTHER] {
+            let mut search = Search::new(digest_of(content));
+            let found = toy.index.find_digest(&mut toy.world, &mut search, 10)?;
+            assert!(matches!(found, Found::Copy(_)) == (content != 999));
+        }
         assert_eq!(toy.index.check(), Ok(()));
         Ok(())
     }

@@ -120,6 +120,10 @@ impl Slot {
     }
 }
 
+/// How often a guest may be busy in a pass before its blocks are passed over at once. Who scans
+/// rests each time.
+const PATIENCE: u16 = 256;
+
 /// An attached guest.
 #[derive(Debug)]
 pub struct Guest {
@@ -131,8 +135,8 @@ pub struct Guest {
     pub slots: KVVec<Slot>,
     /// Position of the next slot to look at.
     pub cursor: usize,
-    /// How often in a row that slot was busy.
-    pub busy: u8,
+    /// How often it may still be busy in this pass.
+    patience: u16,
     /// Whether it is being detached.
     pub leaving: bool,
     /// How fast its merged pages break, and what follows from it.
@@ -148,7 +152,7 @@ impl Guest {
             spans: KVVec::new(),
             slots: KVVec::new(),
             cursor: 0,
-            busy: 0,
+            patience: PATIENCE,
             leaving: false,
             restraint: Restraint::default(),
             stats: GuestStats::default(),
@@ -166,15 +170,27 @@ impl Guest {
         slot.is_none_or(|slot| slot.is_due(self.stats.counters.passes, self.cursor))
     }
 
+    /// It was busy. Returns whether to try the same slot again.
+    pub fn waits(&mut self) -> bool {
+        let left = self.patience.checked_sub(1);
+        self.patience = left.unwrap_or_default();
+        left.is_some()
+    }
+
+    /// It was not busy: what is so now and then only uses up no patience.
+    pub fn goes_on(&mut self) {
+        self.patience = self.patience.saturating_add(1).min(PATIENCE);
+    }
+
     /// Goes on to the next slot. Returns whether that was the last one: a pass is complete.
     pub fn advance(&mut self) -> bool {
-        self.busy = 0;
         // OVERFLOW: At most the number of slots.
         self.cursor = self.cursor.wrapping_add(1);
         if self.cursor < self.slots.len() {
             return false;
         }
         self.cursor = 0;
+        self.patience = PATIENCE;
         let passes = &mut self.stats.counters.passes;
         *passes = passes.wrapping_add(1);
         true

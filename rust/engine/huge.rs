@@ -162,6 +162,7 @@ impl<W: World> Visit<'_, W> {
             return false;
         }
         self.scratch.parted = Some(twin.block());
+        self.index.visit_soon(twin);
         // All of the block, as that is one folio most often. A page that is not small after all
         // cannot be shared, and is split then.
         for index in 0..BLOCK_PAGES {

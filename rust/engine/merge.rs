@@ -4,6 +4,7 @@
 
 use super::{
     copies::MergedCopy,
+    guests::block_of,
     index::Index,
     key,
     page::{
@@ -34,6 +35,20 @@ impl<F> Index<F> {
     pub(super) fn guest_of(&self, page: PageId) -> Option<(GuestId, u64)> {
         let (position, address) = self.store.blocks.place(page)?;
         Some((self.guests.at(position)?.id, address))
+    }
+
+    /// Has the block of a page visited in the next pass, however calm it was.
+    pub(super) fn visit_soon(&mut self, page: PageId) {
+        let Some((position, address)) = self.store.blocks.place(page) else {
+            return;
+        };
+        let Some(guest) = self.guests.at_mut(position) else {
+            return;
+        };
+        let at = guest.slot_at(block_of(address));
+        if let Some(slot) = at.and_then(|at| guest.slots.get_mut(at)) {
+            slot.visited(true);
+        }
     }
 
     /// Returns the frame of a copy.

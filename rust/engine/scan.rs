@@ -50,9 +50,6 @@ use super::{
     },
 };
 
-/// How often in a row a block may be busy before it is passed over.
-const PATIENCE: u8 = 8;
-
 /// One step at work.
 pub(super) struct Visit<'a, W: World> {
     pub(super) index: &'a mut Index<W::Frame>,
@@ -87,8 +84,9 @@ impl<F> Index<F> {
     ///
     /// # Errors
     ///
-    /// [`Away::Gone`]: detach it. [`Away::Busy`]: locks are contended or there is no memory; the
-    /// same block is tried again a few times, then passed over.
+    /// [`Away::Gone`]: detach it. [`Away::Busy`]: locks are contended or there is no memory; call
+    /// again after a rest. The same block is tried as often as the guest may be busy in a pass,
+    /// then it is passed over, and so are those after it that are busy.
     pub fn scan<W: World<Frame = F>>(
         &mut self,
         world: &mut W,
@@ -111,13 +109,13 @@ impl<F> Index<F> {
         };
         let guest = self.guests.at_mut(position).ok_or(Away::Gone)?;
         let mut step = match done {
-            Err(Away::Busy) if guest.busy < PATIENCE => {
-                guest.busy = guest.busy.saturating_add(1);
-                return Err(Away::Busy);
-            }
+            Err(Away::Busy) if guest.waits() => return Err(Away::Busy),
             Err(Away::Busy) => Step::default(),
             Err(Away::Gone) => return Err(Away::Gone),
-            Ok(step) => step,
+            Ok(step) => {
+                guest.goes_on();
+                step
+            }
         };
         step.pass_ended = guest.advance();
         Ok(step)

@@ -64,7 +64,7 @@ impl<F> Index<F> {
     }
 
     /// Has `sweep` begin with the first copy.
-    pub(super) fn sweep_anew(&mut self) {
+    pub fn sweep_anew(&mut self) {
         self.swept = CopyId(0);
         self.sweep_due = true;
     }
@@ -104,9 +104,9 @@ impl<F> Index<F> {
         // Its class may be crowded now and not have been then, or the other way round.
         let class = key::class(self.key_of(copy));
         let (key, place) = match self.holder(class) {
-            Holder::Nobody => (class, None),
             Holder::One(place) => (class, Some(place)),
-            Holder::Crowd => {
+            Holder::Nobody if !self.is_sparse(world, copy) => (class, None),
+            Holder::Nobody | Holder::Crowd => {
                 let frame = self.frame(copy);
                 let hash = frame.map(|frame| world.hash_frame(frame, self.seed));
                 let key = key::of_whole(class, hash.unwrap_or_default());
@@ -123,6 +123,12 @@ impl<F> Index<F> {
         if listed {
             self.store.copies.set_state(copy, State::Listed);
         }
+    }
+
+    /// Returns whether the sample of a copy has zeroes only: that class counts as crowded always.
+    fn is_sparse<W: World<Frame = F>>(&self, world: &mut W, copy: CopyId) -> bool {
+        let frame = self.frame(copy);
+        frame.map(|frame| world.sample_frame(frame, self.seed)) == Some(self.zero_sample)
     }
 
     /// Returns whether a copy is in the tree.
@@ -200,6 +206,28 @@ mod tests {
         assert!(toy.pass(1));
         assert!(toy.pass(1));
         assert_eq!(toy.gauge(0, Gauge::Merged), 2);
+        assert_eq!(toy.index.totals().shared, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn zeroes_share_no_copy_with_what_only_begins_so() -> Result<(), Untested> {
+        // Its sample is that of zeroes.
+        const SPARSE: u64 = 1 << 40;
+        let mut toy = Toy::new(1)?;
+        toy.knobs.max_page_sharing = 4;
+        toy.fill(0, 0..5, |_| Page::Own(SPARSE));
+        assert!(toy.pass(1));
+        // The copy was full, and who took its place in the tree goes.
+        toy.fill(0, 0..2, |_| Page::Absent);
+        toy.fill(0, 4..5, |_| Page::Absent);
+        assert!(toy.pass(1));
+        assert!(toy.index.sweep(&mut toy.world, &toy.knobs, &mut 9).done);
+        toy.fill(0, 10..30, |_| Page::Own(0));
+        for _ in 0..9 {
+            assert!(toy.pass(1));
+        }
+        assert_eq!(toy.gauge(0, Gauge::Zero), 20);
         assert_eq!(toy.index.totals().shared, 1);
         Ok(())
     }

@@ -458,10 +458,13 @@ pub fn key_of(content: u64) -> u64 {
     )
 }
 
-/// What stands for the digest of a page of that content.
+/// What stands for the digest of a page of that content: what is above 2^32 is not in the first
+/// eight bytes.
 pub fn digest_of(content: u64) -> [u8; DIGEST_BYTES] {
     let mut digest = [0; DIGEST_BYTES];
-    for (slot, byte) in digest.iter_mut().zip(content.to_be_bytes()) {
+    let words = [content & 0xffff_ffff, content.wrapping_shr(32)];
+    let bytes = words.into_iter().flat_map(u64::to_be_bytes);
+    for (slot, byte) in digest.iter_mut().zip(bytes) {
         *slot = byte;
     }
     digest

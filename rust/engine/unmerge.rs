@@ -40,16 +40,20 @@ pub struct Patience {
 }
 
 impl Patience {
-    /// How many tries of one block may be in vain in a row, and how many rounds over all of them:
-    /// about ten seconds, as a millisecond passes between two tries.
+    /// How many tries may be in vain, and how many rounds over all blocks: about ten seconds, as a
+    /// millisecond passes between two tries.
     pub const LIMIT: u32 = 10_000;
+
+    /// Tries that each step gives back. A guest that always lets just one step through soon has
+    /// none left.
+    pub const GIVEN_BACK: u32 = 8;
 
     /// Blocks of a round that take as long as the wait for the next round.
     pub const STEPS: u32 = 64;
 
     /// A step gave so many pages back.
     pub fn stepped(&mut self, pages: u32) {
-        self.tries = 0;
+        self.tries = self.tries.saturating_sub(Self::GIVEN_BACK);
         self.steps = self.steps.saturating_add(1);
         if pages > 0 {
             (self.steps, self.rounds) = (0, 0);
@@ -153,7 +157,11 @@ impl<W: World> Visit<'_, W> {
     /// The page at `index` has its own copy again: nothing is known of its content.
     fn forget_merged(&mut self, kept: Kept, index: usize) {
         match kept {
-            Kept::Block(_) => self.index.set(self.page(index), Record::of(Kind::Unseen)),
+            Kept::Block(_) => {
+                let page = self.page(index);
+                self.index.set(page, Record::of(Kind::Unseen));
+                self.index.visit_soon(page);
+            }
             Kept::Uniform(Gauge::Unseen) => {}
             // Pages were moved here since the last pass.
             Kept::Uniform(old) => self.reset_slot(old),
@@ -228,16 +236,19 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_in_vain_in_a_row_takes_patience() {
+    fn what_is_in_vain_now_and_then_takes_no_patience() {
         let mut patience = Patience::default();
-        // A guest so large that more tries are in vain in all than may be of one block.
+        // A guest so large that more tries are in vain in all than may be in a row.
         for _ in 0..Patience::LIMIT.wrapping_mul(2) {
-            assert!(patience.try_again());
+            assert!((0..Patience::GIVEN_BACK).all(|_| patience.try_again()));
             patience.stepped(0);
         }
         assert!((1..Patience::LIMIT).all(|_| patience.try_again()));
         assert!(!patience.try_again());
+        // One that lets a step through whenever patience is nearly at its end.
         patience.stepped(1);
+        assert!((1..Patience::GIVEN_BACK).all(|_| patience.try_again()));
+        assert!(!patience.try_again());
         // Steps without a page do not make a round one that gave something back.
         assert!((1..Patience::LIMIT).all(|_| {
             patience.stepped(0);

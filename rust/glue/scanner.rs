@@ -56,9 +56,10 @@ impl thread::Run for Shared {
                 continue;
             }
             rest_ms = match self.batch(&mut clock) {
-                Some((pace, busy_ns)) => {
+                Some(done) => {
                     let knobs = self.state.lock().knobs;
-                    pacer.rest_ns(&knobs, pace, busy_ns).div_ceil(NS_PER_MS)
+                    let rest_ns = pacer.rest_ns(&knobs, done.pace, done.busy_ns);
+                    rest_ns.div_ceil(NS_PER_MS).max(done.least_ms)
                 }
                 None => NOTICE_MS,
             };
@@ -76,10 +77,20 @@ impl thread::Run for Shared {
     }
 }
 
+/// What a batch has done.
+struct Done {
+    /// How urgent it was.
+    pace: Pace,
+    /// How much CPU time it took.
+    busy_ns: u64,
+    /// The shortest rest after it, milliseconds.
+    least_ms: u64,
+}
+
 impl Shared {
-    /// Scans up to `pages_to_scan` pages; `None` if there is nothing to scan, else how urgent it
-    /// was and how much CPU time it took.
-    fn batch(&self, clock: &mut Clock) -> Option<(Pace, u64)> {
+    /// Scans up to `pages_to_scan` pages, or until a guest is busy; `None` if there is nothing to
+    /// scan.
+    fn batch(&self, clock: &mut Clock) -> Option<Done> {
         // What guests that ended took since the last batch is nobody's, and has no rest.
         clock.lap();
         let began = clock.now;
@@ -97,7 +108,7 @@ impl Shared {
             return None;
         }
         let mut batch = Batch::new(&knobs);
-        let mut pace = None;
+        let mut done = None;
         while !self.is_stopped() {
             let mut state = self.state.lock();
             // A writer to `run` waits for the mutex, and nothing may merge behind its back.
@@ -108,12 +119,18 @@ impl Shared {
             state.charge(worked.guest, clock.lap());
             drop(state);
             thread::yield_now();
-            pace = Some(worked.pace);
-            if batch.step(worked.present, clock.now.saturating_sub(began)) {
+            let busy_ns = clock.now.saturating_sub(began);
+            done = Some(Done {
+                pace: worked.pace,
+                busy_ns,
+                // Whoever holds its locks needs time to let go of them.
+                least_ms: u64::from(worked.busy),
+            });
+            if batch.step(worked.present, busy_ns) || worked.busy {
                 break;
             }
         }
-        pace.map(|pace| (pace, clock.now.saturating_sub(began)))
+        done
     }
 
     /// Detaches guests whose VM has ended.

@@ -276,6 +276,7 @@ impl Shared {
         let mut pages = 0_u64;
         let mut cursor = 0;
         let mut busy = 0_u64;
+        let mut is_short = false;
         let mut patience = Patience::default();
         let result = loop {
             if current!().signal_pending() {
@@ -287,9 +288,15 @@ impl Shared {
                     patience.stepped(done.unmerged);
                     pages += u64::from(done.unmerged);
                     busy += u64::from(done.busy);
+                    is_short &= done.unmerged == 0;
                     match done.state {
                         UnmergeState::More => continue,
                         UnmergeState::NoMemory if self.sweep() > 0 => continue,
+                        // Others may have freed what there was, so it is asked for once more.
+                        UnmergeState::NoMemory if !is_short => {
+                            is_short = true;
+                            continue;
+                        }
                         UnmergeState::NoMemory => break Err(ENOMEM),
                         UnmergeState::Done if busy > 0 => {
                             (cursor, busy) = (0, 0);
@@ -312,6 +319,7 @@ impl Shared {
     /// Frees copies that nobody maps any more; says how many.
     fn sweep(&self) -> u64 {
         let mut freed = 0;
+        self.state.lock().sweep_anew();
         loop {
             let swept = self.state.lock().sweep(SWEEP_COPIES);
             freed += u64::from(swept.freed);

@@ -121,6 +121,8 @@ pub(crate) struct Worked {
     pub(crate) present: u32,
     /// How urgent it was.
     pub(crate) pace: Pace,
+    /// Whether the guest was busy, so that it is to be tried again after a rest.
+    pub(crate) busy: bool,
     /// Whose.
     pub(crate) guest: GuestId,
 }
@@ -361,6 +363,7 @@ impl State {
                 return Some(Worked {
                     present: 0,
                     pace,
+                    busy: false,
                     guest: id,
                 });
             }
@@ -393,6 +396,7 @@ impl State {
         Some(Worked {
             present,
             pace,
+            busy: step == Err(Away::Busy),
             guest: id,
         })
     }
@@ -422,6 +426,14 @@ impl State {
             self.swept = self.swept.wrapping_add(usize::from(swept.done));
         }
         all
+    }
+
+    /// Has [`sweep`](Self::sweep) begin with the first copy of the first domain.
+    pub(crate) fn sweep_anew(&mut self) {
+        self.swept = 0;
+        for room in self.rooms.iter_mut() {
+            room.index.sweep_anew();
+        }
     }
 
     /// Frees copies of guests that left or were unmerged, as far as one step goes; whether there is
