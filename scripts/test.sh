@@ -125,6 +125,16 @@ tally() {
 	}' "$1"
 }
 
+# surprises STAGE LOG: tests that were skipped, though scripts/skips.txt has others of this
+# stage, and though there was time.
+surprises() {
+	local known
+	known=$(sed -n "s/^$1 //p" "$TOP/scripts/skips.txt")
+	[ -z "$known" ] || grep -av 'SKIP no time is left' "$2" |
+		sed -n 's/^ok [0-9]* - \([^ ]*\) # SKIP .*/\1/p' |
+		grep -vxFe "$known" || true
+}
+
 # watch STAGE: of its output, what is worth showing while it runs.
 watch() {
 	grep --line-buffered -aE "$WATCHED" |
@@ -148,7 +158,7 @@ excuse() {
 # run_stage STAGE NUMBER: run it, and leave its numbers in its .count. A stage that
 # fails otherwise than by a test, or that ran no test, counts as one failed test.
 run_stage() {
-	local stage=$1 start=$SECONDS log=$LOG/$1.log rc=0 passed failed skipped
+	local stage=$1 start=$SECONDS log=$LOG/$1.log rc=0 passed failed skipped name
 	say "$2 $(title_of "$stage")"
 	set +e
 	(
@@ -158,6 +168,10 @@ run_stage() {
 	rc=${PIPESTATUS[0]}
 	set -e
 	read -r passed failed skipped < <(tally "$log")
+	for name in $(surprises "$stage" "$log"); do
+		say "$stage: $name was skipped, which scripts/skips.txt does not say it may be"
+		failed=$((failed + 1))
+	done
 	if [ "$failed" -eq 0 ] && { [ "$rc" -ne 0 ] || [ "$passed" -eq 0 ]; }; then
 		failed=1
 	fi
