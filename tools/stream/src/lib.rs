@@ -9,8 +9,9 @@
 //!
 //! It reads the three kinds of connection that QEMU makes ([`Channel`]), with target pages of 4096
 //! bytes. The format is that of `migration/savevm.c`, `migration/ram.c` and
-//! `migration/multifd-nocomp.c` of QEMU 7.2 to 10.2; `Documentation/migration.rst` has it with byte
-//! offsets, and what this crate makes of each part.
+//! `migration/multifd-nocomp.c` of QEMU, after the sources of 7.2 to 10.2; tried with 7.2 and 10.0.
+//! `Documentation/migration.rst`, chapter "The stream", has it with byte offsets, and what this
+//! crate makes of each part.
 //!
 //! # Examples
 //!

@@ -419,7 +419,7 @@ fn keys_must_be_the_same() {
 /// Makes an authority and certificates for the hosts a and b, with the commands of the
 /// documentation; what the command line of each host says then.
 fn certificates(machine: &Machine) -> [String; 2] {
-    let text = include_str!("../../../../Documentation/migration.rst");
+    let text = include_str!("../../../../Documentation/migrating.rst");
     let (_, text) = text
         .split_once("for one authority and each host::")
         .unwrap();
