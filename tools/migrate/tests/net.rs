@@ -464,6 +464,12 @@ fn a_stopped_listener_wakes_who_waits_and_leaves_no_socket() {
     thread.join().unwrap();
     drop(listener);
     assert!(!path.exists());
+
+    let listener = Listener::bind(&address, &psk(), QUICK, |_| {}).unwrap();
+    fs::remove_file(&path).unwrap();
+    let _other = listen_unix(&path).unwrap();
+    drop(listener);
+    assert!(path.exists());
 }
 
 #[test]

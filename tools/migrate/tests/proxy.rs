@@ -12,6 +12,8 @@ mod flow;
 mod hostile;
 #[path = "proxy/lossless.rs"]
 mod lossless;
+#[path = "proxy/patience.rs"]
+mod patience;
 #[path = "proxy/plan.rs"]
 mod plan;
 

@@ -38,7 +38,7 @@ pub enum Exit {
     Module = 3,
     /// What was named does not exist: process, VM, attachment, page, user.
     NotFound = 4,
-    /// A migration ended, and which side runs the VM is not known.
+    /// A migration ended, and both QEMUs must be asked which of them has the VM.
     Unsure = 5,
 }
 
@@ -350,7 +350,8 @@ impl Error {
                 proxy::Error::Limit { .. } => Exit::Usage,
                 _ => Exit::Failed,
             },
-            Self::Doubt { .. } => Exit::Unsure,
+            // The VM of `Stopped` is where QEMU is ended after code 1.
+            Self::Doubt { .. } | Self::Stopped(_) => Exit::Unsure,
             Self::Unshown(_) => Exit::Complete,
             Self::Knob(error) => error.exit(),
             Self::Some { exit, .. } => *exit,

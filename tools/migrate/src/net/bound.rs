@@ -16,12 +16,17 @@ use std::os::fd::{
     BorrowedFd,
     OwnedFd, //
 };
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{
+    FileTypeExt,
+    MetadataExt,
+    PermissionsExt, //
+};
 use std::os::unix::net::UnixListener;
 use std::path::{
     Path,
     PathBuf, //
 };
+use std::time::SystemTime;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -48,8 +53,8 @@ const BACKLOG: i32 = 128;
 pub(super) enum Bound {
     /// For TCP.
     Tcp(TcpListener),
-    /// For unix sockets, at this path.
-    Unix(UnixListener, PathBuf),
+    /// For unix sockets, at this node.
+    Unix(UnixListener, Node),
 }
 
 impl Bound {
@@ -60,7 +65,8 @@ impl Bound {
             Address::Unix(path) => {
                 let listener = listen_unix(path)?;
                 listener.set_nonblocking(true).map_err(listening)?;
-                Ok(Self::Unix(listener, path.clone()))
+                let node = Node::at(path).map_err(listening)?;
+                Ok(Self::Unix(listener, node))
             }
             Address::Tcp { host, port } => {
                 let resolved = (host.as_str(), *port).to_socket_addrs();
@@ -90,9 +96,9 @@ impl Bound {
                 let (stream, peer) = listener.accept()?;
                 Ok((stream.into(), peer.to_string()))
             }
-            Self::Unix(listener, path) => {
+            Self::Unix(listener, node) => {
                 let (stream, _) = listener.accept()?;
-                Ok((stream.into(), format!("unix:{}", path.display())))
+                Ok((stream.into(), format!("unix:{}", node.path.display())))
             }
         }
     }
@@ -109,9 +115,45 @@ impl AsFd for Bound {
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
+        if let Self::Unix(_, node) = self {
             // Somebody else may have removed it.
-            let _gone = std::fs::remove_file(path);
+            let _gone = node.remove();
+        }
+    }
+}
+
+/// A node in the file system, to be told from others that come to its path.
+pub struct Node {
+    path: PathBuf,
+    /// Device, inode, and birth where the file system knows it: inodes are used again.
+    id: (u64, u64, Option<SystemTime>),
+    is_socket: bool,
+}
+
+impl Node {
+    /// The node at `path`.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or it cannot be looked at.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        let found = std::fs::symlink_metadata(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            id: (found.dev(), found.ino(), found.created().ok()),
+            is_socket: found.file_type().is_socket(),
+        })
+    }
+
+    /// Removes it, and nothing that is at its path instead.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be looked at, or removed.
+    pub fn remove(&self) -> io::Result<()> {
+        match Self::at(&self.path)?.id == self.id {
+            true => std::fs::remove_file(&self.path),
+            false => Ok(()),
         }
     }
 }
@@ -148,18 +190,18 @@ pub fn listen_unix(path: &Path) -> Result<UnixListener, Error> {
 
 /// Removes a socket that nobody has open.
 fn remove_stale(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    match std::fs::symlink_metadata(path) {
+    let node = match Node::at(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
-        Ok(found) if !found.file_type().is_socket() => {
+        Ok(node) if !node.is_socket => {
             let text = "A file that is no socket is in the way";
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
         }
-        Ok(_) => {}
-    }
+        Ok(node) => node,
+    };
     match probe(path) {
-        Err(Errno::CONNREFUSED) => std::fs::remove_file(path),
+        // Somebody else who starts now may have removed it, and listen there.
+        Err(Errno::CONNREFUSED) => node.remove(),
         Ok(()) | Err(Errno::PROTOTYPE) => Err(io::ErrorKind::AddrInUse.into()),
         Err(error) => Err(error.into()),
     }
@@ -176,4 +218,24 @@ fn probe(path: &Path) -> Result<(), Errno> {
         None,
     )?;
     connect(&socket, &SocketAddrUnix::new(path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_node_that_was_seen_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("sock");
+        let _first = listen_unix(&path).unwrap();
+        let node = Node::at(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let _second = listen_unix(&path).unwrap();
+        node.remove().unwrap();
+        assert!(path.exists());
+        Node::at(&path).unwrap().remove().unwrap();
+        assert!(!path.exists());
+        assert!(node.remove().is_err());
+    }
 }

@@ -34,7 +34,10 @@ pub use address::{
     DEFAULT_PORT,
     MAX_SOCKET_PATH, //
 };
-pub use bound::listen_unix;
+pub use bound::{
+    listen_unix,
+    Node, //
+};
 pub use connect::connect;
 pub use error::Error;
 pub use identity::{

@@ -5,6 +5,7 @@
 //! Frames of several threads are put into one order here, sealed with the chain, and written. A
 //! PING is written when there is nothing else to say for a while.
 
+use std::collections::VecDeque;
 use std::io::{
     self,
     Write, //
@@ -60,6 +61,8 @@ pub struct Outbox {
 enum Order {
     /// Write a frame.
     Frame(Frame),
+    /// Write a frame when there is nothing else to write, then tell.
+    Idle(Frame, SyncSender<()>),
     /// Write a frame, if there is one, and end the direction.
     Last(Option<Frame>),
 }
@@ -107,10 +110,8 @@ impl Outbox {
             direction,
             written: Arc::clone(&written),
         };
-        channel
-            .session
-            .roster
-            .spawn("link-write", move || writer.run(&orders))?;
+        let session = &channel.session;
+        session.spawn(channel.number, "link-write", move || writer.run(&orders))?;
         Ok(Self { queue, written })
     }
 
@@ -121,6 +122,18 @@ impl Outbox {
     /// The thread has ended, which was told to the channel.
     pub fn send(&self, frame: Frame) -> Result<(), Ended> {
         self.queue.send(Order::Frame(frame)).map_err(|_| Ended)
+    }
+
+    /// Has `frame` written when nothing else waits, and waits until it is.
+    ///
+    /// # Errors
+    ///
+    /// The thread has ended, which was told to the channel.
+    pub fn send_idle(&self, frame: Frame) -> Result<(), Ended> {
+        let (tell, written) = sync_channel(1);
+        let order = Order::Idle(frame, tell);
+        self.queue.send(order).map_err(|_| Ended)?;
+        written.recv().map_err(|_| Ended)
     }
 
     /// Has `frame` written as the last one, if the queue takes it within `wait`.
@@ -158,16 +171,29 @@ impl Writer {
     /// Does what is ordered.
     fn write_all(&mut self, orders: &Receiver<Order>) -> io::Result<()> {
         let ping = self.channel.session.limits.ping;
+        let mut idle = VecDeque::new();
         loop {
-            match orders.recv_timeout(ping) {
+            let wait = match idle.is_empty() {
+                true => ping,
+                false => Duration::ZERO,
+            };
+            match orders.recv_timeout(wait) {
                 // What the source gave up must not get through.
                 Ok(Order::Frame(frame)) if is_block(&frame) && self.channel.failed() => (),
                 Ok(Order::Frame(frame)) => self.write(frame)?,
+                Ok(Order::Idle(frame, tell)) => idle.push_back((frame, tell)),
                 Ok(Order::Last(frame)) => {
                     frame.map_or(Ok(()), |frame| self.write(frame))?;
                     return self.link.finish();
                 }
-                Err(RecvTimeoutError::Timeout) => self.write(ping_frame()?)?,
+                Err(RecvTimeoutError::Timeout) => match idle.pop_front() {
+                    Some((frame, tell)) => {
+                        self.write(frame)?;
+                        // It may wait no more.
+                        let _ = tell.send(());
+                    }
+                    None => self.write(ping_frame()?)?,
+                },
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }

@@ -25,7 +25,8 @@ use crate::proxy::outbox::Outbox;
 use crate::proxy::qemu::QemuCloser;
 use crate::proxy::session::{
     Channel,
-    Event, //
+    Event,
+    Running, //
 };
 use crate::proxy::threads::join;
 
@@ -42,6 +43,8 @@ const LOOK: Duration = Duration::from_millis(100);
 pub struct Task {
     /// The channel.
     pub channel: Arc<Channel>,
+    /// Held until it ends.
+    pub running: Running,
     /// What its threads tell.
     pub told: Receiver<Event>,
     /// Its link.
@@ -67,8 +70,10 @@ struct Seen {
     outbox_ended: bool,
     /// Since when the link is broken, and how.
     broken: Option<(Instant, Error)>,
-    /// Since when only the return path is missing, or only the end of the link is not.
+    /// Since when only the return path is missing.
     waiting: Option<Instant>,
+    /// Since when the other end has closed the link, and something is missing.
+    closed: Option<Instant>,
     /// Since when QEMU's socket is closed.
     hung_up: Option<Instant>,
 }
@@ -86,11 +91,14 @@ pub fn oversee(task: Task) {
     }
     task.link.abort();
     let Task {
-        threads, outbox, ..
+        threads,
+        outbox,
+        running,
+        ..
     } = task;
     drop(outbox);
     join(threads);
-    channel.end();
+    drop(running);
 }
 
 impl Task {
@@ -125,7 +133,7 @@ impl Task {
             }
         }
         if seen.link_ended {
-            let since = seen.waiting.get_or_insert_with(Instant::now);
+            let since = seen.closed.get_or_insert_with(Instant::now);
             if since.elapsed() >= BETTER_REASON {
                 let reason = "the other end closed it too early";
                 return Err(self.channel.link(&std::io::Error::other(reason)));

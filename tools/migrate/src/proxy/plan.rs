@@ -29,6 +29,7 @@ use crate::proxy::handshake::{
     self,
     Opened, //
 };
+use crate::proxy::inbox::Broken;
 use crate::proxy::limits::Limits;
 use crate::proxy::stop::Stop;
 
@@ -43,6 +44,8 @@ pub struct Query {
     pub security: Security,
     /// Name of the domain.
     pub domain: String,
+    /// How long the receiver may take to answer, however often it says that it is there.
+    pub patience: Duration,
     /// Limits.
     pub limits: Limits,
 }
@@ -104,8 +107,16 @@ pub fn holdings(query: &Query) -> Result<Holdings, Error> {
         reason,
     };
     let gate = FilterGate::new(limits.filter_bytes);
+    let end = Instant::now().checked_add(query.patience);
+    inbox.set_deadline(end);
     while gate.is_open() {
-        let incoming = inbox.next().map_err(|broken| failed(broken.to_string()))?;
+        let incoming = inbox.next().map_err(|broken| match broken {
+            Broken::Slow if end.is_some_and(|end| Instant::now() >= end) => {
+                let waited = query.patience.as_secs_f64();
+                failed(format!("Its filter did not come within {waited} s"))
+            }
+            _ => failed(broken.to_string()),
+        })?;
         match incoming {
             Some(Incoming::Message(Message::Ping)) => (),
             Some(Incoming::Message(Message::Filter(part))) => {

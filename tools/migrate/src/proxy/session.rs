@@ -20,6 +20,10 @@ use std::sync::{
     MutexGuard,
     PoisonError, //
 };
+use std::thread::{
+    self,
+    JoinHandle, //
+};
 
 use crate::proxy::error::Error;
 use crate::proxy::limits::Limits;
@@ -80,7 +84,7 @@ pub struct Channel {
     pub session: Arc<Session>,
     /// How far its stream is, for errors.
     position: AtomicU64,
-    /// All that counts has happened; how the link ends changes nothing.
+    /// All that counts has happened, and well; how the link ends changes nothing.
     done: AtomicBool,
     /// To the thread that oversees the channel.
     events: Sender<Event>,
@@ -168,7 +172,31 @@ impl Session {
             done: AtomicBool::new(false),
             events,
         });
-        Ok(Begun { channel, told })
+        let running = Running(Arc::clone(&channel));
+        Ok(Begun {
+            channel,
+            told,
+            running,
+        })
+    }
+
+    /// Starts a thread that does `work` for `channel`, and fails the session if it panics: what
+    /// others wait for would never come.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no thread.
+    pub fn spawn(
+        self: &Arc<Self>,
+        channel: u16,
+        name: &'static str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<JoinHandle<()>> {
+        let session = Arc::clone(self);
+        self.roster.spawn(name, move || {
+            let _guard = Guard { session, channel };
+            work();
+        })
     }
 
     /// Waits until the channels have ended: all, after the first ended well or the session failed.
@@ -253,6 +281,42 @@ pub struct Begun {
     pub channel: Arc<Channel>,
     /// Its events.
     pub told: Receiver<Event>,
+    /// Held until it ends.
+    pub running: Running,
+}
+
+/// Fails the session of a thread that panics.
+struct Guard {
+    session: Arc<Session>,
+    channel: u16,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let channel = self.channel;
+            self.session.stop.fail(Error::Bug { channel });
+        }
+    }
+}
+
+/// Takes a channel off the ledger when it is dropped, which a panic does too.
+pub struct Running(Arc<Channel>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let channel = &self.0;
+        if thread::panicking() {
+            channel.fail(channel.bug());
+        }
+        let mut ledger = channel.session.lock();
+        ledger.running = ledger.running.saturating_sub(1);
+        if channel.number == 0 && channel.done.load(Ordering::SeqCst) && !channel.failed() {
+            ledger.main_ended = true;
+        }
+        drop(ledger);
+        channel.session.changed.notify_all();
+    }
 }
 
 impl Channel {
@@ -329,17 +393,6 @@ impl Channel {
             channel: self.number,
         }
     }
-
-    /// Takes the channel off the ledger.
-    pub fn end(&self) {
-        let mut ledger = self.session.lock();
-        ledger.running = ledger.running.saturating_sub(1);
-        if self.number == 0 && !self.failed() {
-            ledger.main_ended = true;
-        }
-        drop(ledger);
-        self.session.changed.notify_all();
-    }
 }
 
 /// What an error says, and what caused it.
@@ -359,5 +412,31 @@ pub fn no_thread(source: io::Error) -> Error {
     Error::System {
         what: "start a thread",
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_fails_the_session_and_ends_the_channel() {
+        let session = Session::new(Limits::default()).unwrap();
+        let begun = session.begin(None).unwrap();
+        let thread = session.spawn(0, "x", move || {
+            let _begun = begun;
+            panic!("on purpose");
+        });
+        thread.unwrap().join().unwrap_err();
+        assert!(session.finished());
+        let error = session.stop.take();
+        assert!(matches!(error, Some(Error::Bug { channel: 0 })));
+    }
+
+    #[test]
+    fn only_a_channel_that_has_done_all_ends_the_session() {
+        let session = Session::new(Limits::default()).unwrap();
+        drop(session.begin(None).unwrap());
+        assert!(!session.finished());
     }
 }

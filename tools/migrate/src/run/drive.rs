@@ -283,6 +283,8 @@ impl Course<'_> {
         if *ending != Ending::Completed {
             self.break_off();
         }
+        // The source may not have answered since.
+        self.late |= self.proxy.handed_over();
         // A destination that never got everything cannot start the guest. It may wait for ever.
         let patience = match self.late || *ending == Ending::Completed {
             true => self.plan.pace.settle,

@@ -63,6 +63,8 @@ pub struct Shelf {
     pub missing: Vec<Digest>,
     /// Gives no page, and no answer.
     pub stuck: bool,
+    /// Panics instead of telling its digests.
+    pub panics: bool,
 }
 
 impl Shelf {
@@ -76,6 +78,7 @@ impl Shelf {
             pages: pages.collect(),
             missing: Vec::new(),
             stuck: false,
+            panics: false,
         }
     }
 }
@@ -86,6 +89,7 @@ impl PageSource for Shelf {
     }
 
     fn digests(&self, each: &mut dyn FnMut(Digest)) -> Result<(), twinpage_store::Error> {
+        assert!(!self.panics, "on purpose");
         self.pages.keys().copied().for_each(&mut *each);
         self.missing.iter().copied().for_each(each);
         Ok(())

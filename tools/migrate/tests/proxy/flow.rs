@@ -193,6 +193,30 @@ fn a_source_of_pages_that_hangs_is_not_waited_for() {
 }
 
 #[test]
+fn a_thread_that_panics_ends_the_session() {
+    let shelf = Shelf {
+        panics: true,
+        ..Shelf::default()
+    };
+    let (_dir, listener, pair) = manual(Setup::default().holding(shelf));
+    let _source = UnixStream::connect(&pair.path).unwrap();
+    let _destination = taken(&listener, &pair);
+    let error = finish(pair.receiver).unwrap_err();
+    assert!(matches!(error, Error::Bug { channel: 0 }), "{error}");
+    finish(pair.sender).unwrap_err();
+}
+
+#[test]
+fn a_sender_removes_no_socket_but_its_own() {
+    let (_dir, _listener, pair) = manual(Setup::default());
+    std::fs::remove_file(&pair.path).unwrap();
+    let _other = UnixListener::bind(&pair.path).unwrap();
+    pair.sender.cancel();
+    finish(pair.sender).unwrap_err();
+    assert!(pair.path.exists());
+}
+
+#[test]
 fn a_source_that_gives_up_while_the_destination_stands_still_is_noticed() {
     let mut setup = Setup::default();
     setup.send.silence = SILENCE;

@@ -67,20 +67,20 @@ use crate::{
 };
 
 /// A link spoken by hand.
-struct Enemy {
-    reader: LinkReader,
-    writer: LinkWriter,
-    sealer: Sealer,
-    frames: FrameReader,
+pub struct Enemy {
+    pub reader: LinkReader,
+    pub writer: LinkWriter,
+    pub sealer: Sealer,
+    pub frames: FrameReader,
 }
 
 impl Enemy {
-    fn say(&mut self, message: &Message) {
+    pub fn say(&mut self, message: &Message) {
         let frame = message.frame().unwrap();
         self.send(frame);
     }
 
-    fn send(&mut self, frame: Frame) {
+    pub fn send(&mut self, frame: Frame) {
         let bytes = self.sealer.seal(frame);
         // The other end may have had enough.
         let _ = self
@@ -89,7 +89,7 @@ impl Enemy {
             .and_then(|()| self.writer.flush());
     }
 
-    fn hear(&mut self) -> Option<Incoming> {
+    pub fn hear(&mut self) -> Option<Incoming> {
         let mut header = [0; HEADER_BYTES];
         self.reader.read_exact(&mut header).ok()?;
         let header = self.frames.header(header).unwrap();
@@ -99,7 +99,7 @@ impl Enemy {
     }
 
     /// Hears until the other end says ERROR.
-    fn hear_error(&mut self) -> String {
+    pub fn hear_error(&mut self) -> String {
         while let Some(incoming) = self.hear() {
             if let Incoming::Message(Message::Error(error)) = incoming {
                 return error.text;
@@ -109,7 +109,7 @@ impl Enemy {
     }
 }
 
-fn hello(role: Role) -> Hello {
+pub fn hello(role: Role) -> Hello {
     Hello {
         role,
         purpose: Purpose::Migrate,
@@ -125,7 +125,7 @@ fn hello(role: Role) -> Hello {
     }
 }
 
-fn limits() -> Limits {
+pub fn limits() -> Limits {
     Limits {
         silence: Duration::from_millis(500),
         ping: Duration::from_millis(100),
@@ -177,7 +177,7 @@ fn receiver() -> (Victim, Enemy) {
 }
 
 /// An enemy that connects to `link`.
-fn caller(link: &Path) -> Enemy {
+pub fn caller(link: &Path) -> Enemy {
     let address = format!("unix:{}", link.display()).parse().unwrap();
     let link = connect(&address, &Security::Insecure, net::Limits::default()).unwrap();
     enemy(link, Direction::ToReceiver)
@@ -196,13 +196,13 @@ pub fn asks_and_leaves(link: &Path) {
 }
 
 /// A listener for senders, for an enemy.
-fn lair(link: &Path) -> Listener {
+pub fn lair(link: &Path) -> Listener {
     let address = format!("unix:{}", link.display()).parse().unwrap();
     let limits = net::Limits::default();
     Listener::bind(&address, &Security::Insecure, limits, |_| ()).unwrap()
 }
 
-fn enemy(link: Link, says: Direction) -> Enemy {
+pub fn enemy(link: Link, says: Direction) -> Enemy {
     let (reader, writer) = link.split();
     let hears = match says {
         Direction::ToReceiver => Direction::ToSender,
@@ -228,14 +228,14 @@ impl Victim {
 }
 
 /// A block of ops.
-fn block(blocks: &mut BlockWriter, ops: &[Op<'_>]) -> Frame {
+pub fn block(blocks: &mut BlockWriter, ops: &[Op<'_>]) -> Frame {
     for op in ops {
         assert_eq!(blocks.push(*op).left, 0);
     }
     blocks.finish().unwrap().unwrap()
 }
 
-fn writer() -> BlockWriter {
+pub fn writer() -> BlockWriter {
     BlockWriter::new(Compression::Off).unwrap()
 }
 

@@ -57,6 +57,7 @@ fn query(to: &str, domain: &str) -> plan::Query {
         to: to.parse().unwrap(),
         security: Security::Insecure,
         domain: domain.to_owned(),
+        patience: crate::common::LIMIT,
         limits: Limits::default(),
     }
 }
@@ -191,7 +192,7 @@ fn a_host_that_takes_long_to_look_says_that_it_is_there() {
 }
 
 /// A source of many digests.
-struct Many(u64);
+pub struct Many(pub u64);
 
 impl twinpage_store::PageSource for Many {
     fn name(&self) -> &'static str {

@@ -702,6 +702,26 @@ fn a_lost_monitor_does_not_break_what_may_be_handed_over() {
 }
 
 #[test]
+fn a_handover_that_the_monitor_did_not_show_leaves_the_place_open() {
+    let scene = Scene::new(Qemu::source(&[step("active", "running")]), None);
+    scene.proxy.finished.store(true, Ordering::Relaxed);
+    let outcome = thread::scope(|scope| {
+        scope.spawn(|| loop {
+            let mut qemu = scene.source.1.lock().unwrap();
+            if qemu.begun {
+                qemu.refuse.insert("query-migrate", "no more");
+                scene.proxy.handed_over.store(true, Ordering::Relaxed);
+                return;
+            }
+            drop(qemu);
+            thread::sleep(Duration::from_millis(1));
+        });
+        scene.drive().unwrap()
+    });
+    assert_eq!(outcome.guest.place, Place::Unknown);
+}
+
+#[test]
 fn what_may_be_handed_over_is_not_waited_for_without_end() {
     let scene = lost();
     let start = Instant::now();

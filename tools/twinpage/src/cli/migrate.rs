@@ -225,6 +225,9 @@ pub struct Plan {
     /// The domain whose merged pages count [default: none]
     #[arg(long, value_name = "NAME")]
     pub domain: Option<DomainName>,
+    /// Give up a candidate that does not answer within so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: u64,
     /// Who the peers are.
     #[command(flatten)]
     pub security: SecurityOptions,

@@ -6,6 +6,7 @@
 //! are read once, since that makes the module hash memory, and looked up in each of the filters.
 
 use std::thread;
+use std::time::Duration;
 
 use serde::Serialize;
 use twinpage_migrate::net::{
@@ -111,7 +112,7 @@ pub fn run(arguments: &Plan, host: &Host, console: &mut Console<'_>) -> Result<(
     let security = security::load(&arguments.security)?;
     let vm = select_one(host, Selection::Pid(arguments.pid))?;
     let domain = domain_text(arguments.domain.as_ref());
-    let answers = ask(&arguments.candidates, &security, &domain);
+    let answers = ask(arguments, &security, &domain);
     let (load, estimates) = look(host, &vm, &answers)?;
     let findings = Findings {
         schema: SCHEMA,
@@ -134,16 +135,16 @@ pub fn run(arguments: &Plan, host: &Host, console: &mut Console<'_>) -> Result<(
 }
 
 /// Asks every candidate what it holds, all at once.
-fn ask(candidates: &[Address], security: &Security, domain: &str) -> Vec<Answer> {
+fn ask(arguments: &Plan, security: &Security, domain: &str) -> Vec<Answer> {
     let query = |to: &Address| Query {
         to: to.clone(),
         security: security.clone(),
         domain: domain.to_owned(),
+        patience: Duration::from_secs(arguments.timeout),
         limits: Limits::default(),
     };
     thread::scope(|scope| {
-        let threads: Vec<_> = candidates
-            .iter()
+        let threads: Vec<_> = (arguments.candidates.iter())
             .map(query)
             .map(|query| {
                 scope.spawn(move || holdings(&query).map_err(|error| Error::from(error).chain()))

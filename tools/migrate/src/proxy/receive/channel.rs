@@ -89,7 +89,11 @@ impl Connection {
     ///
     /// The system lacks something.
     pub fn start(self) -> Result<(), Error> {
-        let Begun { channel, told } = self.begun;
+        let Begun {
+            channel,
+            told,
+            running,
+        } = self.begun;
         let flow = Flow {
             channel: Arc::clone(&channel),
             outbox: self.outbox.clone(),
@@ -112,6 +116,7 @@ impl Connection {
         let threads = threads(&flow, self.qemu, self.inbox, &self.agreed, self.sources)?;
         let task = Task {
             channel: Arc::clone(&channel),
+            running,
             told,
             link: self.link,
             outbox: self.outbox,
@@ -166,12 +171,14 @@ fn threads(
     };
     let writer = writer(flow, qemu.writer, agreed, limit, work);
     let (owner, outbox, back) = (Arc::clone(channel), flow.outbox.clone(), qemu.reader);
-    let roster = &session.roster;
+    let number = channel.number;
     let threads = [
-        roster.spawn("link-read", move || link_thread.run()),
-        roster.spawn("decode", move || decoder.run()),
-        roster.spawn("qemu-write", move || writer.run()),
-        roster.spawn("qemu-read", move || returns::run(&owner, back, &outbox)),
+        session.spawn(number, "link-read", move || link_thread.run()),
+        session.spawn(number, "decode", move || decoder.run()),
+        session.spawn(number, "qemu-write", move || writer.run()),
+        session.spawn(number, "qemu-read", move || {
+            returns::run(&owner, back, &outbox);
+        }),
     ];
     let threads = threads.into_iter().collect::<io::Result<_>>();
     threads.map_err(no_thread)
@@ -203,7 +210,8 @@ fn writer(
     }
 }
 
-/// Sends the filter of what this host holds, from a thread of its own.
+/// Sends the filter of what this host holds, from a thread of its own. On a slow link a part takes
+/// long, and the return path does not wait for more than one.
 fn offer_pages(
     channel: &Arc<Channel>,
     outbox: &Outbox,
@@ -222,7 +230,7 @@ fn offer_pages(
         for part in filter.parts() {
             let sent = Message::Filter(part)
                 .frame()
-                .map(|frame| outbox.send(frame));
+                .map(|frame| outbox.send_idle(frame));
             match sent {
                 Ok(Ok(())) => (),
                 // If the outbox has ended, the link broke, which it has told.
@@ -231,6 +239,6 @@ fn offer_pages(
             }
         }
     };
-    let thread = channel.session.roster.spawn("filter", work);
+    let thread = channel.session.spawn(channel.number, "filter", work);
     thread.map(drop).map_err(no_thread)
 }

@@ -191,25 +191,21 @@ impl Host {
             sealer: Sealer::new(Direction::ToSender, &hello.session, hello.channel),
             hello,
         };
+        let guest = Arc::new(guest);
         match caller.hello.purpose {
             Purpose::Plan => self.plan(caller, guest),
-            Purpose::Migrate => {
-                let begun = self.migrate(caller);
-                drop(guest);
-                begun
-            }
+            Purpose::Migrate => self.migrate(caller, &guest),
         }
     }
 
     /// Sends the filter, and closes.
-    fn plan(&self, mut caller: Caller, guest: Guest) -> Result<(), Error> {
-        let guest = Arc::new(guest);
+    fn plan(&self, mut caller: Caller, guest: Arc<Guest>) -> Result<(), Error> {
         let failed = |what: String| Error::Protocol {
             channel: 0,
             offset: 0,
             what,
         };
-        let sources = match self.sources_of(&caller.hello.domain) {
+        let sources = match self.sources_of(&caller.hello.domain, &guest) {
             Ok(sources) => sources,
             Err(error) => return caller.refuse(error),
         };
@@ -264,14 +260,19 @@ impl Host {
     }
 
     /// Begins a channel of the migration.
-    fn migrate(&self, caller: Caller) -> Result<(), Error> {
+    fn migrate(&self, caller: Caller, guest: &Arc<Guest>) -> Result<(), Error> {
         let Some(path) = &self.qemu else {
             return caller.refuse(Error::PlanOnly);
         };
         let hello = &caller.hello;
+        let sources = match self.sources_if_first(hello, guest) {
+            Ok(sources) => sources,
+            Err(error) => return caller.refuse(error),
+        };
         // Held until QEMU has taken the connection, so that it sees them in the sender's order.
         let mut migration = self.lock();
-        let admitted = self.admit(&mut migration, hello).and_then(|found| {
+        let admitted = self.admit(&mut migration, hello, sources);
+        let admitted = admitted.and_then(|found| {
             let begun = self.session.begin(Some(hello.channel))?;
             let joined = self.join(path, &begun.channel, hello, found.0);
             Ok((begun, joined, found.1))
@@ -279,7 +280,7 @@ impl Host {
         drop(migration);
         match admitted {
             Err(error) => caller.refuse(error),
-            Ok((begun, Err(error), _)) => self.give_up(caller, &begun.channel, error),
+            Ok((begun, Err(error), _)) => self.give_up(caller, begun, error),
             Ok((begun, Ok(joined), sources)) => self.start(caller, begun, joined, sources),
         }
     }
@@ -322,7 +323,7 @@ impl Host {
         let channel = Arc::clone(&begun.channel);
         if let Err(error) = caller.say(&Message::Hello(joined.answer)) {
             let error = channel.link(&error);
-            return self.give_up(caller, &channel, error);
+            return self.give_up(caller, begun, error);
         }
         let outbox = Outbox::start(caller.writer, caller.sealer, &channel, Sent::Back);
         let started = outbox.map_err(no_thread).and_then(|outbox| {
@@ -339,18 +340,17 @@ impl Host {
         });
         if let Err(error) = started {
             self.session.stop.fail(error);
-            channel.end();
         }
         Ok(())
     }
 
     /// Fails the session for a channel that did not come about, and tells the sender why.
-    fn give_up(&self, caller: Caller, channel: &Channel, error: Error) -> Result<(), Error> {
+    fn give_up(&self, caller: Caller, begun: Begun, error: Error) -> Result<(), Error> {
         let said = PeerError::new(error.code(), &error.to_string());
         self.session.stop.fail(error);
         let told = caller.refuse_with(said);
         // Only now may the session, and with it the process, be over.
-        channel.end();
+        drop(begun);
         told
     }
 
@@ -359,28 +359,58 @@ impl Host {
         &self,
         migration: &mut Option<Migration>,
         hello: &Hello,
+        sources: Option<Arc<Sources>>,
     ) -> Result<(FilterKey, Arc<Sources>), Error> {
         if self.session.stop.failed() || self.session.main_ended() {
             return Err(Error::Busy);
         }
-        let current = match migration {
-            Some(current) if current.id == hello.session && current.domain == hello.domain => {
+        let current = match (&mut *migration, sources) {
+            (Some(current), _) if current.id == hello.session && current.domain == hello.domain => {
                 current
             }
-            None if hello.channel == 0 => migration.insert(Migration {
+            (None, Some(sources)) => migration.insert(Migration {
                 id: hello.session,
                 domain: hello.domain.clone(),
                 key: FilterKey(handshake::random()?),
-                sources: self.sources_of(&hello.domain)?,
+                sources,
             }),
             _ => return Err(Error::Busy),
         };
         Ok((current.key, Arc::clone(&current.sources)))
     }
 
-    /// The sources of `domain`.
-    fn sources_of(&self, domain: &str) -> Result<Arc<Sources>, Error> {
-        (self.sources)(domain).map_err(|reason| Error::Sources {
+    /// The sources of a migration that may begin with `hello`. To open them may take long, and the
+    /// migration is not held meanwhile.
+    fn sources_if_first(
+        &self,
+        hello: &Hello,
+        guest: &Arc<Guest>,
+    ) -> Result<Option<Arc<Sources>>, Error> {
+        let first = hello.channel == 0 && self.lock().is_none();
+        let sources = first.then(|| self.sources_of(&hello.domain, guest));
+        sources.transpose()
+    }
+
+    /// The sources of `domain`. The `guest` counts until they are open, even if that takes longer
+    /// than anybody waits.
+    fn sources_of(&self, domain: &str, guest: &Arc<Guest>) -> Result<Arc<Sources>, Error> {
+        let (give, take) = mpsc::channel();
+        let work = {
+            let (open, guest) = (Arc::clone(&self.sources), Arc::clone(guest));
+            let domain = domain.to_owned();
+            move || {
+                // Nobody waits any more if it took too long.
+                let _ = give.send(open(&domain));
+                drop(guest);
+            }
+        };
+        let thread = self.session.roster.spawn("sources", work);
+        thread.map_err(no_thread)?;
+        let opened = match take.recv_timeout(self.session.limits.handshake) {
+            Ok(opened) => opened,
+            Err(_) => Err("they did not open in time".to_owned()),
+        };
+        opened.map_err(|reason| Error::Sources {
             domain: domain.to_owned(),
             reason,
         })

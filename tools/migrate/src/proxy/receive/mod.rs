@@ -49,7 +49,8 @@ pub struct Options {
     pub security: Security,
     /// The socket of QEMU (`-incoming unix:PATH`); empty: only plan requests are answered.
     pub qemu: Option<PathBuf>,
-    /// The sources of pages; called once for a migration or plan. What it says when it refuses
+    /// The sources of pages; called for each plan and for whoever may begin the migration, from a
+    /// thread that is not waited for longer than a handshake may take. What it says when it refuses
     /// goes to the sender.
     pub sources: Arc<OfDomain>,
     /// How long QEMU may take to listen.
@@ -111,9 +112,7 @@ pub fn start(options: Options) -> Result<Handle, Error> {
         guests: Arc::default(),
     });
     let counted = Arc::clone(&host);
-    let thread = session
-        .roster
-        .spawn("listen", move || host.listen(&listener));
+    let thread = session.spawn(0, "listen", move || host.listen(&listener));
     let thread = thread.map_err(no_thread)?;
     Ok(Handle::new(session, address, thread)
         .waking(move || waker.stop())

@@ -76,7 +76,11 @@ pub fn open(sender: &Arc<Sender>, qemu: Qemu) -> Result<(), Error> {
         let closer = closer.clone();
         move || closer.close()
     });
-    let Begun { channel, told } = session.begin(None)?;
+    let Begun {
+        channel,
+        told,
+        running,
+    } = session.begin(None)?;
     let opened = greet(sender, &channel).and_then(|opened| {
         let link = opened.handle.clone();
         let (outbox, threads) = start(sender, &channel, qemu, opened)?;
@@ -86,12 +90,12 @@ pub fn open(sender: &Arc<Sender>, qemu: Qemu) -> Result<(), Error> {
         Ok(opened) => opened,
         Err(error) => {
             session.stop.fail(error);
-            channel.end();
             return Ok(());
         }
     };
     let task = Task {
-        channel: Arc::clone(&channel),
+        channel,
+        running,
         told,
         link,
         outbox,
@@ -99,10 +103,7 @@ pub fn open(sender: &Arc<Sender>, qemu: Qemu) -> Result<(), Error> {
         source: Some(closer),
     };
     let overseer = session.roster.spawn("channel", move || oversee(task));
-    overseer.map(drop).map_err(|error| {
-        channel.end();
-        no_thread(error)
-    })
+    overseer.map(drop).map_err(no_thread)
 }
 
 /// Connects to the receiver and exchanges HELLO.
@@ -189,12 +190,12 @@ fn start(
         session: Arc::clone(&channel.session),
         queue,
     };
-    let roster = &channel.session.roster;
+    let (session, number) = (&channel.session, channel.number);
     let owner = Arc::clone(channel);
     let threads = [
-        roster.spawn("qemu-read", move || read(&owner, reader)),
-        roster.spawn("encode", move || encoder.run()),
-        roster.spawn("link-read", move || back.run()),
+        session.spawn(number, "qemu-read", move || read(&owner, reader)),
+        session.spawn(number, "encode", move || encoder.run()),
+        session.spawn(number, "link-read", move || back.run()),
     ];
     let threads = threads.into_iter().collect::<io::Result<Vec<_>>>();
     Ok((outbox, threads.map_err(no_thread)?))

@@ -59,9 +59,11 @@ impl Chunk {
         self.bytes(at, PAGE_BYTES).try_into().ok()
     }
 
-    /// Whether the chunk may be kept for the sake of a few pages in it, because it is mostly full.
+    /// Whether the chunk may be kept for the sake of a few pages in it: it is mostly full, and its
+    /// pieces, which are many where pages are zero, take little memory.
     pub fn is_worth_keeping(&self) -> bool {
-        self.filled >= CHUNK_BYTES / 2
+        let pieces = self.pieces.capacity() * size_of::<Piece>();
+        self.filled >= CHUNK_BYTES / 2 && pieces <= CHUNK_BYTES / 4
     }
 
     /// Whether any piece is a page.
@@ -147,6 +149,16 @@ mod tests {
         let chunk = Chunk::new(buffer, pieces, filled, &shelf);
         let seven = Body::Hashed(Digest::of(&[7; PAGE_BYTES]));
         assert_eq!(chunk.hash(), [seven, Body::Zero]);
+    }
+
+    #[test]
+    fn a_chunk_of_many_pieces_is_not_worth_its_memory() {
+        let shelf = Arc::new(Shelf::default());
+        let chunk = |pieces| Chunk::new(shelf.take(), pieces, CHUNK_BYTES, &shelf);
+        let page = Piece::Page { offset: None };
+        assert!(chunk(vec![page; CHUNK_BYTES / PAGE_BYTES]).is_worth_keeping());
+        let zero = Piece::Zero { offset: 0 };
+        assert!(!chunk(vec![zero; CHUNK_BYTES / 9]).is_worth_keeping());
     }
 
     #[test]

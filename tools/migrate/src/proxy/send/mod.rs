@@ -25,6 +25,7 @@ use twinpage_wire::SessionId;
 
 use crate::net::{
     Address,
+    Node,
     RateLimit,
     Security, //
 };
@@ -144,12 +145,16 @@ pub fn start(options: Options) -> Result<Handle, Error> {
     let (address, listener) = match options.input {
         Input::Listener(listener, path) => {
             let address = format!("unix:{}", path.display());
-            let work = move || sender.listen(&listener, path);
-            (address, session.roster.spawn("listen", work))
+            let node = Node::at(&path).map_err(|source| Error::System {
+                what: "look at the socket for QEMU",
+                source,
+            })?;
+            let work = move || sender.listen(&listener, &node);
+            (address, session.spawn(0, "listen", work))
         }
         Input::Streams { input, output } => {
             let work = move || sender.serve(Qemu::pipes(input, output));
-            ("-".to_owned(), session.roster.spawn("listen", work))
+            ("-".to_owned(), session.spawn(0, "listen", work))
         }
     };
     let listener = listener.map_err(no_thread)?;
@@ -158,12 +163,12 @@ pub fn start(options: Options) -> Result<Handle, Error> {
 
 impl Sender {
     /// Takes QEMU's connections until the first of them has ended or the session has failed.
-    fn listen(self: &Arc<Self>, listener: &UnixListener, path: PathBuf) {
+    fn listen(self: &Arc<Self>, listener: &UnixListener, node: &Node) {
         if let Err(error) = self.accept_all(listener) {
             self.session.stop.fail(error);
         }
         // QEMU finds nobody there any more, which is true.
-        let _ = std::fs::remove_file(path);
+        let _ = node.remove();
     }
 
     /// Takes connections one after the other; QEMU opens the main one first.

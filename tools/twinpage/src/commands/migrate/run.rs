@@ -8,6 +8,7 @@ use twinpage_migrate::run::{
     self,
     Ending,
     Handle,
+    Outcome,
     Place,
     Report,
     Resume,
@@ -45,7 +46,8 @@ pub fn run(arguments: &Run, host: &Host, console: &mut Console<'_>) -> Result<()
     let mut notes = report.outcome.notes.iter();
     let warned = notes.try_for_each(|note| console.warn(&printable(note)));
     let told = show(&report, Format::of(arguments.show.json), console);
-    session::conclude(judge(&report), shown.and(warned).and(told), console)
+    let verdict = judge(&report.outcome, report.proxy_error.as_deref());
+    session::conclude(verdict, shown.and(warned).and(told), console)
 }
 
 /// A migration with everything that belongs to it.
@@ -138,8 +140,7 @@ fn show(report: &Report, format: Format, console: &mut Console<'_>) -> Result<()
 }
 
 /// Whether the VM is where it should be.
-fn judge(report: &Report) -> Result<(), Error> {
-    let outcome = &report.outcome;
+fn judge(outcome: &Outcome, proxy_error: Option<&str>) -> Result<(), Error> {
     let place = outcome.guest.place;
     if outcome.ending == Ending::Completed && place == Place::Destination {
         return match &outcome.stopped {
@@ -147,7 +148,7 @@ fn judge(report: &Report) -> Result<(), Error> {
             Some(why) => Err(Error::Stopped(printable(why))),
         };
     }
-    let what = match (&outcome.ending, &report.proxy_error) {
+    let what = match (&outcome.ending, proxy_error) {
         (Ending::Completed, _) => "is complete, says QEMU, but".to_owned(),
         (Ending::Cancelled, _) => "was cancelled".to_owned(),
         (Ending::Failed { reason }, None) => format!("failed: {}", printable(reason)),
@@ -160,4 +161,38 @@ fn judge(report: &Report) -> Result<(), Error> {
         Place::Source => Error::NotMigrated { what, evidence },
         _ => Error::Doubt { what, evidence },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Exit;
+    use twinpage_migrate::run::{
+        Guest,
+        Migration, //
+    };
+
+    #[test]
+    fn code_1_is_only_for_a_vm_at_the_source() {
+        for (place, stopped, exit) in [
+            (Place::Destination, None, None),
+            (Place::Destination, Some("no"), Some(Exit::Unsure)),
+            (Place::Source, None, Some(Exit::Failed)),
+            (Place::Unknown, None, Some(Exit::Unsure)),
+        ] {
+            let outcome = Outcome {
+                ending: Ending::Completed,
+                guest: Guest {
+                    place,
+                    running: None,
+                    evidence: String::new(),
+                },
+                migration: Migration::default(),
+                notes: Vec::new(),
+                stopped: stopped.map(str::to_owned),
+            };
+            let judged = judge(&outcome, None).map_err(|error| error.exit());
+            assert_eq!(judged.err(), exit, "{place:?}");
+        }
+    }
 }

@@ -7,12 +7,26 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use rustix::fs::{
+    chownat,
+    fstat,
+    open,
+    AtFlags,
+    FileType,
+    Mode,
+    OFlags, //
+};
+use rustix::process::{
+    geteuid,
+    Uid, //
+};
 use rustix::stdio::{
     dup2_stdin,
     dup2_stdout, //
 };
 use twinpage_migrate::net::{
     self,
+    Node,
     Security, //
 };
 use twinpage_migrate::proxy::{
@@ -103,9 +117,10 @@ fn listen(path: &Path, user: Option<&str>, host: &Host) -> Result<send::Input, E
     let owner = user.map(|user| account::number(host, user)).transpose()?;
     let listener = net::listen_unix(path)?;
     if let Some(owner) = owner {
+        let node = Node::at(path);
         give(path, owner).inspect_err(|_| {
             // Nobody is to find a socket at which nobody listens.
-            let _gone = std::fs::remove_file(path);
+            let _gone = node.and_then(|node| node.remove());
         })?;
     }
     Ok(send::Input::Listener(listener, path.to_owned()))
@@ -125,11 +140,22 @@ fn standard_streams() -> Result<send::Input, Error> {
     take().map_err(|source| Error::call("use standard input and output", source))
 }
 
-/// Makes `owner` the user that may connect to the socket at `path`. A link that somebody put there
-/// meanwhile is not followed.
+/// Makes `owner` the user that may connect to the socket at `path`. Whoever may write to the
+/// directory could have put something else there meanwhile, a link or another file of ours; that is
+/// given to nobody.
 fn give(path: &Path, owner: u32) -> Result<(), Error> {
-    std::os::unix::fs::lchown(path, Some(owner), None)
-        .map_err(|source| Error::call(format!("give {} to its user", path.display()), source))
+    let give = || -> io::Result<()> {
+        let node = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let node = open(path, node, Mode::empty())?;
+        let found = fstat(&node)?;
+        let socket = FileType::from_raw_mode(found.st_mode) == FileType::Socket;
+        if !socket || found.st_nlink != 1 || found.st_uid != geteuid().as_raw() {
+            return Err(io::Error::other("Something else was put in its place"));
+        }
+        let owner = Some(Uid::from_raw(owner));
+        Ok(chownat(&node, "", owner, None, AtFlags::EMPTY_PATH)?)
+    };
+    give().map_err(|source| Error::call(format!("give {} to its user", path.display()), source))
 }
 
 #[cfg(test)]
@@ -139,19 +165,19 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     #[test]
-    fn a_link_in_place_of_the_socket_is_not_followed() {
+    fn what_is_in_place_of_the_socket_is_given_to_nobody() {
         let dir = tempfile::tempdir().unwrap();
-        let (victim, link) = (dir.path().join("victim"), dir.path().join("link"));
-        fs::write(&victim, "").unwrap();
-        std::os::unix::fs::symlink(&victim, &link).unwrap();
-        let change = || {
-            let meta = fs::metadata(&victim).unwrap();
-            (meta.ctime(), meta.ctime_nsec())
-        };
-        let before = change();
-        // Longer than the clock of the file system stands still.
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        give(&link, fs::metadata(&victim).unwrap().uid()).unwrap();
-        assert_eq!(change(), before);
+        let there = |name| dir.path().join(name);
+        let _socket = net::listen_unix(&there("socket")).unwrap();
+        fs::write(there("file"), "").unwrap();
+        std::os::unix::fs::symlink(there("socket"), there("link")).unwrap();
+        let me = fs::metadata(there("socket")).unwrap().uid();
+        give(&there("socket"), me).unwrap();
+        for name in ["file", "link"] {
+            give(&there(name), me).unwrap_err();
+        }
+        // One with another name may have been linked here from elsewhere.
+        fs::hard_link(there("socket"), there("other")).unwrap();
+        give(&there("socket"), me).unwrap_err();
     }
 }
