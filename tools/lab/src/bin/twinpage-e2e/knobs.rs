@@ -296,7 +296,9 @@ fn smart_scan_looks_less_at_what_never_merges() -> Outcome {
 fn pages_that_never_rest_are_counted_volatile() -> Outcome {
     const PAGES: usize = 32;
     let host = Host::new()?;
-    // Each page is written to many times between two looks: what was not is found at rest.
+    // Each page is written to between two looks, however slow the machine: what was not is found at
+    // rest.
+    module::set("pages_to_scan", PAGES)?;
     module::set("sleep_millisecs", 500)?;
     let guest = host.guest(PAGES, Backing::Small, PRIVATE)?;
     let mut round = 0;
