@@ -206,12 +206,13 @@ fn a_link_cut_anywhere_ends_both() {
     let stream = stream(&pages, 100);
     let [forth, back] = suffer(&stream, shelf(), Harm::None).bytes;
     for step in 0..12 {
-        for harm in [
-            Harm::Cut(Way::Forth, forth * step / 12 + step),
-            Harm::Cut(Way::Back, back * step / 12 + step),
-        ] {
+        for (at, way) in [(forth, Way::Forth), (back, Way::Back)] {
+            let at = at * step / 12 + step;
+            let harm = Harm::Cut(way, at);
             let end = suffer(&stream, shelf(), harm);
-            assert!(end.said[0].is_err(), "{harm:?}");
+            // There may have been fewer acknowledgements this time.
+            let cut = end.bytes[way as usize] >= at;
+            assert!(end.said[0].is_err() || !cut, "{harm:?}");
             assert!(
                 end.took < Duration::from_secs(10),
                 "{harm:?}: {:?}",
