@@ -73,6 +73,18 @@ impl Block {
         (self.first..self.first + self.pages).contains(&frame.0)
     }
 
+    /// The NUMA node that it is of.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; or it does not tell.
+    pub fn node(&self) -> io::Result<usize> {
+        let names = fs::read_dir(&self.path)?.flatten();
+        let mut names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        let node = names.find_map(|name| name.strip_prefix("node")?.parse().ok());
+        node.ok_or_else(|| io::Error::other("a block of no node"))
+    }
+
     /// Takes it away. A process of its own does, which gets a signal after half a minute: the kernel
     /// tries until then while somebody holds a page of the block, as a soft offline does, which itself
     /// waits for this to end (mm/madvise.c:madvise_inject_error,

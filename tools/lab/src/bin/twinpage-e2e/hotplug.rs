@@ -24,6 +24,7 @@ use crate::host::{
     Host,
     DOMAIN, //
 };
+use crate::nodes::bound;
 
 pub const TESTS: &[Test] = &[
     Test {
@@ -81,10 +82,13 @@ fn movable_memory_gets_no_copy_and_may_go() -> Outcome {
         }
     }
     let block = movable.ok_or_else(|| Failure::Skipped("no block of memory can go".into()))?;
-    let twins = [
-        host.guest(PAGES, Backing::Small, DOMAIN)?,
-        host.guest(PAGES, Backing::Small, DOMAIN)?,
-    ];
+    let node = block.node()?;
+    let guest = || -> Result<Guest, Failure> {
+        let mut guest = Guest::over(bound(PAGES / 256, Backing::Small, node)?)?;
+        guest.attach(&host, DOMAIN)?;
+        Ok(guest)
+    };
+    let twins = [guest()?, guest()?];
     // The first half has twins, the second is each VM's own.
     let key = |at: usize, page: usize| match page < PAGES / 2 {
         true => page as u64 + 1,

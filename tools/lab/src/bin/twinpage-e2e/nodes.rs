@@ -181,7 +181,7 @@ fn merge_across_nodes_decides_whether_nodes_share() -> Outcome {
 }
 
 /// Memory that must be on one node.
-fn bound(mib: usize, backing: Backing, node: usize) -> Result<Memory, Failure> {
+pub fn bound(mib: usize, backing: Backing, node: usize) -> Result<Memory, Failure> {
     let memory = Memory::new(mib * 256, backing)?;
     let nodes = 1_u64 << node;
     // SAFETY: the range is that of the mapping, and the mask has as many bits as the call is told.
