@@ -91,6 +91,8 @@ fn offer(
         load.offer(&source, trust, digest, &page(number))?;
     }
     load.finish()?;
+    drop(load);
+    store.merge(&mut |_| std::ops::ControlFlow::Continue(()))?;
     Ok(())
 }
 

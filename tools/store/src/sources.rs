@@ -13,6 +13,10 @@ use std::sync::atomic::{
     AtomicU64,
     Ordering, //
 };
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 use serde::Serialize;
 use twinpage_wire::{
@@ -26,6 +30,10 @@ use crate::source::PageSource;
 
 /// How many errors and wrong pages a source may give before it is set aside.
 const ERROR_LIMIT: u32 = 8;
+
+/// An error that took so long counts as half of them: a source that hangs must be set aside before
+/// those give up who wait for pages.
+const LONG: Duration = Duration::from_secs(1);
 
 /// An ordered chain of sources.
 pub struct Sources {
@@ -41,6 +49,7 @@ struct Entry {
     set_aside: AtomicBool,
     said_failed: AtomicBool,
     said_wrong: AtomicBool,
+    // Errors and wrong pages, by weight.
     faults: AtomicU32,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -99,7 +108,7 @@ pub enum Notice {
         /// The source.
         name: &'static str,
         /// After so many errors and wrong pages.
-        after: u32,
+        after: u64,
     },
 }
 
@@ -135,7 +144,8 @@ impl Sources {
         }
     }
 
-    /// Sets aside a source after so many errors and wrong pages, at least 1.
+    /// Sets aside a source after so many errors and wrong pages, at least 1, or after two errors
+    /// that took a second each.
     pub fn with_error_limit(mut self, errors: u32) -> Self {
         self.error_limit = errors.max(1);
         self
@@ -180,13 +190,14 @@ impl Sources {
     /// What fails is counted and said; what was given until then is true all the same.
     pub fn digests(&self, each: &mut dyn FnMut(Digest)) {
         for entry in self.asked() {
+            let since = Instant::now();
             let listed = entry.source.digests(&mut |digest| {
                 if digest != Digest::ZERO_PAGE {
                     each(digest);
                 }
             });
             if let Err(error) = listed {
-                self.failed(entry, &error);
+                self.failed(entry, &error, since.elapsed());
             }
         }
     }
@@ -268,12 +279,13 @@ impl Sources {
 
     /// Has `entry` copy a page, if it has one that it takes for the right one.
     fn copy(&self, entry: &Entry, digest: &Digest, into: &mut Page) -> bool {
+        let since = Instant::now();
         match entry.source.copy(digest, into) {
             Ok(true) => return true,
             Ok(false) => {
                 entry.misses.fetch_add(1, Ordering::Relaxed);
             }
-            Err(error) => self.failed(entry, &error),
+            Err(error) => self.failed(entry, &error, since.elapsed()),
         }
         false
     }
@@ -285,7 +297,7 @@ impl Sources {
             return true;
         }
         if let Some(damage) = entry.source.damage(digest) {
-            self.failed(entry, &damage);
+            self.failed(entry, &damage, Duration::ZERO);
             return false;
         }
         entry.wrong.fetch_add(1, Ordering::Relaxed);
@@ -296,12 +308,12 @@ impl Sources {
                 found,
             });
         }
-        self.fault(entry);
+        self.fault(entry, 1);
         false
     }
 
-    /// Counts an error of `entry` and says the first.
-    fn failed(&self, entry: &Entry, error: &Error) {
+    /// Counts an error of `entry` that took so long, and says the first.
+    fn failed(&self, entry: &Entry, error: &Error, took: Duration) {
         entry.errors.fetch_add(1, Ordering::Relaxed);
         if !entry.said_failed.swap(true, Ordering::Relaxed) {
             (self.notice)(&Notice::Failed {
@@ -309,19 +321,24 @@ impl Sources {
                 error: error.chain(),
             });
         }
-        self.fault(entry);
+        let weight = match took >= LONG {
+            true => self.error_limit.div_ceil(2),
+            false => 1,
+        };
+        self.fault(entry, weight);
     }
 
-    /// Counts an error or a wrong page, and sets `entry` aside when there were too many.
-    fn fault(&self, entry: &Entry) {
+    /// Counts an error or a wrong page as so many, and sets `entry` aside when there were too many.
+    fn fault(&self, entry: &Entry, weight: u32) {
         let faults = entry
             .faults
-            .fetch_add(1, Ordering::Relaxed)
-            .saturating_add(1);
+            .fetch_add(weight, Ordering::Relaxed)
+            .saturating_add(weight);
         if faults >= self.error_limit && !entry.set_aside.swap(true, Ordering::Relaxed) {
+            let count = entry.count();
             (self.notice)(&Notice::SetAside {
-                name: entry.source.name(),
-                after: faults,
+                name: count.name,
+                after: count.errors + count.wrong,
             });
         }
     }

@@ -357,7 +357,7 @@ mod tests {
             "migrate receive --listen b --insecure --no-module --no-stream --fleet redis://h",
             "migrate run --from /q --to b --to-qmp ./r --incoming unix:/x --link-rate 1Gbit --insecure",
             "migrate keygen /k",
-            "plan --pid 1 --candidates b c:7 unix:/x --key k --json",
+            "plan --pid 1 --candidates b c:7 unix:/x --timeout 5 --key k --json",
             "store build --store s --fleet redis://h --image a b --dump c --pid 1 2 --as n",
             "store build --store s --public --image a --raw-image b",
             "store stat --fleet redis://h",

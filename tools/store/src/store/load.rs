@@ -168,8 +168,7 @@ impl Admit for Load<'_> {
         if manifest == self.store.manifest {
             return Ok(());
         }
-        self.store.publish(manifest)?;
-        self.store.merge()
+        self.store.publish(manifest)
     }
 
     fn loaded(&self) -> Loaded {
@@ -183,5 +182,37 @@ impl Drop for Load<'_> {
         self.candidates = None;
         // What cannot be removed now is removed when the store is opened for writing next.
         let _ = self.store.sweep();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::PageSource;
+    use crate::store::{
+        Mode,
+        Settings, //
+    };
+
+    #[test]
+    fn pages_stay_when_the_disk_fails_after_the_manifest_was_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("store");
+        let mut store = Store::create(&path, &Settings::default()).unwrap();
+        let page = [7; 4096];
+        let digest = Digest::of(&page);
+        let mut load = store.load().unwrap();
+        load.offer(&SourceId::new("a"), Trust::Public, &digest, &page)
+            .unwrap();
+        // As far as publishing comes when the last wait for the disk fails.
+        let mut manifest = load.store.manifest.clone();
+        let segment = load.segment.take().unwrap();
+        manifest.segments.push(segment.finish().unwrap());
+        let files = &load.store.directory;
+        let bytes = manifest.encode(&files.manifest_path()).unwrap();
+        files.replace_manifest(&bytes).unwrap();
+        drop(load);
+        let reader = Store::open(&path, Mode::Read).unwrap();
+        assert!(reader.fetch(&digest, &mut [0; 4096]).unwrap());
     }
 }

@@ -222,7 +222,8 @@ impl Store {
         self.segments.iter().map(|segment| segment.pages()).sum()
     }
 
-    /// Begins to load pages. They are in the store after [`finish`](crate::Admit::finish).
+    /// Begins to load pages. They are in the store after [`finish`](crate::Admit::finish); after
+    /// that, [`Store::merge`] keeps its parts few.
     ///
     /// # Errors
     ///
@@ -301,10 +302,14 @@ impl Store {
         self.sweep()
     }
 
-    /// Removes files that the manifest does not name.
+    /// Removes files that neither manifest names: the one on the disk is another when the disk
+    /// failed just after it was replaced. If it cannot be read, nothing is removed.
     fn sweep(&self) -> Result<(), Error> {
+        let Ok(on_disk) = read_manifest(&self.directory) else {
+            return Ok(());
+        };
         self.directory
-            .sweep(|part, number| self.manifest.has(part, number))
+            .sweep(|part, number| self.manifest.has(part, number) || on_disk.has(part, number))
     }
 }
 

@@ -2,7 +2,10 @@
 
 //! Writing segments anew: without bad pages, without old pages, several as one.
 
-use super::manifest::Manifest;
+use super::manifest::{
+    Manifest,
+    SegmentEntry, //
+};
 use super::segment::{
     Found,
     Segment, //
@@ -152,16 +155,23 @@ impl Store {
         Ok(collected)
     }
 
-    /// Makes one segment of the last two while the older is not twice as large, so that there are
-    /// few of them. Damaged ones stay as they are, for `repair`; all do if there is no room for the
-    /// new one, until the next load.
-    pub(super) fn merge(&mut self) -> Result<(), Error> {
-        while let [.., older, newer] = &self.manifest.segments[..] {
-            if older.pages / 2 >= newer.pages {
-                break;
-            }
-            let both = [older.number, newer.number];
-            let merged = self.rewrite(&both, true, &mut |segment, found| {
+    /// Makes one segment of those from one on that is not twice as large as the next, so that there
+    /// are few of them. Damaged ones stay as they are, for `repair`; all do if there is no room for
+    /// the new one, until the next time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Stopped`], [`Error::ReadOnly`], or when files cannot be read or written. The pages
+    /// are as before then, and the next time goes on with it.
+    pub fn merge(&mut self, watch: Watch<'_>) -> Result<(), Error> {
+        self.directory.check_writer()?;
+        let is_small = |pair: &[SegmentEntry]| pair[0].pages / 2 < pair[1].pages;
+        while let Some(first) = self.manifest.segments.windows(2).rposition(is_small) {
+            let tail = &self.manifest.segments[first..];
+            let numbers: Vec<_> = tail.iter().map(|entry| entry.number).collect();
+            let mut meter = Meter::new(&mut *watch, self.pages_of(&numbers));
+            let merged = self.rewrite(&numbers, true, &mut |segment, found| {
+                meter.count()?;
                 let what = || Error::damaged(segment.pages_path(), "it has bad pages");
                 found.good.then_some(true).ok_or_else(what)
             });

@@ -60,8 +60,10 @@ fn victim() {
             offer(&mut load, "private", Trust::Counted, (1 << 32) | number);
         }
         load.finish().unwrap();
+        drop(load);
         next += 500;
         println!("finished {next}");
+        store.merge(&mut go_on).unwrap();
     }
 }
 

@@ -61,13 +61,19 @@ pub fn offer(into: &mut dyn Admit, source: &str, trust: Trust, number: u64) -> O
     .unwrap()
 }
 
-/// Loads the pages of `numbers` from a public source.
-pub fn publish(store: &mut Store, numbers: impl IntoIterator<Item = u64>) {
+/// Loads the pages of `numbers` from a public source, into a part of their own.
+pub fn load(store: &mut Store, numbers: impl IntoIterator<Item = u64>) {
     let mut load = store.load().unwrap();
     for number in numbers {
         offer(&mut load, "public", Trust::Public, number);
     }
     load.finish().unwrap();
+}
+
+/// Loads the pages of `numbers` as a whole build does.
+pub fn publish(store: &mut Store, numbers: impl IntoIterator<Item = u64>) {
+    load(store, numbers);
+    store.merge(&mut go_on).unwrap();
 }
 
 /// Goes on whatever is done.

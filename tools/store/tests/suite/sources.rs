@@ -7,6 +7,8 @@ use std::sync::{
     Arc,
     Mutex, //
 };
+use std::thread;
+use std::time::Duration;
 
 use twinpage_store::{
     Digest,
@@ -28,6 +30,7 @@ enum Habit {
     Honest(HashMap<Digest, Page>),
     Wrong,
     Fails,
+    Hangs,
 }
 
 /// A source of a habit.
@@ -42,7 +45,7 @@ impl PageSource for Fake {
         match &self.1 {
             Habit::Honest(pages) => pages.keys().copied().for_each(each),
             Habit::Wrong => [digest(7), Digest::ZERO_PAGE].into_iter().for_each(each),
-            Habit::Fails => return Err(Error::other("Cannot list", "no list")),
+            Habit::Fails | Habit::Hangs => return Err(Error::other("Cannot list", "no list")),
         }
         Ok(())
     }
@@ -53,6 +56,10 @@ impl PageSource for Fake {
             Habit::Honest(pages) => Ok(pages.get(digest).map(|page| *into = *page).is_some()),
             Habit::Wrong => Ok(true),
             Habit::Fails => Err(Error::other("Cannot read", "no disk")),
+            Habit::Hangs => {
+                thread::sleep(Duration::from_secs(1));
+                Err(Error::other("Cannot read", "no answer"))
+            }
         }
     }
 }
@@ -149,6 +156,22 @@ fn a_source_that_fails_is_set_aside_and_said_once() {
         "Pages from the fleet: not asked any more after 3 failures",
     ];
     assert_eq!(texts, expected);
+}
+
+#[test]
+fn a_source_that_hangs_is_set_aside_after_two_failures() {
+    let (chain, heard) = chain(vec![Fake("fleet", Habit::Hangs)]);
+    let chain = chain.with_error_limit(8);
+    let mut into = [0; 4096];
+    for _ in 0..3 {
+        assert_eq!(chain.fetch(&digest(1), &mut into), None);
+    }
+    assert_eq!(chain.counts()[0].errors, 2);
+    let (name, after) = ("fleet", 2);
+    assert_eq!(
+        heard.lock().unwrap().last(),
+        Some(&Notice::SetAside { name, after })
+    );
 }
 
 #[test]

@@ -323,3 +323,19 @@ fn long_work_can_be_stopped() {
     assert_eq!((verified.pages, verified.bad), (5000, 0));
     assert_eq!(names(directory.path()).len(), 6);
 }
+
+#[test]
+fn a_merge_that_was_stopped_is_made_up_for() {
+    let directory = pages::directory();
+    let mut store = pages::store(directory.path(), 2);
+    pages::load(&mut store, 0..100);
+    pages::load(&mut store, 100..200);
+    let mut stop = |_| ControlFlow::Break(());
+    assert!(matches!(store.merge(&mut stop), Err(Error::Stopped)));
+    assert_eq!((store.pages(), store.stat().unwrap().segments), (200, 2));
+    // A small part after them does not hide that they are to be one.
+    publish(&mut store, 200..210);
+    assert_eq!((store.pages(), store.stat().unwrap().segments), (210, 1));
+    assert_eq!(store.verify(&mut go_on).unwrap().bad, 0);
+    assert_eq!(names(directory.path()).len(), 6);
+}

@@ -3,6 +3,10 @@
 //! `twinpage store`.
 
 use std::fs;
+use std::io::{
+    self,
+    Write, //
+};
 use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
@@ -97,11 +101,15 @@ fn public_images_are_admitted_at_once() {
     assert_eq!(pages(&machine), 30);
 }
 
-#[test]
-fn running_vms_are_sources() {
+/// A machine with two VMs of one user in a domain, which have 29 pages in common, and a private one.
+fn with_vms() -> Machine {
     let machine = Machine::new();
     for (id, domain, name) in [(3, 7, "web-1"), (4, 7, "web-2"), (5, 0, "own")] {
         machine.process(800 + id, name, 1);
+        machine.file(
+            &format!("/proc/{}/status", 800 + id),
+            "Uid:\t107\t107\t107\t107\n",
+        );
         machine.vm(id, 800 + id, domain, &[]);
         let records: Vec<Record> = (0..40)
             .map(|n| Record {
@@ -132,6 +140,16 @@ fn running_vms_are_sources() {
                 .insert(key, bytes.to_vec());
         }
     }
+    machine
+}
+
+#[test]
+fn vms_in_units_of_their_own_are_sources() {
+    let machine = with_vms();
+    for (pid, unit) in [(803, "web-1.service"), (804, "web-2.service")] {
+        let cgroup = format!("0::/system.slice/{unit}\n");
+        machine.file(&format!("/proc/{pid}/cgroup"), cgroup);
+    }
     let ran = store(&machine, "build --pid 803");
     assert_eq!(pages(&machine), 0, "{ran:?}");
     let ran = store(&machine, "build --all");
@@ -141,6 +159,53 @@ fn running_vms_are_sources() {
         "{ran:?}"
     );
     assert_eq!(pages(&machine), 29);
+}
+
+#[test]
+fn names_that_vms_give_themselves_make_no_sources() {
+    let machine = with_vms();
+    store(&machine, "build --pid 803 804").good();
+    assert_eq!(pages(&machine), 0);
+    store(&machine, "build --pid 804 --as other").good();
+    assert_eq!(pages(&machine), 29);
+}
+
+/// Output that brings a signal.
+struct Interrupts<'a>(&'a Machine);
+
+impl Write for Interrupts<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.state.lock().unwrap().interrupted = true;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_signal_stops_what_follows_when_all_is_in_the_store() {
+    let machine = Machine::new();
+    let (a, b) = (image(&machine, "/a", 0..30), image(&machine, "/b", 30..60));
+    store(&machine, &format!("build --public --raw-image {a}")).good();
+    let path = machine.path("/store").display().to_string();
+    let line = format!("store build --public --store {path} --raw-image {b}");
+    let mut err = Vec::new();
+    assert_eq!(
+        machine.live_into(&line, &mut Interrupts(&machine), &mut err),
+        1
+    );
+    assert!(String::from_utf8(err).unwrap().contains("Stopped"));
+    let segments = || {
+        let stat: Value = serde_json::from_str(&store(&machine, "stat --json").good()).unwrap();
+        stat["store"]["segments"].clone()
+    };
+    assert_eq!((pages(&machine), segments()), (60, 2.into()));
+    machine.state.lock().unwrap().interrupted = false;
+    let c = image(&machine, "/c", 60..62);
+    store(&machine, &format!("build --public --raw-image {c}")).good();
+    assert_eq!((pages(&machine), segments()), (62, 1.into()));
 }
 
 #[test]

@@ -42,6 +42,7 @@ use crate::module_pages::{
     ModulePages, //
 };
 use crate::page_sources;
+use crate::process;
 use crate::table::{
     Side,
     Table, //
@@ -124,8 +125,8 @@ pub fn run(arguments: &Build, host: &Host, console: &mut Console<'_>) -> Result<
         }
         None => None,
     };
-    let mut store = store.as_mut().map(Store::load).transpose()?;
-    let mut fleet = fleet.as_ref().map(Fleet::load).transpose()?;
+    let mut into_store = store.as_mut().map(Store::load).transpose()?;
+    let mut into_fleet = fleet.as_ref().map(Fleet::load).transpose()?;
     let inputs = {
         let mut targets = Targets {
             all: Vec::new(),
@@ -136,10 +137,10 @@ pub fn run(arguments: &Build, host: &Host, console: &mut Console<'_>) -> Result<
         };
         targets
             .all
-            .extend(store.as_mut().map(|one| one as &mut dyn Admit));
+            .extend(into_store.as_mut().map(|one| one as &mut dyn Admit));
         targets
             .all
-            .extend(fleet.as_mut().map(|one| one as &mut dyn Admit));
+            .extend(into_fleet.as_mut().map(|one| one as &mut dyn Admit));
         let inputs = read(arguments, &vms, &mut targets, host, console)?;
         targets
             .all
@@ -150,13 +151,20 @@ pub fn run(arguments: &Build, host: &Host, console: &mut Console<'_>) -> Result<
     let built = Built {
         schema: SCHEMA,
         inputs,
-        store: store.as_ref().map(Admit::loaded),
-        fleet: fleet.as_ref().map(Admit::loaded),
+        store: into_store.as_ref().map(Admit::loaded),
+        fleet: into_fleet.as_ref().map(Admit::loaded),
     };
-    match Format::of(arguments.show.json) {
+    let shown = match Format::of(arguments.show.json) {
         Format::Json => console.json(&built),
         Format::Text => show(&built, console),
+    };
+    drop(into_store);
+    // All is in the store: a signal ends only this, and the next build goes on with it.
+    if let Some(store) = &mut store {
+        let mut watcher = Watcher::new(arguments.show, "merging", host, console);
+        store.merge(&mut |progress| watcher.see(progress))?;
     }
+    shown
 }
 
 /// The VMs that are named, but for private ones.
@@ -248,10 +256,10 @@ fn read(
         });
     }
     for vm in vms {
-        // By name, since a number would make a VM another source each time that it starts.
+        // Not by the name that a VM gives itself: it could pose as several.
         let source = named
             .clone()
-            .unwrap_or_else(|| SourceId::new(format!("vm {}", vm.name)));
+            .unwrap_or_else(|| SourceId::new(process::owner(host, vm.stats.pid)));
         let name = format!("VM {} ({})", vm.stats.id, vm.name);
         let mut watcher = Watcher::new(arguments.show, &name, host, console);
         taken.push(Taken {
