@@ -40,7 +40,7 @@ main() {
 	commit=$("$TOP/scripts/root.sh" git -C "$TOP" describe --always --dirty)
 	mkdir -p "$CACHE/vm" "$CACHE/bench" "$TOP/build/report"
 	lock bench
-	SCRATCH=$(mktemp -d "$CACHE/vm/bench.XXXXXX")
+	SCRATCH=$(mktemp -d -p "$CACHE/vm")
 	trap cleanup EXIT
 	trap 'exit 130' INT TERM
 	# Job control gives the bench a process group of its own.

@@ -49,7 +49,7 @@ main() {
 	build_payload stock
 	rm -rf "$REPORT"/migrate-{source,destination} "$REPORT/migrate.json"
 	mkdir -p "$REPORT" "$CACHE/vm"
-	WORK=$(mktemp -d "$CACHE/vm/cable.XXXXXX")
+	WORK=$(mktemp -d -p "$CACHE/vm")
 	trap cleanup EXIT
 	trap 'exit 130' INT TERM
 	"$TOP/scripts/root.sh" "$TOP/build/bin/twinpage" migrate keygen "$WORK/key"

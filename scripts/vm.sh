@@ -253,7 +253,7 @@ main() {
 	mkdir -p "$CACHE/vm"
 	# What a killed run left behind.
 	find "$CACHE/vm" -maxdepth 1 -name 'run.*' -mmin +1440 -exec rm -rf {} +
-	WORK=$(mktemp -d "$CACHE/vm/run.XXXXXX")
+	WORK=$(mktemp -d -p "$CACHE/vm")
 	trap cleanup EXIT
 	trap 'exit 130' INT TERM
 

@@ -601,15 +601,21 @@ fn equal_hashes_of_different_pages_do_no_harm() {
     });
 }
 
-#[test]
-fn memory_that_goes_is_forgotten_a_few_blocks_at_a_time() {
+/// Two guests with so many blocks, all of them merged, that lose memory without being asked.
+fn merged_pair(blocks: u64) -> Driver {
     let mut driver = Driver::new(1);
     driver.strict = false;
     for guest in 0..2 {
-        driver.add_guest(guest, 0, 20 * BLOCK);
+        driver.add_guest(guest, 0, blocks * BLOCK);
     }
-    fill_alike(&mut driver, &[0, 1], 0..20 * BLOCK);
+    fill_alike(&mut driver, &[0, 1], 0..blocks * BLOCK);
     driver.round();
+    driver
+}
+
+#[test]
+fn memory_that_goes_is_forgotten_a_few_blocks_at_a_time() {
+    let mut driver = merged_pair(20);
     assert_eq!(driver.gauge(0, Gauge::Merged), 20 * BLOCK);
     // A whole block stays, and a part of another.
     let ranges = [
@@ -642,13 +648,7 @@ fn memory_that_goes_is_forgotten_a_few_blocks_at_a_time() {
 /// Memory of which a VM leaves one page in each block, with one change of a memslot.
 #[test]
 fn pages_that_go_are_forgotten_a_few_blocks_at_a_time() {
-    let mut driver = Driver::new(1);
-    driver.strict = false;
-    for guest in 0..2 {
-        driver.add_guest(guest, 0, 20 * BLOCK);
-    }
-    fill_alike(&mut driver, &[0, 1], 0..20 * BLOCK);
-    driver.round();
+    let mut driver = merged_pair(20);
     let page = |block: u64| block * BLOCK + 7 * block;
     let ranges = (0..20).map(|block| span(page(block)..page(block) + 1));
     driver.ranges.insert(0, ranges.collect());

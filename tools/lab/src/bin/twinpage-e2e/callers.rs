@@ -89,9 +89,7 @@ impl Owner {
         let entries = Pagemap::of(self.child.pid())?.read(self.address, PAGES)?;
         Ok(entries.into_iter().filter_map(Entry::frame).collect())
     }
-}
 
-impl Owner {
     /// Starts it in new namespaces, unless the kernel lacks them.
     fn start(namespaces: CloneFlags) -> Result<Owner, Failure> {
         let (mut reader, mut writer) = pipe()?;
@@ -148,16 +146,15 @@ fn a_vm_of_another_user_namespace_can_be_attached() -> Outcome {
     let guest = host.guest(PAGES, Backing::Small, DOMAIN)?;
     guest.fill_with(key);
     let id = host.device().attach(owner.vm.as_raw_fd(), DOMAIN)?;
-    let own = |guest: &Guest| -> Result<BTreeSet<Frame>, Failure> {
-        Ok(guest.frames()?.into_iter().flatten().collect())
+    let common = || -> Result<usize, Failure> {
+        let own = guest.frame_set()?;
+        Ok(owner.frames()?.intersection(&own).count())
     };
-    wait::until("merging", CONVERGE, || {
-        Ok::<_, Failure>(owner.frames()?.intersection(&own(&guest)?).count() == PAGES)
-    })?;
+    wait::until("merging", CONVERGE, || Ok::<_, Failure>(common()? == PAGES))?;
     let detached = host.device().detach(id, Merged::Unmerge);
     let detached = detached.map_err(|(error, _)| error)?;
     ensure!(detached.remaining == 0, "{detached:?}");
-    let common = owner.frames()?.intersection(&own(&guest)?).count();
+    let common = common()?;
     ensure!(common == 0, "{common} frames are still shared");
     owner.child.kill()?;
     guest.check_with(key)

@@ -2,6 +2,7 @@
 
 //! What nearly every test needs: the module loaded and in a hurry, VMs with known content.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -93,8 +94,8 @@ impl Host {
         Ok(guest)
     }
 
-    /// Two VMs of one domain whose pages of the same number are equal, and merged.
-    pub fn twins(&self, pages: usize) -> Result<[Guest; 2], Failure> {
+    /// Two VMs of one domain whose pages of the same number are equal.
+    pub fn equals(&self, pages: usize) -> Result<[Guest; 2], Failure> {
         let twins = [
             self.guest(pages, Backing::Small, DOMAIN)?,
             self.guest(pages, Backing::Small, DOMAIN)?,
@@ -102,6 +103,12 @@ impl Host {
         for twin in &twins {
             twin.fill_with(|page| page as u64 + 1);
         }
+        Ok(twins)
+    }
+
+    /// The same, and merged.
+    pub fn twins(&self, pages: usize) -> Result<[Guest; 2], Failure> {
+        let twins = self.equals(pages)?;
         self.until_saved(&[&twins[0], &twins[1]], pages)?;
         Ok(twins)
     }
@@ -252,6 +259,11 @@ impl Guest {
         let entries = self.entries()?;
         Ok(entries.into_iter().map(Entry::frame).collect())
     }
+
+    /// All frames that it maps.
+    pub fn frame_set(&self) -> Result<BTreeSet<Frame>, Failure> {
+        Ok(self.frames()?.into_iter().flatten().collect())
+    }
 }
 
 /// Pages that are saved: those beyond the first of each frame, and those of the page of zeroes.
@@ -272,7 +284,7 @@ pub fn saved_pages(guests: &[&Guest]) -> Result<usize, Failure> {
 /// Frames that both VMs map, other than the page of zeroes.
 pub fn common_frames(a: &Guest, b: &Guest) -> Result<usize, Failure> {
     let frames = Frames::open()?;
-    let own: std::collections::HashSet<_> = a.frames()?.into_iter().flatten().collect();
+    let own = a.frame_set()?;
     let mut common = 0;
     for frame in b.frames()?.into_iter().flatten() {
         common += usize::from(own.contains(&frame) && !frames.flags(frame)?.zero());

@@ -2,8 +2,6 @@
 
 //! Memory that is taken away while it holds pages of guests, and copies.
 
-use std::collections::BTreeSet;
-
 use tinyvm::Backing;
 use twinpage_lab::blocks::{
     Block,
@@ -11,7 +9,6 @@ use twinpage_lab::blocks::{
 };
 use twinpage_lab::ensure;
 use twinpage_lab::module;
-use twinpage_lab::pagemap::Frame;
 use twinpage_lab::tap::{
     Failure,
     Outcome,
@@ -41,11 +38,6 @@ pub const TESTS: &[Test] = &[
 
 const PAGES: usize = 2048;
 
-/// The frames of a VM.
-fn frames(guest: &Guest) -> Result<BTreeSet<Frame>, Failure> {
-    Ok(guest.frames()?.into_iter().flatten().collect())
-}
-
 fn memory_with_a_copy_stays() -> Outcome {
     let host = Host::new()?;
     let blocks = Block::all()?;
@@ -53,7 +45,7 @@ fn memory_with_a_copy_stays() -> Outcome {
         return Err(Failure::Skipped("no memory hotplug".into()));
     }
     let [a, b] = host.twins(PAGES)?;
-    let copies = frames(&a)?;
+    let copies = a.frame_set()?;
     let mut tried = 0;
     for block in &blocks {
         if copies.iter().any(|&copy| block.has(copy)) {
@@ -98,15 +90,15 @@ fn movable_memory_gets_no_copy_and_may_go() -> Outcome {
         twin.fill_with(|page| key(at, page));
     }
     let inside = |guest: &Guest| -> Result<usize, Failure> {
-        let frames = frames(guest)?;
+        let frames = guest.frame_set()?;
         Ok(frames.iter().filter(|&&frame| block.has(frame)).count())
     };
     let before = inside(&twins[0])? + inside(&twins[1])?;
     ensure!(before >= PAGES, "only {before} pages are in movable memory");
     module::set("run", 1)?;
     host.until_saved(&[&twins[0], &twins[1]], PAGES / 2)?;
-    let own = frames(&twins[1])?;
-    let copies: Vec<_> = frames(&twins[0])?.intersection(&own).copied().collect();
+    let own = twins[1].frame_set()?;
+    let copies: Vec<_> = twins[0].frame_set()?.intersection(&own).copied().collect();
     let wrong = copies.iter().filter(|&&copy| block.has(copy)).count();
     ensure!(wrong == 0, "{wrong} copies are in movable memory");
     let left = inside(&twins[0])? + inside(&twins[1])?;

@@ -100,13 +100,7 @@ fn resident() -> Result<(u64, u64), Failure> {
 fn rss_counters_follow_merging() -> Outcome {
     let host = Host::new()?;
     module::set("run", 0)?;
-    let twins = [
-        host.guest(PAGES, Backing::Small, DOMAIN)?,
-        host.guest(PAGES, Backing::Small, DOMAIN)?,
-    ];
-    for twin in &twins {
-        twin.fill_with(|page| page as u64 + 1);
-    }
+    let twins = host.equals(PAGES)?;
     let zeroes = host.guest(PAGES, Backing::Small, PRIVATE)?;
     for page in 0..PAGES {
         zeroes.memory().write_page(page, &[0; tinyvm::WORDS]);
@@ -348,12 +342,8 @@ fn merged_pages_can_be_moved() -> Outcome {
 fn sealed_memory_merges_and_comes_apart() -> Outcome {
     let host = Host::new()?;
     module::set("run", 0)?;
-    let twins = [
-        host.guest(PAGES, Backing::Small, DOMAIN)?,
-        host.guest(PAGES, Backing::Small, DOMAIN)?,
-    ];
+    let twins = host.equals(PAGES)?;
     for twin in &twins {
-        twin.fill_with(|page| page as u64 + 1);
         let memory = twin.memory();
         // SAFETY: sealing takes rights from the mapping, and nothing from what it maps.
         let sealed =
