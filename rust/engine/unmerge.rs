@@ -31,46 +31,56 @@ use super::{
     },
 };
 
-/// How long somebody who takes step after step over a guest's blocks goes on in vain.
-#[derive(Debug, Default)]
+/// How long somebody who takes step after step over a guest's blocks, in rounds, goes on in vain.
+///
+/// It is counted in time, as a guest that holds its pages back decides how many steps and rounds
+/// there are, and how long each takes. All that it can gain is a millisecond a block and
+/// [`PAGE_NS`](Self::PAGE_NS) a page.
+#[derive(Debug)]
 pub struct Patience {
-    tries: u32,
-    steps: u32,
-    rounds: u32,
+    left_ns: u64,
+    is_first_round: bool,
 }
 
 impl Patience {
-    /// How many tries may be in vain, and how many rounds over all blocks: about ten seconds, as a
-    /// millisecond passes between two tries.
-    pub const LIMIT: u32 = 10_000;
+    /// How long it lasts.
+    pub const LIMIT_NS: u64 = 10_000_000_000;
 
-    /// Tries that each step gives back. A guest that always lets just one step through soon has
-    /// none left.
-    pub const GIVEN_BACK: u32 = 8;
+    /// What a page that got its own copy gives back of it.
+    pub const PAGE_NS: u64 = 2_000;
 
-    /// Blocks of a round that take as long as the wait for the next round.
-    pub const STEPS: u32 = 64;
+    /// What a block gives back of it in which nothing was to do, in the first round.
+    pub const BLOCK_NS: u64 = 1_000_000;
 
-    /// A step gave so many pages back.
-    pub fn stepped(&mut self, pages: u32) {
-        self.tries = self.tries.saturating_sub(Self::GIVEN_BACK);
-        self.steps = self.steps.saturating_add(1);
-        if pages > 0 {
-            (self.steps, self.rounds) = (0, 0);
+    /// The most that a step costs. One that took longer was held up by others than the guest.
+    pub const STEP_NS: u64 = 10_000_000;
+
+    /// As long as can be, for the first round.
+    pub const fn new() -> Self {
+        Self {
+            left_ns: Self::LIMIT_NS,
+            is_first_round: true,
         }
     }
 
-    /// A step could not be made, as the guest is busy; says whether to try it again.
-    pub fn try_again(&mut self) -> bool {
-        self.tries = self.tries.saturating_add(1);
-        self.tries < Self::LIMIT
+    /// A step that had this result took `ns`, with the wait before it; says whether to go on.
+    pub fn spend(&mut self, step: &Result<Unmerged, Away>, ns: u64) -> bool {
+        let back = match step {
+            Ok(done) if done.unmerged > 0 => u64::from(done.unmerged).saturating_mul(Self::PAGE_NS),
+            Ok(done) if done.busy > 0 || done.state == UnmergeState::NoMemory => 0,
+            Ok(_) if self.is_first_round => Self::BLOCK_NS,
+            Ok(_) | Err(_) => 0,
+        };
+        self.left_ns = match back {
+            0 => self.left_ns.saturating_sub(ns.min(Self::STEP_NS)),
+            back => self.left_ns.saturating_add(back).min(Self::LIMIT_NS),
+        };
+        self.left_ns > 0
     }
 
-    /// A round is over and some pages were busy; says whether to begin another.
-    pub fn begin_again(&mut self) -> bool {
-        let long = core::mem::take(&mut self.steps) / Self::STEPS;
-        self.rounds = self.rounds.saturating_add(1).saturating_add(long);
-        self.rounds < Self::LIMIT
+    /// A round is over, and another begins.
+    pub fn begin_again(&mut self) {
+        self.is_first_round = false;
     }
 }
 
@@ -79,7 +89,8 @@ impl<F> Index<F> {
     /// first and the caller's to keep. Nothing may be scanned in between, or pages merge again.
     ///
     /// The page tables decide, not the records: pages that moved, and copies that this index does
-    /// not know, are given back too. What maps the shared zero page is left alone.
+    /// not know, are given back too. What maps the shared zero page is left alone. Copies that nobody
+    /// maps any more stay until [`sweep`](Self::sweep).
     ///
     /// # Errors
     ///
@@ -109,9 +120,7 @@ impl<F> Index<F> {
         visit.unmerge(kept, &mut unmerged)?;
         if unmerged.state == UnmergeState::Done {
             *cursor = base.saturating_add(BLOCK_BYTES);
-            if last {
-                self.sweep_anew();
-            } else {
+            if !last {
                 unmerged.state = UnmergeState::More;
             }
         }
@@ -225,7 +234,6 @@ mod tests {
         for index in 0..PAGES {
             assert_eq!(toy.world.content(0, index), index as u64 / 2);
         }
-        assert!(toy.index.is_sweep_due());
         assert!(
             toy.index
                 .sweep(&mut toy.world, &toy.knobs, &mut { PAGES })
@@ -235,40 +243,71 @@ mod tests {
         Ok(())
     }
 
-    #[test]
-    fn what_is_in_vain_now_and_then_takes_no_patience() {
-        let mut patience = Patience::default();
-        // A guest so large that more tries are in vain in all than may be in a row.
-        for _ in 0..Patience::LIMIT.wrapping_mul(2) {
-            assert!((0..Patience::GIVEN_BACK).all(|_| patience.try_again()));
-            patience.stepped(0);
-        }
-        assert!((1..Patience::LIMIT).all(|_| patience.try_again()));
-        assert!(!patience.try_again());
-        // One that lets a step through whenever patience is nearly at its end.
-        patience.stepped(1);
-        assert!((1..Patience::GIVEN_BACK).all(|_| patience.try_again()));
-        assert!(!patience.try_again());
-        // Steps without a page do not make a round one that gave something back.
-        assert!((1..Patience::LIMIT).all(|_| {
-            patience.stepped(0);
-            patience.begin_again()
-        }));
-        assert!(!patience.begin_again());
-        patience.stepped(1);
-        assert!(patience.begin_again());
+    const MS: u64 = 1_000_000;
+
+    /// What a step may tell, of a block with nothing to do but so much.
+    fn told(unmerged: u32, busy: u32) -> Result<Unmerged, Away> {
+        Ok(Unmerged {
+            unmerged,
+            busy,
+            state: UnmergeState::More,
+        })
     }
 
     #[test]
-    fn a_round_over_a_large_guest_takes_more_patience() {
-        let mut patience = Patience::default();
-        let mut round = |steps: u32| {
-            (0..steps).for_each(|_| patience.stepped(0));
-            patience.begin_again()
-        };
-        // A guest of a TiB.
-        assert!(round(1 << 19));
-        assert!(!round(1 << 19));
+    fn what_is_in_vain_now_and_then_takes_no_patience() {
+        let mut patience = Patience::new();
+        // The first round over a guest so large that more is in vain in all than may be at once.
+        for _ in 0..1 << 19 {
+            assert!(patience.spend(&Err(Away::Busy), MS));
+            assert!(patience.spend(&told(0, 0), MS));
+        }
+        // What gives pages back may take as long as it does.
+        for _ in 0..1 << 19 {
+            assert!(patience.spend(&told(512, 0), 5 * MS));
+            assert!(patience.spend(&told(0, 1), MS));
+        }
+    }
+
+    #[test]
+    fn one_page_now_and_then_does_not_stretch_it() {
+        let vain = [
+            Err(Away::Busy),
+            told(0, 512),
+            Ok(Unmerged {
+                unmerged: 0,
+                busy: 0,
+                state: UnmergeState::NoMemory,
+            }),
+        ];
+        for step in vain {
+            let mut patience = Patience::new();
+            let mut steps: u64 = 0;
+            while patience.spend(&step, MS) {
+                steps = steps.wrapping_add(1);
+                // Whenever all of it is nearly at its end.
+                if steps.checked_rem(9_000) == Some(0) {
+                    assert!(patience.spend(&told(1, 0), MS));
+                }
+            }
+            // A page gives back less than a step costs.
+            assert_eq!(steps, 10_000);
+        }
+    }
+
+    #[test]
+    fn rounds_in_which_there_is_nothing_to_do_take_patience() {
+        let mut patience = Patience::new();
+        patience.begin_again();
+        assert!((1..10_000).all(|_| patience.spend(&told(0, 0), MS)));
+        assert!(!patience.spend(&told(0, 0), MS));
+    }
+
+    #[test]
+    fn a_step_that_others_hold_up_takes_little_patience() {
+        let mut patience = Patience::new();
+        assert!((1..1000).all(|_| patience.spend(&Err(Away::Busy), u64::MAX)));
+        assert!(!patience.spend(&Err(Away::Busy), u64::MAX));
     }
 
     #[test]

@@ -43,7 +43,9 @@ use kernel::{
     time::{
         delay::fsleep,
         msecs_to_jiffies,
-        Delta, //
+        Delta,
+        Instant,
+        Monotonic, //
     }, //
 };
 
@@ -277,56 +279,57 @@ impl Shared {
         let mut cursor = 0;
         let mut busy = 0_u64;
         let mut is_short = false;
-        let mut patience = Patience::default();
+        let mut patience = Patience::new();
+        let mut before = Instant::<Monotonic>::now();
         let result = loop {
             if current!().signal_pending() {
                 break Err(EINTR);
             }
             let done = step(&mut self.state.lock(), id, &mut cursor);
-            let go_on = match done {
+            let now = Instant::now();
+            let goes_on = patience.spend(&done, (now - before).as_nanos().unsigned_abs());
+            before = now;
+            match done {
                 Ok(done) => {
-                    patience.stepped(done.unmerged);
                     pages += u64::from(done.unmerged);
                     busy += u64::from(done.busy);
                     is_short &= done.unmerged == 0;
                     match done.state {
-                        UnmergeState::More => continue,
-                        UnmergeState::NoMemory if self.sweep() > 0 => continue,
-                        // Others may have freed what there was, so it is asked for once more.
-                        UnmergeState::NoMemory if !is_short => {
+                        UnmergeState::More if goes_on => continue,
+                        // Once after each page that was given back: what others free meanwhile
+                        // may be of no use to this guest.
+                        UnmergeState::NoMemory if goes_on && !is_short => {
                             is_short = true;
+                            self.sweep();
                             continue;
                         }
                         UnmergeState::NoMemory => break Err(ENOMEM),
-                        UnmergeState::Done if busy > 0 => {
+                        UnmergeState::Done if busy == 0 => break Ok(()),
+                        UnmergeState::Done => {
                             (cursor, busy) = (0, 0);
-                            patience.begin_again()
+                            patience.begin_again();
                         }
-                        UnmergeState::Done => break Ok(()),
+                        UnmergeState::More => {}
                     }
                 }
-                Err(Away::Busy) => patience.try_again(),
+                Err(Away::Busy) => {}
                 Err(Away::Gone) => break Ok(()),
-            };
-            if !go_on {
+            }
+            if !goes_on {
                 break Err(EBUSY);
             }
             fsleep(Delta::from_millis(BUSY_MS));
         };
+        if pages > 0 {
+            self.state.lock().sweep_soon(id);
+        }
         (pages, result)
     }
 
-    /// Frees copies that nobody maps any more; says how many.
-    fn sweep(&self) -> u64 {
-        let mut freed = 0;
+    /// Frees copies that nobody maps any more.
+    fn sweep(&self) {
         self.state.lock().sweep_anew();
-        loop {
-            let swept = self.state.lock().sweep(SWEEP_COPIES);
-            freed += u64::from(swept.freed);
-            if swept.done {
-                return freed;
-            }
-        }
+        while !self.state.lock().sweep(SWEEP_COPIES).done {}
     }
 
     /// As [`unmerge`](Self::unmerge), and keeps the guest from merging again if that succeeds, as

@@ -436,6 +436,13 @@ impl State {
         }
     }
 
+    /// Has [`sweep_due`](Self::sweep_due) look at the copies of a guest's domain.
+    pub(crate) fn sweep_soon(&mut self, id: GuestId) {
+        if let Some((index, _, _)) = self.parts(id) {
+            index.sweep_anew();
+        }
+    }
+
     /// Frees copies of guests that left or were unmerged, as far as one step goes; whether there is
     /// more to do.
     pub(crate) fn sweep_due(&mut self) -> bool {
