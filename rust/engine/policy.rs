@@ -144,7 +144,9 @@ impl Effort {
 /// What the scanner does between two rests.
 #[derive(Debug)]
 pub struct Batch {
+    pages: u32,
     pages_left: u32,
+    busy_ns: u64,
     longest_ns: u64,
 }
 
@@ -152,7 +154,9 @@ impl Batch {
     /// Starts one.
     pub const fn new(knobs: &Knobs) -> Self {
         Self {
+            pages: knobs.pages_to_scan,
             pages_left: knobs.pages_to_scan,
+            busy_ns: 0,
             longest_ns: match knobs.advisor {
                 Advisor::None => u64::MAX,
                 Advisor::Cpu => LONGEST_BATCH_NS,
@@ -164,7 +168,15 @@ impl Batch {
     /// so far; says if that is all.
     pub fn step(&mut self, present: u32, busy_ns: u64) -> bool {
         self.pages_left = self.pages_left.saturating_sub(present.max(EMPTY_STEP));
+        self.busy_ns = busy_ns;
         self.pages_left == 0 || busy_ns >= self.longest_ns
+    }
+
+    /// Returns the part of `whole` that is due for the pages so far.
+    fn part(&self, whole: u64) -> u64 {
+        let done = u64::from(self.pages.saturating_sub(self.pages_left));
+        let part = whole.saturating_mul(done).checked_div(self.pages.into());
+        part.unwrap_or(whole)
     }
 }
 
@@ -180,22 +192,23 @@ impl Pacer {
         Self { owed_ns: 0 }
     }
 
-    /// Returns how long to rest after a batch that took `busy_ns` of CPU time; 0: not at all.
+    /// Returns how long to rest after a batch; 0: not at all. Without advisor, after one that ended
+    /// before all of its pages for as much less.
     ///
     /// With the CPU advisor, rest that is too short is owed to later calls. A boosted batch owes
     /// none.
-    pub fn rest_ns(&mut self, knobs: &Knobs, pace: Pace, busy_ns: u64) -> u64 {
+    pub fn rest_ns(&mut self, knobs: &Knobs, pace: Pace, batch: &Batch) -> u64 {
         match (knobs.advisor, pace) {
             (Advisor::None, _) => {
                 self.owed_ns = 0;
-                u64::from(knobs.sleep_ms).saturating_mul(NS_PER_MS)
+                batch.part(u64::from(knobs.sleep_ms).saturating_mul(NS_PER_MS))
             }
             (Advisor::Cpu, Pace::Boost) => {
                 self.owed_ns = 0;
                 0
             }
             (Advisor::Cpu, Pace::Steady(halvings)) => {
-                self.pay(knobs.advisor_max_cpu, halvings, busy_ns)
+                self.pay(knobs.advisor_max_cpu, halvings, batch.busy_ns)
             }
         }
     }
@@ -282,6 +295,13 @@ mod tests {
         }
     }
 
+    /// A whole one that took so long.
+    fn batch(busy_ns: u64) -> Batch {
+        let mut batch = Batch::new(&Knobs::DEFAULT);
+        assert!(batch.step(u32::MAX, busy_ns));
+        batch
+    }
+
     #[test]
     fn a_batch_ends_with_its_pages() {
         let mut knobs = Knobs::DEFAULT;
@@ -308,10 +328,26 @@ mod tests {
         let mut knobs = Knobs::DEFAULT;
         knobs.advisor = Advisor::None;
         for pace in [Pace::Boost, Pace::Steady(0), Pace::Steady(3)] {
-            assert_eq!(pacer.rest_ns(&knobs, pace, 5_000_000), 20_000_000);
+            assert_eq!(pacer.rest_ns(&knobs, pace, &batch(5_000_000)), 20_000_000);
         }
         knobs.sleep_ms = 0;
-        assert_eq!(pacer.rest_ns(&knobs, Pace::Steady(0), 5_000_000), 0);
+        assert_eq!(pacer.rest_ns(&knobs, Pace::Steady(0), &batch(5_000_000)), 0);
+    }
+
+    #[test]
+    fn without_advisor_a_part_of_a_batch_earns_a_part_of_the_rest() {
+        let mut knobs = Knobs::DEFAULT;
+        knobs.advisor = Advisor::None;
+        knobs.pages_to_scan = 4096;
+        let mut pacer = Pacer::new();
+        let mut part = Batch::new(&knobs);
+        assert!(!part.step(512, 0));
+        let pace = Pace::Steady(0);
+        assert_eq!(pacer.rest_ns(&knobs, pace, &part), 2_500_000);
+        // A batch of a busy guest alone.
+        let mut part = Batch::new(&knobs);
+        assert!(!part.step(0, 0));
+        assert_eq!(pacer.rest_ns(&knobs, pace, &part), 39_062);
     }
 
     #[test]
@@ -321,10 +357,10 @@ mod tests {
             let mut knobs = Knobs::DEFAULT;
             knobs.advisor_max_cpu = percent;
             let (mut busy, mut rest) = (0_u64, 0_u64);
-            for batch in 0..10_000_u64 {
-                let ns = batch.wrapping_mul(7919).wrapping_rem(300_000);
+            for number in 0..10_000_u64 {
+                let ns = number.wrapping_mul(7919).wrapping_rem(300_000);
                 busy = busy.saturating_add(ns);
-                let now = pacer.rest_ns(&knobs, Pace::Steady(0), ns);
+                let now = pacer.rest_ns(&knobs, Pace::Steady(0), &batch(ns));
                 assert!(now == 0 || now >= MIN_REST_NS);
                 rest = rest.saturating_add(now);
             }
@@ -340,7 +376,7 @@ mod tests {
         let knobs = Knobs::DEFAULT;
         // 5 % of a CPU, 2.5 %, 1.25 %, 0.625 %, and no less.
         for (halvings, rest) in [(0, 19), (1, 39), (2, 79), (3, 159), (4, 159), (99, 159)] {
-            let rest_ns = Pacer::new().rest_ns(&knobs, Pace::Steady(halvings), 1_000_000);
+            let rest_ns = Pacer::new().rest_ns(&knobs, Pace::Steady(halvings), &batch(1_000_000));
             assert_eq!(rest_ns, rest * 1_000_000);
         }
     }
@@ -389,23 +425,24 @@ mod tests {
         let mut pacer = Pacer::new();
         let mut knobs = Knobs::DEFAULT;
         knobs.advisor_max_cpu = 1;
-        let rest = pacer.rest_ns(&knobs, Pace::Steady(0), 10_000_000);
+        let rest = pacer.rest_ns(&knobs, Pace::Steady(0), &batch(10_000_000));
         assert_eq!(rest, 990_000_000);
-        assert_eq!(pacer.rest_ns(&knobs, Pace::Steady(0), 0), 0);
+        assert_eq!(pacer.rest_ns(&knobs, Pace::Steady(0), &batch(0)), 0);
     }
 
     #[test]
     fn a_boost_owes_nothing() {
         let mut pacer = Pacer::new();
-        assert_eq!(pacer.rest_ns(&Knobs::DEFAULT, Pace::Boost, u64::MAX), 0);
-        assert_eq!(pacer.rest_ns(&Knobs::DEFAULT, Pace::Steady(0), 0), 0);
+        for (pace, ns) in [(Pace::Boost, u64::MAX), (Pace::Steady(0), 0)] {
+            assert_eq!(pacer.rest_ns(&Knobs::DEFAULT, pace, &batch(ns)), 0);
+        }
     }
 
     #[test]
     fn absurd_times_do_not_overflow() {
         let mut pacer = Pacer::new();
         for _ in 0..3 {
-            let rest = pacer.rest_ns(&Knobs::DEFAULT, Pace::Steady(0), u64::MAX);
+            let rest = pacer.rest_ns(&Knobs::DEFAULT, Pace::Steady(0), &batch(u64::MAX));
             assert!(rest > 1 << 60);
         }
     }

@@ -113,7 +113,10 @@ impl<F> Index<F> {
             Err(Away::Busy) => Step::default(),
             Err(Away::Gone) => return Err(Away::Gone),
             Ok(step) => {
-                guest.goes_on();
+                // Of memory that is not there, a guest may have as much as it likes.
+                if step.scanned > 0 {
+                    guest.goes_on();
+                }
                 step
             }
         };

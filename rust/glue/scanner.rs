@@ -58,7 +58,7 @@ impl thread::Run for Shared {
             rest_ms = match self.batch(&mut clock) {
                 Some(done) => {
                     let knobs = self.state.lock().knobs;
-                    let rest_ns = pacer.rest_ns(&knobs, done.pace, done.busy_ns);
+                    let rest_ns = pacer.rest_ns(&knobs, done.pace, &done.batch);
                     rest_ns.div_ceil(NS_PER_MS).max(done.least_ms)
                 }
                 None => NOTICE_MS,
@@ -81,8 +81,8 @@ impl thread::Run for Shared {
 struct Done {
     /// How urgent it was.
     pace: Pace,
-    /// How much CPU time it took.
-    busy_ns: u64,
+    /// What was done.
+    batch: Batch,
     /// The shortest rest after it, milliseconds.
     least_ms: u64,
 }
@@ -107,8 +107,11 @@ impl Shared {
             }
             return None;
         }
-        let mut batch = Batch::new(&knobs);
-        let mut done = None;
+        let mut done = Done {
+            pace: Pace::Boost,
+            batch: Batch::new(&knobs),
+            least_ms: 0,
+        };
         while !self.is_stopped() {
             let mut state = self.state.lock();
             // A writer to `run` waits for the mutex, and nothing may merge behind its back.
@@ -120,17 +123,14 @@ impl Shared {
             drop(state);
             thread::yield_now();
             let busy_ns = clock.now.saturating_sub(began);
-            done = Some(Done {
-                pace: worked.pace,
-                busy_ns,
-                // Whoever holds its locks needs time to let go of them.
-                least_ms: u64::from(worked.busy),
-            });
-            if batch.step(worked.present, busy_ns) || worked.busy {
+            done.pace = worked.pace;
+            // Whoever holds its locks needs time to let go of them.
+            done.least_ms = u64::from(worked.busy);
+            if done.batch.step(worked.present, busy_ns) || worked.busy {
                 break;
             }
         }
-        done
+        Some(done)
     }
 
     /// Detaches guests whose VM has ended.
