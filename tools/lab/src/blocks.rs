@@ -4,6 +4,7 @@
 //!
 //! Files: `Documentation/admin-guide/mm/memory-hotplug.rst` of the kernel.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -66,6 +67,29 @@ impl Block {
         }
         blocks.sort_by_key(|block| block.first);
         Ok(blocks)
+    }
+
+    /// Those in use that lie between others of their zone. Where one at its end comes back, Linux sets
+    /// the zone's new start before its new length, unseen by DEBUG_VM, which may stop the machine then
+    /// (mm/memory_hotplug.c:resize_zone_range, mm/page_alloc.c:page_outside_zone_boundaries).
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn inner() -> io::Result<Vec<Block>> {
+        let mut zones: BTreeMap<(usize, String), Vec<Block>> = BTreeMap::new();
+        for block in Self::all()? {
+            if fs::read_to_string(block.path.join("state"))?.trim() == "online" {
+                let zone = fs::read_to_string(block.path.join("valid_zones"))?;
+                let of = zones.entry((block.node()?, zone)).or_default();
+                of.push(block);
+            }
+        }
+        let inner = zones.into_values().flat_map(|mut blocks| {
+            blocks.pop();
+            blocks.into_iter().skip(1)
+        });
+        Ok(inner.collect())
     }
 
     /// Whether a frame is in it.

@@ -66,7 +66,7 @@ fn movable_memory_gets_no_copy_and_may_go() -> Outcome {
     module::set("run", 0)?;
     // Some blocks have memory of the kernel, which stays; from the top, as that is further down.
     let mut movable = None;
-    for block in Block::all()?.into_iter().rev() {
+    for block in Block::inner()?.into_iter().rev() {
         if block.offline().is_ok() {
             block.online(Zone::Movable)?;
             movable = Some(block);

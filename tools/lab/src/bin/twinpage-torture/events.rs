@@ -374,7 +374,7 @@ fn balance(_: &Host, random: &mut Random) -> Result<(), Failure> {
 
 /// A block of memory goes away, its pages elsewhere, and comes back.
 fn hotplug_memory(_: &Host, random: &mut Random) -> Result<(), Failure> {
-    let blocks = Block::all()?;
+    let blocks = Block::inner()?;
     if blocks.is_empty() {
         return Err(Failure::Skipped("no memory to take out".into()));
     }
