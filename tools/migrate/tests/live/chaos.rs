@@ -334,9 +334,7 @@ impl Run {
                 (Where::Destination, Some(self.moved()))
             }
             "killed" => {
-                let whole = self.there.process().ended().unwrap().is_none()
-                    && self.there.migration().unwrap()["status"] == "completed";
-                if !whole {
+                if !self.is_whole_there() {
                     return (Where::Nowhere, None);
                 }
                 self.goes_on_there();
@@ -368,9 +366,27 @@ impl Run {
     /// would have by now: the source has ended since.
     fn has_begun_there(&mut self) -> bool {
         // A QEMU to which somebody came in vain ends.
-        self.there.migration().map_or(true, |info| {
-            !matches!(info["status"].as_str(), None | Some("none" | "setup"))
-        })
+        !matches!(self.status_there().as_deref(), Some("none" | "setup"))
+    }
+
+    /// Whether all of the guest has come to the destination, whose QEMU ends if only a part has.
+    fn is_whole_there(&mut self) -> bool {
+        let end = Instant::now() + LIMIT;
+        loop {
+            match self.status_there().as_deref() {
+                Some("completed") => return true,
+                Some("none" | "setup") => return false,
+                _ if self.there.process().ended().unwrap().is_some() => return false,
+                status => assert!(Instant::now() < end, "it neither ends nor goes on: {status:?}"),
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What the destination's QEMU says of the migration; nothing if it ends at this moment.
+    fn status_there(&mut self) -> Option<String> {
+        let info = self.there.migration().ok()?;
+        Some(info["status"].as_str().unwrap_or("none").to_owned())
     }
 
     /// The state of a whole copy of the guest at the destination, which has time to notice that its
