@@ -206,7 +206,6 @@ pub fn break_merged(host: &Host, random: &mut Random) -> Result<(), Failure> {
 /// comes apart meanwhile may leave a free frame, which it can take out of use
 /// (mm/memory-failure.c:soft_offline_page): then nobody maps it.
 pub fn offline_merged(host: &Host, random: &mut Random) -> Result<(), Failure> {
-    now_and_then(random)?;
     let monitors = host.monitors();
     let Some(monitor) = monitors.get(random.below(monitors.len())) else {
         return Ok(());
