@@ -17,7 +17,12 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    Mutex,
+    MutexGuard,
+    PoisonError, //
+};
 use std::time::{
     Duration,
     Instant, //
@@ -49,6 +54,20 @@ pub enum QemuWriter {
     Socket(UnixStream),
     /// A pipe, until it was closed.
     Pipe(Option<File>),
+}
+
+/// What QEMU says, counted.
+pub struct Counted {
+    reader: QemuReader,
+    inflow: Arc<Inflow>,
+}
+
+/// How much QEMU has said, as others than the reader may ask.
+pub struct Inflow {
+    /// What was read.
+    read: Mutex<u64>,
+    /// Where the rest waits; a pipe is not looked into.
+    socket: Option<Arc<UnixStream>>,
 }
 
 /// Breaks the connection, from any thread; clones share it.
@@ -110,6 +129,39 @@ impl Qemu {
     }
 }
 
+impl Counted {
+    /// Counts what `reader` reads of the connection that `closer` breaks.
+    pub fn new(reader: QemuReader, closer: &QemuCloser) -> Self {
+        let inflow = Inflow {
+            read: Mutex::default(),
+            socket: closer.0.clone(),
+        };
+        Self {
+            reader,
+            inflow: Arc::new(inflow),
+        }
+    }
+
+    /// Its count.
+    pub fn inflow(&self) -> Arc<Inflow> {
+        Arc::clone(&self.inflow)
+    }
+}
+
+impl Inflow {
+    /// Bytes that QEMU has written, read or not.
+    pub fn written(&self) -> u64 {
+        let read = self.lock();
+        let waiting = self.socket.as_ref().map(rustix::io::ioctl_fionread);
+        *read + waiting.and_then(Result::ok).unwrap_or(0)
+    }
+
+    /// The count, also after a panic elsewhere: it is a number.
+    fn lock(&self) -> MutexGuard<'_, u64> {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl QemuCloser {
     /// Breaks both directions. Bytes on their way may be lost, which is the point.
     pub fn close(&self) {
@@ -158,6 +210,20 @@ impl Read for QemuReader {
                 result => return result,
             }
         }
+    }
+}
+
+impl Read for Counted {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        // Whoever asks for the count does not wait for QEMU: there is something to read, or its end.
+        if let Some(socket) = &self.inflow.socket {
+            let mut state = [PollFd::new(&**socket, PollFlags::IN)];
+            rustix::io::retry_on_intr(|| poll(&mut state, None))?;
+        }
+        let mut read = self.inflow.lock();
+        let got = self.reader.read(into)?;
+        *read += got as u64;
+        Ok(got)
     }
 }
 
@@ -226,6 +292,23 @@ mod tests {
         assert!(!qemu.closer.hung_up());
         drop(theirs);
         assert!(qemu.closer.hung_up());
+    }
+
+    #[test]
+    fn what_waits_in_a_socket_was_written_too() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let qemu = Qemu::socket(ours).unwrap();
+        let mut counted = Counted::new(qemu.reader, &qemu.closer);
+        let inflow = counted.inflow();
+        let reader = thread::spawn(move || {
+            counted.read_exact(&mut [0; 3]).unwrap();
+            counted
+        });
+        // Nobody who asks waits for what does not come.
+        assert_eq!(inflow.written(), 0);
+        theirs.write_all(b"abcdefgh").unwrap();
+        let _counted = reader.join().unwrap();
+        assert_eq!(inflow.written(), 8);
     }
 
     #[test]

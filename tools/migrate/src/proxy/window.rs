@@ -7,12 +7,12 @@
 //! time. The sender waits in [`Window::reserve`]; the receiver holds it to the same numbers.
 
 use std::sync::{
-    Arc,
     Condvar,
     Mutex,
     MutexGuard,
     PoisonError, //
 };
+use std::time::Duration;
 
 /// What a block costs beside its own bytes: the receiver's bookkeeping of a block.
 pub const BLOCK_CHARGE: u64 = 1024;
@@ -46,10 +46,6 @@ struct State {
     /// Nobody shall wait any more.
     closed: bool,
 }
-
-/// The accounts of all channels of a session.
-#[derive(Default)]
-pub struct Windows(Mutex<Vec<Arc<Window>>>);
 
 /// The channel has failed; nothing more will be acknowledged.
 #[derive(Debug)]
@@ -128,6 +124,23 @@ impl Window {
         }
     }
 
+    /// Waits until the first `stream` bytes are acknowledged, or `patience` is at its end.
+    ///
+    /// # Errors
+    ///
+    /// The channel has ended before that.
+    pub fn reach(&self, stream: u64, patience: Duration) -> Result<(), Closed> {
+        let not_yet = |state: &mut State| !state.closed && state.acked.stream < stream;
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(self.lock(), patience, not_yet)
+            .unwrap_or_else(PoisonError::into_inner);
+        if state.closed && state.acked.stream < stream {
+            return Err(Closed);
+        }
+        Ok(())
+    }
+
     /// Wakes everybody who waits; the channel has failed.
     pub fn close(&self) {
         self.lock().closed = true;
@@ -143,20 +156,6 @@ impl Window {
     /// The account, also after a panic elsewhere: it is plain numbers.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Windows {
-    /// Adds the account of one more channel.
-    pub fn add(&self, window: &Arc<Window>) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.push(Arc::clone(window));
-    }
-
-    /// All accounts.
-    pub fn all(&self) -> Vec<Arc<Window>> {
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.clone()
     }
 }
 
@@ -176,8 +175,8 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
     use std::thread;
-    use std::time::Duration;
 
     const LIMIT: Amount = Amount {
         stream: 100,
@@ -222,14 +221,33 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_what_was_sent_is_waited_for() {
+        let window = Arc::new(Window::new(LIMIT));
+        window.reserve(amount(90, 9)).unwrap();
+        let other = Arc::clone(&window);
+        let waiter = thread::spawn(move || other.reach(50, Duration::MAX).is_ok());
+        window.acknowledge(amount(49, 5)).unwrap();
+        thread::sleep(Duration::from_millis(20));
+        assert!(!waiter.is_finished());
+        window.acknowledge(amount(50, 5)).unwrap();
+        assert!(waiter.join().unwrap());
+        assert!(window.reach(51, Duration::from_millis(1)).is_ok());
+        // A channel closes its account when it has ended in order, too.
+        window.close();
+        assert!(window.reach(50, Duration::MAX).is_ok());
+        assert!(window.reach(51, Duration::MAX).is_err());
+    }
+
+    #[test]
     fn closing_wakes_all_who_wait() {
         let window = Arc::new(Window::new(LIMIT));
         window.reserve(amount(100, 10)).unwrap();
-        let waiters: Vec<_> = (0..2)
+        let waiters: Vec<_> = (0..3)
             .map(|n| {
                 let window = Arc::clone(&window);
                 thread::spawn(move || match n {
                     0 => window.reserve(amount(1, 1)).is_err(),
+                    1 => window.reach(1, Duration::MAX).is_err(),
                     _ => window.drain().is_err(),
                 })
             })

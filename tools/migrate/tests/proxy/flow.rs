@@ -124,17 +124,19 @@ fn question_and_answer_take_no_time() {
     let (first, answers) = head.split_at(30);
     source.write_all(first).unwrap();
     destination.read_exact(&mut [0; 30]).unwrap();
-    let began = Instant::now();
+    let mut fastest = Duration::MAX;
     let mut word = [0; 8];
     for answer in answers[..50].chunks(1) {
+        let began = Instant::now();
         destination.write_all(&[0, 2, 0, 4, 0, 0, 0, 1]).unwrap();
         source.read_exact(&mut word).unwrap();
         source.write_all(answer).unwrap();
         destination.read_exact(&mut word[..1]).unwrap();
+        fastest = fastest.min(began.elapsed());
     }
-    let each = began.elapsed() / 50;
-    println!("{each:?} for a question and its answer");
-    assert!(each < Duration::from_millis(100), "{each:?}");
+    // A busy machine holds up some of them, and what waits for more to come holds up each.
+    println!("{fastest:?} for a question and its answer");
+    assert!(fastest < Duration::from_millis(100), "{fastest:?}");
     pair.sender.cancel();
     assert!(matches!(finish(pair.sender), Err(Error::Cancelled)));
     assert!(matches!(finish(pair.receiver), Err(Error::Peer { .. })));
@@ -181,6 +183,8 @@ fn a_source_of_pages_that_hangs_is_not_waited_for() {
         ..Shelf::of(all.iter().map(Vec::as_slice))
     };
     let mut setup = Setup::default().holding(shelf);
+    // The sender is there all the time, and says so.
+    setup.send.ping = PING;
     setup.receive.silence = SILENCE;
     setup.receive.ping = PING;
     let (_dir, listener, pair) = manual(setup);
@@ -252,7 +256,10 @@ fn rest(mut destination: UnixStream) -> thread::JoinHandle<Vec<u8>> {
 fn what_a_source_gave_up_does_not_get_through() {
     for half in [false, true] {
         let stream = stream(&pages(1000, 37), 3);
-        let (_dir, listener, pair) = manual(Setup::default());
+        let mut setup = Setup::default();
+        // It must not need that long to notice.
+        setup.send.silence = 2 * LIMIT;
+        let (_dir, listener, pair) = manual(setup);
         let mut source = UnixStream::connect(&pair.path).unwrap();
         let destination = taken(&listener, &pair).unwrap();
         source.write_all(&stream).unwrap();
@@ -263,7 +270,7 @@ fn what_a_source_gave_up_does_not_get_through() {
         if !half {
             source.shutdown(Shutdown::Both).unwrap();
         }
-        thread::sleep(Duration::from_millis(300));
+        until(|| pair.sender.finished());
         let rest = rest(destination);
         let error = finish(pair.sender).unwrap_err();
         assert!(matches!(error, Error::SourceGone { .. }), "{error}");
@@ -277,7 +284,7 @@ fn what_waits_for_a_slow_link_is_dropped_when_the_source_gives_up() {
     let stream = stream_with(&pages(10, 38), 3, &pages(2000, 39).concat());
     let setup = Setup {
         compression: None,
-        rate: Some(RateLimit::new(NonZeroU64::new(4 << 20).unwrap())),
+        rate: Some(RateLimit::new(NonZeroU64::new(1 << 20).unwrap())),
         ..Setup::default()
     };
     let (_dir, listener, pair) = manual(setup);
@@ -533,6 +540,19 @@ fn after_the_switchover_only_certain_references_are_used() {
     assert!(sent.totals.switchover_ms > 0);
 }
 
+/// The end of a section of RAM.
+const RAM_ENDS: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0x10, 0x7e, 0, 0, 0, 1];
+
+/// The state of a device, and the end of the stream.
+const DEVICES: &[u8] = b"\x04\0\0\0\x09\x03cpu\0\0\0\0\0\0\0\x01state\x7e\0\0\0\x09\0";
+
+/// How a channel of multifd begins.
+fn channel_head() -> Vec<u8> {
+    let mut head = vec![0; 64];
+    head[..8].copy_from_slice(&[0x11, 0x22, 0x33, 0x44, 0, 0, 0, 1]);
+    head
+}
+
 /// A packet of multifd with this page.
 fn packet(page: &[u8]) -> Vec<u8> {
     let mut packet = vec![0; 1344];
@@ -554,11 +574,7 @@ fn after_the_switchover_no_channel_uses_uncertain_references() {
     synth.close().unwrap();
     synth.last().unwrap();
     let stopped = synth.cut();
-    let rest = [
-        &[0, 0, 0, 0, 0, 0, 0, 0x10, 0x7e, 0, 0, 0, 1][..],
-        b"\x04\0\0\0\x09\x03cpu\0\0\0\0\0\0\0\x01state\x7e\0\0\0\x09\0",
-    ]
-    .concat();
+    let rest = [RAM_ENDS, DEVICES].concat();
     let dir = tempfile::tempdir().unwrap();
     let destination = Destination::start(dir.path(), 2, stopped.len() + rest.len());
     let pair = Setup::default()
@@ -567,9 +583,7 @@ fn after_the_switchover_no_channel_uses_uncertain_references() {
     let mut main = UnixStream::connect(&pair.path).unwrap();
     main.write_all(&stopped[..stopped.len() - 10]).unwrap();
     let mut other = UnixStream::connect(&pair.path).unwrap();
-    let mut head = vec![0; 64];
-    head[..8].copy_from_slice(&[0x11, 0x22, 0x33, 0x44, 0, 0, 0, 1]);
-    other.write_all(&head).unwrap();
+    other.write_all(&channel_head()).unwrap();
     other.write_all(&packet(&pages[1])).unwrap();
     let progress = pair.sender.progress();
     let reaches = |what: &dyn Fn() -> bool| {
@@ -594,4 +608,47 @@ fn after_the_switchover_no_channel_uses_uncertain_references() {
     assert!(sent.opaque.is_empty(), "{:?}", sent.opaque);
     assert_eq!(sent.totals.pages_referenced, 2);
     assert_eq!(sent.totals.pages_sent, 1);
+}
+
+#[test]
+fn the_state_of_devices_waits_for_the_ram_of_all_channels() {
+    let mut synth = Synth::begin(Vec::new(), 1 << 20).unwrap();
+    synth.last().unwrap();
+    let before = synth.cut();
+    let mut ram = channel_head();
+    ram.extend(pages(2000, 37).iter().flat_map(|page| packet(page)));
+    let (_dir, listener, pair) = manual(Setup::default());
+    let mut main = UnixStream::connect(&pair.path).unwrap();
+    main.write_all(&before).unwrap();
+    let mut there = taken(&listener, &pair).unwrap();
+    let mut other = UnixStream::connect(&pair.path).unwrap();
+    let total = ram.len();
+    let source = thread::spawn(move || {
+        other.write_all(&ram).unwrap();
+        main.write_all(&[RAM_ENDS, DEVICES].concat()).unwrap();
+        (main, other)
+    });
+    let mut other_there = taken(&listener, &pair).unwrap();
+    other_there.set_nonblocking(true).unwrap();
+    there.read_exact(&mut vec![0; before.len()]).unwrap();
+    there.set_nonblocking(true).unwrap();
+    let mut buffer = vec![0; 1 << 16];
+    let (mut of_main, mut came) = (0, 0);
+    let end = Instant::now() + LIMIT;
+    loop {
+        assert!(Instant::now() < end, "{came} bytes of {total}");
+        of_main += there.read(&mut buffer).unwrap_or(0);
+        while let Ok(got @ 1..) = other_there.read(&mut buffer) {
+            came += got;
+        }
+        if of_main > RAM_ENDS.len() {
+            break;
+        }
+        thread::sleep(Duration::from_micros(100));
+    }
+    assert_eq!(came, total);
+    pair.sender.cancel();
+    drop((source.join().unwrap(), there, other_there));
+    finish(pair.sender).unwrap_err();
+    finish(pair.receiver).unwrap_err();
 }

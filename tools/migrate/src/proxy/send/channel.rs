@@ -7,8 +7,14 @@ use std::sync::mpsc::{
     sync_channel,
     Receiver, //
 };
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    Mutex,
+    MutexGuard,
+    PoisonError, //
+};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use twinpage_wire::{
     Agreed,
@@ -35,9 +41,10 @@ use crate::proxy::oversight::{
     Task, //
 };
 use crate::proxy::qemu::{
+    Counted,
+    Inflow,
     Qemu,
-    QemuCloser,
-    QemuReader, //
+    QemuCloser, //
 };
 use crate::proxy::send::back::Back;
 use crate::proxy::send::encoder::{
@@ -60,8 +67,8 @@ use crate::proxy::session::{
 use crate::proxy::spy::Spy;
 use crate::proxy::window::{
     Amount,
-    Window,
-    Windows, //
+    Closed,
+    Window, //
 };
 
 /// Opens a channel for `qemu` and leaves it to its own thread.
@@ -134,10 +141,45 @@ pub struct Flow {
     pub window: Arc<Window>,
     /// Pages that the receiver may ask for.
     pub kept: Arc<Kept>,
-    /// The same of all channels.
-    pub windows: Arc<Windows>,
+    /// All channels.
+    pub lanes: Arc<Lanes>,
     /// What the receiver holds.
     pub gate: Arc<FilterGate>,
+}
+
+/// How far each channel of a session is.
+#[derive(Default)]
+pub struct Lanes(Mutex<Vec<Lane>>);
+
+/// How far a channel is: what QEMU has written, and what has arrived of it.
+type Lane = (Arc<Inflow>, Arc<Window>);
+
+impl Lanes {
+    /// Adds a channel.
+    fn add(&self, lane: Lane) {
+        self.lock().push(lane);
+    }
+
+    /// Waits until what QEMU has written so far has arrived, on all channels but that of `own`. Of a
+    /// packet that QEMU leaves unfinished the start may stay here: nothing is waited for longer
+    /// than `patience`.
+    ///
+    /// # Errors
+    ///
+    /// One has failed.
+    pub fn arrive(&self, own: &Arc<Window>, patience: Duration) -> Result<(), Closed> {
+        let lanes = self.lock().clone();
+        let mut others = lanes
+            .iter()
+            .filter(|(_, window)| !Arc::ptr_eq(window, own))
+            .map(|(inflow, window)| (inflow.written(), window));
+        others.try_for_each(|(written, window)| window.reach(written, patience))
+    }
+
+    /// The list, also after a panic elsewhere: it only grows.
+    fn lock(&self) -> MutexGuard<'_, Vec<Lane>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Starts the threads of a channel.
@@ -161,17 +203,18 @@ fn start(
         let window = Arc::clone(&window);
         move || window.close()
     });
-    sender.windows.add(&window);
+    let source = qemu.closer.clone();
+    let reader = Counted::new(qemu.reader, &source);
+    sender.lanes.add((reader.inflow(), Arc::clone(&window)));
     let flow = Flow {
         channel: Arc::clone(channel),
         outbox: outbox.clone(),
         window,
-        windows: Arc::clone(&sender.windows),
+        lanes: Arc::clone(&sender.lanes),
         kept: Arc::default(),
         gate: Arc::clone(&sender.gate),
     };
     let (queue, parcels) = sync_channel(QUEUE_CHUNKS);
-    let source = qemu.closer.clone();
     let encoder = encoder(sender, &flow, &agreed, parcels, source)?;
     let back = Back {
         inbox: opened.inbox,
@@ -184,7 +227,7 @@ fn start(
         flow,
     };
     let reader = Reader {
-        source: qemu.reader,
+        source: reader,
         main: channel.number == 0,
         shelf: Arc::default(),
         session: Arc::clone(&channel.session),
@@ -232,7 +275,7 @@ fn encoder(
 }
 
 /// Reads QEMU's stream and says how that ended.
-fn read(channel: &Channel, reader: Reader<QemuReader>) {
+fn read(channel: &Channel, reader: Reader<Counted>) {
     let number = channel.number;
     match reader.run() {
         End::Eof | End::Stopped => (),

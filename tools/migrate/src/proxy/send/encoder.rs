@@ -329,15 +329,11 @@ impl Encoder {
             return Ok(());
         }
         self.flush()?;
-        let windows = self.flow.windows.all();
-        if windows.len() > 1 {
-            // What the others hold back goes out meanwhile.
-            std::thread::sleep(2 * LINGER);
-        }
-        for window in windows {
-            window.drain().map_err(|_| Halt::Stopped)?;
-        }
-        Ok(())
+        self.flow.window.drain().map_err(|_| Halt::Stopped)?;
+        // Of what QEMU writes to the other channels, all that is RAM was written before this.
+        let patience = self.flow.channel.session.limits.silence;
+        let arrived = self.flow.lanes.arrive(&self.flow.window, patience);
+        arrived.map_err(|_| Halt::Stopped)
     }
 
     /// Whether the source has given up. It may leave once the destination has answered.

@@ -35,11 +35,11 @@ use crate::proxy::handle::Handle;
 use crate::proxy::handshake;
 use crate::proxy::limits::Limits;
 use crate::proxy::qemu::Qemu;
+use crate::proxy::send::channel::Lanes;
 use crate::proxy::session::{
     no_thread,
     Session, //
 };
-use crate::proxy::window::Windows;
 
 /// Where QEMU's stream comes from.
 pub enum Input {
@@ -98,8 +98,8 @@ pub(crate) struct Sender {
     id: SessionId,
     /// The receiver's filter.
     gate: Arc<FilterGate>,
-    /// What is under way on each channel.
-    windows: Arc<Windows>,
+    /// How far each channel is.
+    lanes: Arc<Lanes>,
     /// Where the receiver listens.
     to: Address,
     /// How the link is secured.
@@ -134,7 +134,7 @@ pub fn start(options: Options) -> Result<Handle, Error> {
         session: Arc::clone(&session),
         id: SessionId(handshake::random()?),
         gate,
-        windows: Arc::default(),
+        lanes: Arc::default(),
         to: options.to,
         security: options.security,
         rate: options.rate,
