@@ -108,6 +108,9 @@ fn migration_remedy(error: &proxy::Error) -> Option<&'static str> {
         }
         proxy::Error::Cancelled => return None,
         proxy::Error::Connect { .. } => "start `twinpage migrate receive` there first",
+        proxy::Error::NoAnswer { .. } => {
+            "read what it says there; both ends must be of one version of twinpage"
+        }
         _ => "the VM runs on where it was; try again",
     })
 }

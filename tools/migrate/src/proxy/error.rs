@@ -36,6 +36,12 @@ pub enum Error {
         /// What happened.
         reason: String,
     },
+    /// The other proxy ended the connection before it said anything.
+    #[error("The receiver at {address} ended the connection without an answer")]
+    NoAnswer {
+        /// Where it listens.
+        address: String,
+    },
     /// Listening failed.
     #[error("Cannot listen on {address}: {reason}")]
     Listen {
@@ -235,7 +241,10 @@ impl Error {
             Self::Silence { .. } | Self::Unhealed { .. } | Self::PagesStuck { .. } => {
                 ErrorCode::SILENCE
             }
-            Self::Protocol { .. } | Self::Link { .. } | Self::Connect { .. } => ErrorCode::PROTOCOL,
+            Self::Protocol { .. }
+            | Self::Link { .. }
+            | Self::Connect { .. }
+            | Self::NoAnswer { .. } => ErrorCode::PROTOCOL,
             Self::NoReturnPath { .. } | Self::Unguarded { .. } => ErrorCode::NO_RETURN_PATH,
             Self::Source { .. } | Self::SourceGone { .. } | Self::Incomplete { .. } => {
                 ErrorCode::SOURCE_QEMU

@@ -150,7 +150,13 @@ pub fn open(
     let mut inbox = Inbox::new(reader, Direction::ToSender, limits.silence);
     write(&mut writer, &mut sealer, &Message::Hello(hello.clone()))
         .map_err(|error| failed(error.to_string()))?;
-    let theirs = match read(&mut inbox).map_err(|broken| failed(broken.to_string()))? {
+    let unheard = |broken| match broken {
+        Broken::Link(error) if is_end(&error) => Error::NoAnswer {
+            address: to.to_string(),
+        },
+        broken => failed(broken.to_string()),
+    };
+    let theirs = match read(&mut inbox).map_err(unheard)? {
         Greeting::Hello(theirs) => theirs,
         Greeting::Refused(code, text) => {
             return Err(Error::Peer {
@@ -172,6 +178,14 @@ pub fn open(
         agreed,
         theirs,
     })
+}
+
+/// Whether a connection has ended, however abruptly.
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+    )
 }
 
 /// Writes a frame of this thread.

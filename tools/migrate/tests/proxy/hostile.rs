@@ -14,7 +14,10 @@ use std::os::unix::net::{
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 use rustix::event::{
     poll,
@@ -33,6 +36,7 @@ use twinpage_migrate::net::{
 use twinpage_migrate::proxy::{
     receive,
     send,
+    Error,
     Handle,
     Limits, //
 };
@@ -59,12 +63,16 @@ use twinpage_wire::{
 use crate::common::{
     finish,
     source,
-    until, //
+    until,
+    LIMIT, //
 };
 use crate::{
     pages,
     stream, //
 };
+
+/// Silence where a test waits for its end.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// A link spoken by hand.
 pub struct Enemy {
@@ -125,12 +133,21 @@ pub fn hello(role: Role) -> Hello {
     }
 }
 
+/// Limits with time for an enemy that does not say that it is there.
 pub fn limits() -> Limits {
     Limits {
-        silence: Duration::from_millis(500),
+        silence: Duration::from_secs(10),
         ping: Duration::from_millis(100),
         threads: 1,
         ..Limits::default()
+    }
+}
+
+/// The same but for the silence.
+fn limits_with(silence: Duration) -> Limits {
+    Limits {
+        silence,
+        ..limits()
     }
 }
 
@@ -143,6 +160,11 @@ struct Victim {
 
 /// A receiver that an enemy sends to.
 fn receiver() -> (Victim, Enemy) {
+    receiver_within(limits())
+}
+
+/// The same with other limits.
+fn receiver_within(limits: Limits) -> (Victim, Enemy) {
     let dir = tempfile::tempdir().unwrap();
     let qemu = dir.path().join("qemu.sock");
     let listener = UnixListener::bind(&qemu).unwrap();
@@ -160,7 +182,7 @@ fn receiver() -> (Victim, Enemy) {
         Some(qemu),
         Arc::new(move |_| Ok(Arc::clone(&sources))),
     );
-    options.limits = limits();
+    options.limits = limits;
     let handle = receive::start(options).unwrap();
     let mut enemy = caller(&link);
     enemy.say(&Message::Hello(hello(Role::Sender)));
@@ -292,14 +314,17 @@ fn a_page_that_nobody_asked_for_is_refused() {
 
 #[test]
 fn a_page_that_never_comes_is_not_waited_for_without_end() {
-    let (victim, mut enemy) = receiver();
+    // Much longer than a thread of a busy machine may be late with a ping.
+    let (victim, mut enemy) = receiver_within(limits_with(Duration::from_secs(5)));
     let digest = Digest::of(&[1; 4096]);
     let reference = Op::Reference {
         header: None,
         digest: &digest,
     };
     enemy.send(block(&mut writer(), &[reference]));
-    for _ in 0..10 {
+    let end = Instant::now() + LIMIT;
+    while !victim.handle.finished() {
+        assert!(Instant::now() < end, "it is waited for without end");
         enemy.say(&Message::Ping);
         thread::sleep(Duration::from_millis(100));
     }
@@ -383,8 +408,8 @@ fn nothing_comes_out_after_the_end_of_the_stream() {
 
 #[test]
 fn silence_after_hello_ends_a_receiver() {
-    let (victim, enemy) = receiver();
-    victim.ended("silent for 0.5 s", b"");
+    let (victim, enemy) = receiver_within(limits_with(SILENCE));
+    victim.ended("silent for 2 s", b"");
     drop(enemy);
 }
 
@@ -400,6 +425,7 @@ fn what_is_no_hello_comes_to_nothing_and_harms_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let destination = crate::common::Destination::start(dir.path(), 1, usize::MAX);
     let setup = crate::common::Setup {
+        send: limits(),
         receive: limits(),
         ..crate::common::Setup::default()
     };
@@ -455,14 +481,18 @@ fn staying_source(path: &Path, stream: &[u8]) -> Vec<u8> {
 }
 
 /// A sender that an enemy receives from; the source QEMU writes `stream`.
-fn sender(dir: &Path, stream: Vec<u8>) -> (Handle, Enemy, thread::JoinHandle<Vec<u8>>) {
+fn sender(
+    dir: &Path,
+    stream: Vec<u8>,
+    limits: Limits,
+) -> (Handle, Enemy, thread::JoinHandle<Vec<u8>>) {
     let link = dir.join("enemy.sock");
     let listener = lair(&link);
     let path = dir.join("send.sock");
     let input = send::Input::Listener(UnixListener::bind(&path).unwrap(), path.clone());
     let to = format!("unix:{}", link.display()).parse().unwrap();
     let mut options = send::Options::new(input, to, Security::Insecure);
-    options.limits = limits();
+    options.limits = limits;
     options.filter_wait = Duration::ZERO;
     options.compression = None;
     let handle = send::start(options).unwrap();
@@ -504,12 +534,37 @@ fn a_receiver_that_breaks_the_rules_is_refused_and_the_source_hears_nothing() {
     ];
     for (what, lie) in lies {
         let dir = tempfile::tempdir().unwrap();
-        let (handle, mut enemy, heard) = sender(dir.path(), stream.clone());
+        let limits = match what {
+            "silent" => limits_with(SILENCE),
+            _ => limits(),
+        };
+        let (handle, mut enemy, heard) = sender(dir.path(), stream.clone(), limits);
         lie(&mut enemy);
         let error = finish(handle).unwrap_err().to_string();
         assert!(error.contains(what), "{what}: {error}");
         assert_eq!(heard.join().unwrap(), b"");
     }
+}
+
+/// As one of another version does.
+#[test]
+fn a_receiver_that_ends_the_link_without_an_answer_is_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let link = dir.path().join("enemy.sock");
+    let listener = lair(&link);
+    let path = dir.path().join("send.sock");
+    let input = send::Input::Listener(UnixListener::bind(&path).unwrap(), path.clone());
+    let to = format!("unix:{}", link.display()).parse().unwrap();
+    let mut options = send::Options::new(input, to, Security::Insecure);
+    options.limits = limits();
+    let handle = send::start(options).unwrap();
+    let heard = thread::spawn(move || source(&path, b"QEVM", 100, true));
+    let mut enemy = enemy(listener.accept(None).unwrap(), Direction::ToSender);
+    assert!(enemy.hear().is_some());
+    drop(enemy);
+    let error = finish(handle).unwrap_err();
+    assert!(matches!(error, Error::NoAnswer { .. }), "{error}");
+    assert_eq!(heard.join().unwrap(), b"");
 }
 
 #[test]
