@@ -3,6 +3,7 @@
 //! Sees how a channel ends, in order or not, and cleans up after it.
 //!
 //! In order: the stream is delivered and the return path has ended; then both ends close the link.
+//! The other end may do so before the threads here have told that, which they get time for.
 //! Else: the QEMU sockets are closed already when the news arrives here; the other end is told why,
 //! and the link is broken.
 
@@ -34,6 +35,9 @@ use crate::proxy::threads::join;
 const LAST_WORD: Duration = Duration::from_secs(1);
 /// How long a better reason for a broken link may take to arrive.
 const BETTER_REASON: Duration = Duration::from_millis(500);
+/// How long a thread here may take to tell that it has done the last part, of which the other end
+/// knows already: threads of a busy machine were seen to run 2 s late.
+const LATE_WORD: Duration = Duration::from_secs(5);
 /// How long the other end may take to close the link.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// Between two looks at QEMU's socket.
@@ -133,8 +137,9 @@ impl Task {
             }
         }
         if seen.link_ended {
+            let patience = self.patience(seen);
             let since = seen.closed.get_or_insert_with(Instant::now);
-            if since.elapsed() >= BETTER_REASON {
+            if since.elapsed() >= patience {
                 let reason = "the other end closed it too early";
                 return Err(self.channel.link(&std::io::Error::other(reason)));
             }
@@ -157,6 +162,17 @@ impl Task {
             }
         }
         Ok(())
+    }
+
+    /// How long what is missing may take once the other end has closed the link. It does so when it
+    /// has everything, so a thread here may only be late to tell of its part. But at the sender the
+    /// thread that tells of the link's end has told of the return path before, if that has ended.
+    fn patience(&self, seen: &Seen) -> Duration {
+        let is_sender = self.source.is_some();
+        match seen.returned || (seen.delivered && !is_sender) {
+            true => LATE_WORD,
+            false => BETTER_REASON,
+        }
     }
 
     /// Closes the link in order.

@@ -74,9 +74,11 @@ fn an_idle_guest_arrives_and_the_second_time_nearly_all_is_there() {
 
 #[test]
 fn a_writing_guest_arrives_after_several_rounds() {
-    let parameters = json!({ "max-bandwidth": 40 << 20, "downtime-limit": 1 });
+    // So slow that even a guest that hardly gets to run writes to some pages in each round.
+    let parameters = json!({ "max-bandwidth": 4 << 20, "downtime-limit": 1 });
     let migration = with_parameters(&[], parameters);
-    let mut world = World::start(&writing(), &migration, Setup::default());
+    let options = Options::new(Build::Trixie, "q35", &Guest::writing_slowly(32));
+    let mut world = World::start(&options, &migration, Setup::default());
     world.migrate();
     world.here.wait_rounds(4, LIMIT).unwrap();
     let free = json!({ "max-bandwidth": 0, "downtime-limit": 2000 });

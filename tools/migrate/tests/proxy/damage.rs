@@ -28,6 +28,7 @@ use crate::common::{
     Destination,
     Setup,
     Shelf,
+    LIMIT,
     SHUT, //
 };
 use crate::{
@@ -48,15 +49,24 @@ struct End {
     took: Duration,
 }
 
+/// How long the ends wait for each other. Where everything must come through, that is longer than a
+/// thread of a busy machine runs late.
+fn patience(harm: Harm) -> Duration {
+    match harm {
+        Harm::None => Duration::from_secs(10),
+        _ => Duration::from_millis(600),
+    }
+}
+
 /// A session under `harm`. Panics if a wrong byte comes out on either side.
 fn suffer(stream: &[u8], shelf: Shelf, harm: Harm) -> End {
     let dir = tempfile::tempdir().unwrap();
     let destination = Destination::start(dir.path(), 1, stream.len());
     let mut setup = Setup::default().holding(shelf);
     for limits in [&mut setup.send, &mut setup.receive] {
-        limits.silence = Duration::from_millis(600);
+        limits.silence = patience(harm);
         limits.ping = Duration::from_millis(100);
-        limits.handshake = Duration::from_millis(600);
+        limits.handshake = patience(harm);
         limits.threads = 1;
     }
     setup.filter_wait = Duration::from_secs(2);
@@ -180,14 +190,15 @@ fn no_flipped_byte_comes_out() {
                     "{harm:?}: {:?}",
                     end.took
                 );
-                if end.said.iter().all(Result::is_ok) {
+                // There may have been fewer pings and acknowledgements this time.
+                let sent = end.bytes[way as usize] > at;
+                if sent && end.said.iter().all(Result::is_ok) {
                     survived.fetch_add(1, Ordering::SeqCst);
                 }
             });
         }
     });
-    // A byte may be one that this time was never sent (there are more or fewer pings and
-    // acknowledgements), or came when all was over.
+    // A byte may have come when all was over.
     let survived = survived.load(Ordering::SeqCst);
     assert!(
         survived < (forth + back) / 50,
@@ -211,13 +222,9 @@ fn a_link_cut_anywhere_ends_both() {
             let harm = Harm::Cut(way, at);
             let end = suffer(&stream, shelf(), harm);
             // There may have been fewer acknowledgements this time.
-            let cut = end.bytes[way as usize] >= at;
+            let cut = end.bytes[way as usize] > at;
             assert!(end.said[0].is_err() || !cut, "{harm:?}");
-            assert!(
-                end.took < Duration::from_secs(10),
-                "{harm:?}: {:?}",
-                end.took
-            );
+            assert!(end.took < LIMIT, "{harm:?}: {:?}", end.took);
         }
     }
 }
@@ -248,10 +255,6 @@ fn silence_is_noticed() {
             "{harm:?}: {:?}",
             end.said
         );
-        assert!(
-            end.took < Duration::from_secs(10),
-            "{harm:?}: {:?}",
-            end.took
-        );
+        assert!(end.took < LIMIT, "{harm:?}: {:?}", end.took);
     }
 }

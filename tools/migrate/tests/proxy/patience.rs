@@ -59,15 +59,19 @@ use crate::plan::Many;
 const SILENCE: Duration = Duration::from_secs(5);
 
 /// A receiver with a QEMU that a test plays.
-fn receiver(dir: &Path, sources: Arc<receive::OfDomain>) -> (Handle, UnixListener) {
+fn receiver(
+    dir: &Path,
+    sources: Arc<receive::OfDomain>,
+    silence: Duration,
+) -> (Handle, UnixListener) {
     let qemu = dir.join("qemu.sock");
     let listener = UnixListener::bind(&qemu).unwrap();
     let link = format!("unix:{}", dir.join("link.sock").display());
     let link = link.parse().unwrap();
     let mut options = receive::Options::new(link, Security::Insecure, Some(qemu), sources);
     options.limits = limits();
-    options.limits.silence = SILENCE;
-    options.limits.handshake = SILENCE / 2;
+    options.limits.silence = silence;
+    options.limits.handshake = silence / 2;
     (receive::start(options).unwrap(), listener)
 }
 
@@ -91,7 +95,8 @@ fn is_welcome(enemy: &mut Enemy) -> bool {
 #[test]
 fn a_link_that_ends_late_leaves_time_for_the_return_path() {
     let dir = tempfile::tempdir().unwrap();
-    let (handle, listener) = receiver(dir.path(), Arc::new(|_| Ok(Arc::new(Sources::new()))));
+    let sources = |_: &str| Ok(Arc::new(Sources::new()));
+    let (handle, listener) = receiver(dir.path(), Arc::new(sources), 4 * SILENCE);
     let mut enemy = sender(dir.path(), 7);
     assert!(is_welcome(&mut enemy));
     let (mut qemu, _) = listener.accept().unwrap();
@@ -99,9 +104,10 @@ fn a_link_that_ends_late_leaves_time_for_the_return_path() {
     enemy.say(&Message::Eof { stream_bytes: 4 });
     qemu.read_to_end(&mut Vec::new()).unwrap();
     // Longer than the link may have ended without a return path that has.
-    thread::sleep(Duration::from_millis(800));
+    thread::sleep(Duration::from_secs(6));
     enemy.writer.finish().unwrap();
-    thread::sleep(Duration::from_millis(100));
+    // As late as a thread that tells of it may be.
+    thread::sleep(Duration::from_secs(1));
     qemu.write_all(&SHUT).unwrap();
     drop(qemu);
     finish(handle).unwrap();
@@ -155,7 +161,7 @@ fn sources_that_do_not_open_keep_nobody_else_out() {
         }
         Ok(Arc::new(Sources::new()))
     });
-    let (handle, _listener) = receiver(dir.path(), sources);
+    let (handle, _listener) = receiver(dir.path(), sources, SILENCE);
     let mut first = sender(dir.path(), 7);
     until(|| asked.load(Ordering::SeqCst) == 1);
     let mut second = sender(dir.path(), 8);
@@ -175,7 +181,7 @@ fn an_acknowledgement_waits_for_one_part_of_the_filter_at_most() {
         sources.push(Box::new(Many(3_000_000)));
         Ok(Arc::new(sources))
     };
-    let (handle, listener) = receiver(dir.path(), Arc::new(sources));
+    let (handle, listener) = receiver(dir.path(), Arc::new(sources), SILENCE);
     let mut enemy = sender(dir.path(), 7);
     assert!(is_welcome(&mut enemy));
     let (mut qemu, _) = listener.accept().unwrap();
@@ -190,7 +196,8 @@ fn an_acknowledgement_waits_for_one_part_of_the_filter_at_most() {
     let zeros = Op::Zeros { first: 0, count };
     enemy.send(block(&mut writer(), &[zeros]));
     qemu.read_exact(&mut vec![0; 9 * 100_000]).unwrap();
-    thread::sleep(Duration::from_millis(300));
+    // Then the acknowledgement waits for its turn.
+    until(|| progress.snapshot().acked_bytes >= 9 * 100_000);
     let mut parts = 0;
     loop {
         match enemy.hear() {
