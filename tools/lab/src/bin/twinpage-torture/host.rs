@@ -260,7 +260,7 @@ fn watch_races() -> Result<(), Failure> {
     let functions = symbols.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         let (kind, name) = (words.nth(1)?, words.next()?);
-        // The C side: only C is instrumented, and Rust's names are too long for the filter.
+        // The C side: only C is instrumented.
         let wanted = matches!(kind, "t" | "T") && words.next() == Some("[twinpage]");
         (wanted && !name.starts_with("_R") && !name.contains('.')).then_some(name)
     });
