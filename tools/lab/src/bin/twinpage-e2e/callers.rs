@@ -2,7 +2,6 @@
 
 //! Who may ask for something, and for whose VM.
 
-use std::collections::BTreeSet;
 use std::io::{
     Read,
     Write, //
@@ -21,8 +20,12 @@ use nix::unistd::{
     Uid, //
 };
 use tinyvm::Backing;
+use twinpage_guest::pattern::Stream;
 use twinpage_lab::ensure;
-use twinpage_lab::files::borrow;
+use twinpage_lab::files::{
+    borrow,
+    handle, //
+};
 use twinpage_lab::module::{
     uapi,
     Device,
@@ -33,6 +36,7 @@ use twinpage_lab::pagemap::{
     Frame,
     Pagemap, //
 };
+use twinpage_lab::process::Bytes;
 use twinpage_lab::tap::{
     Failure,
     Outcome,
@@ -71,31 +75,76 @@ pub const TESTS: &[Test] = &[
 
 const PAGES: usize = 64;
 
-fn key(page: usize) -> u64 {
+/// The content of each page of an [`Owner`].
+pub fn key(page: usize) -> u64 {
     page as u64 + 1
 }
 
 /// A VM in a process of its own, which waits.
-struct Owner {
-    child: Child,
-    vm: OwnedFd,
+pub struct Owner {
+    /// Its process.
+    pub child: Child,
+    /// A copy of its file.
+    pub vm: OwnedFd,
     /// Where its memory is in its process.
     address: u64,
+    pages: usize,
 }
 
 impl Owner {
-    /// The frames of its memory.
-    fn frames(&self) -> Result<BTreeSet<Frame>, Failure> {
-        let entries = Pagemap::of(self.child.pid())?.read(self.address, PAGES)?;
-        Ok(entries.into_iter().filter_map(Entry::frame).collect())
+    /// The frame of each page of its memory.
+    pub fn frames(&self) -> Result<Vec<Option<Frame>>, Failure> {
+        let entries = Pagemap::of(self.child.pid())?.read(self.address, self.pages)?;
+        Ok(entries.into_iter().map(Entry::frame).collect())
+    }
+
+    /// Compares every page with what was written to it.
+    pub fn check(&self) -> Outcome {
+        let bytes = Bytes::of(self.child.pid())?;
+        let mut seen = [0; 4096];
+        for page in 0..self.pages {
+            bytes.page(self.address + page as u64 * 4096, &mut seen)?;
+            let mut stream = Stream::new(key(page));
+            let mut words = seen.chunks_exact(8);
+            let wrong = words.position(|word| word != stream.next().to_le_bytes());
+            ensure!(wrong.is_none(), "page {page} is wrong from word {wrong:?}");
+        }
+        Ok(())
+    }
+
+    /// Advises the kernel about its memory.
+    pub fn advise(&self, advice: libc::c_int) -> Outcome {
+        let process = handle(self.child.pid())?;
+        let bytes = self.pages * 4096;
+        let range = libc::iovec {
+            iov_base: self.address as *mut libc::c_void,
+            iov_len: bytes,
+        };
+        // SAFETY: the kernel reads one range, whose addresses are of the other process.
+        let advised = unsafe {
+            libc::syscall(
+                libc::SYS_process_madvise,
+                process.as_raw_fd(),
+                &raw const range,
+                1_usize,
+                advice,
+                0,
+            )
+        };
+        let error = std::io::Error::last_os_error();
+        ensure!(
+            advised == bytes as libc::c_long,
+            "advice {advice} was taken for {advised} of {bytes} bytes: {error}"
+        );
+        Ok(())
     }
 
     /// Starts it in new namespaces, unless the kernel lacks them.
-    fn start(namespaces: CloneFlags) -> Result<Owner, Failure> {
+    pub fn start(namespaces: CloneFlags, pages: usize) -> Result<Owner, Failure> {
         let (mut reader, mut writer) = pipe()?;
         let child = in_child(|| {
             let unshared = unshare(namespaces).is_ok();
-            let Ok(guest) = Guest::detached(PAGES, Backing::Small) else {
+            let Ok(guest) = Guest::detached(pages, Backing::Small) else {
                 return false;
             };
             guest.fill_with(key);
@@ -123,7 +172,12 @@ impl Owner {
             vm => {
                 let vm = borrow(child.pid(), vm)?;
                 let address = u64::from_ne_bytes(address);
-                Ok(Owner { child, vm, address })
+                Ok(Owner {
+                    child,
+                    vm,
+                    address,
+                    pages,
+                })
             }
         }
     }
@@ -131,7 +185,7 @@ impl Owner {
 
 fn a_vm_whose_process_is_gone_is_refused() -> Outcome {
     let host = Host::new()?;
-    let owner = Owner::start(CloneFlags::empty())?;
+    let owner = Owner::start(CloneFlags::empty(), PAGES)?;
     owner.child.kill()?;
     let attached = host.device().attach(owner.vm.as_raw_fd(), DOMAIN);
     fails_with("a VM without memory", attached, libc::ESRCH)?;
@@ -142,13 +196,14 @@ fn a_vm_whose_process_is_gone_is_refused() -> Outcome {
 
 fn a_vm_of_another_user_namespace_can_be_attached() -> Outcome {
     let host = Host::new()?;
-    let owner = Owner::start(CloneFlags::CLONE_NEWUSER)?;
+    let owner = Owner::start(CloneFlags::CLONE_NEWUSER, PAGES)?;
     let guest = host.guest(PAGES, Backing::Small, DOMAIN)?;
     guest.fill_with(key);
     let id = host.device().attach(owner.vm.as_raw_fd(), DOMAIN)?;
     let common = || -> Result<usize, Failure> {
         let own = guest.frame_set()?;
-        Ok(owner.frames()?.intersection(&own).count())
+        let frames = owner.frames()?.into_iter().flatten();
+        Ok(frames.filter(|frame| own.contains(frame)).count())
     };
     wait::until("merging", CONVERGE, || Ok::<_, Failure>(common()? == PAGES))?;
     let detached = host.device().detach(id, Merged::Unmerge);

@@ -2,9 +2,21 @@
 
 //! Merged copies: how many pages share one, and when it is given back.
 
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use nix::sched::CloneFlags;
+use nix::sys::signal::{
+    kill,
+    Signal, //
+};
+use nix::sys::wait::{
+    waitpid,
+    WaitStatus, //
+};
+use nix::unistd::Pid;
 use tinyvm::Backing;
+use twinpage_lab::files::handle;
 use twinpage_lab::pagemap::Frames;
 use twinpage_lab::process::field;
 use twinpage_lab::tap::{
@@ -18,12 +30,18 @@ use twinpage_lab::{
     wait, //
 };
 
+use crate::callers::{
+    key,
+    Owner, //
+};
 use crate::host::{
     saved_pages,
     Host,
+    CONVERGE,
     DOMAIN,
     PRIVATE, //
 };
+use crate::pins::trace;
 
 const PAGES: usize = 512;
 
@@ -42,6 +60,11 @@ pub const TESTS: &[Test] = &[
         name: "the_copies_of_vms_that_end_do_not_wait_for_a_pass",
         seconds: 180,
         run: the_copies_of_vms_that_end_do_not_wait_for_a_pass,
+    },
+    Test {
+        name: "reaping_a_killed_monitor_leaves_its_twin_alone",
+        seconds: 240,
+        run: reaping_a_killed_monitor_leaves_its_twin_alone,
     },
     Test {
         name: "the_shrinker_frees_copies_that_nobody_maps",
@@ -120,6 +143,59 @@ fn the_copies_of_vms_that_end_do_not_wait_for_a_pass() -> Outcome {
         has_back(before)
     })
     .map(|_| ())
+}
+
+/// Kills a process, stops it where its end begins, and takes its memory meanwhile.
+fn kill_and_reap(process: u32) -> Outcome {
+    let pid = Pid::from_raw(process as i32);
+    let file = handle(process)?;
+    let stop = libc::PTRACE_O_TRACEEXIT as u64;
+    trace(libc::PTRACE_SEIZE, pid.as_raw(), 0, stop)?;
+    kill(pid, Signal::SIGKILL)?;
+    let status = waitpid(pid, None)?;
+    let stopped = matches!(status, WaitStatus::PtraceEvent(..));
+    ensure!(stopped, "the process did not stop at its end: {status:?}");
+    wait::until("reaping", CONVERGE, || {
+        // SAFETY: the call takes integers; the process whose memory goes never runs again.
+        let reaped = unsafe { libc::syscall(libc::SYS_process_mrelease, file.as_raw_fd(), 0) };
+        let error = std::io::Error::last_os_error();
+        // Somebody may be in the way for a moment.
+        let again = error.raw_os_error() == Some(libc::EAGAIN);
+        ensure!(reaped == 0 || again, "process_mrelease: {error}");
+        Ok(reaped == 0)
+    })
+    .map(|_| ())
+}
+
+/// Whose mappings go is not whose copies go (mm/oom_kill.c:__oom_reap_task_mm).
+fn reaping_a_killed_monitor_leaves_its_twin_alone() -> Outcome {
+    let host = Host::new()?;
+    let owner = Owner::start(CloneFlags::empty(), MANY)?;
+    host.device().attach(owner.vm.as_raw_fd(), DOMAIN)?;
+    let twin = host.guest(MANY, Backing::Small, DOMAIN)?;
+    twin.fill_with(key);
+    wait::until("merging", CONVERGE, || {
+        Ok::<_, Failure>(owner.frames()? == twin.frames()?)
+    })?;
+    let before = twin.frames()?;
+    let process = owner.child.pid();
+    kill_and_reap(process)?;
+    let left = owner.frames()?.into_iter().flatten().count();
+    ensure!(left == 0, "the killed process still maps {left} pages");
+    ensure!(twin.frames()? == before, "the twin has other frames");
+    let frames = Frames::open()?;
+    for &frame in before.iter().flatten() {
+        let mappings = frames.mappings(frame)?;
+        ensure!(mappings == 1, "{frame:?} has {mappings} mappings");
+    }
+    twin.check_with(key)?;
+    trace(libc::PTRACE_DETACH, process as libc::pid_t, 0, 0)?;
+    owner.child.kill()?;
+    drop(owner.vm);
+    twin.check_with(key)?;
+    let free = field("/proc/meminfo", "MemFree")?;
+    drop(twin);
+    wait::until("freeing of the copies", CONVERGE, || has_back(free)).map(|_| ())
 }
 
 fn the_shrinker_frees_copies_that_nobody_maps() -> Outcome {

@@ -2,6 +2,8 @@
 
 //! Memory that is taken away while it holds pages of guests, and copies.
 
+use std::collections::BTreeSet;
+
 use tinyvm::Backing;
 use twinpage_lab::blocks::{
     Block,
@@ -9,6 +11,7 @@ use twinpage_lab::blocks::{
 };
 use twinpage_lab::ensure;
 use twinpage_lab::module;
+use twinpage_lab::pagemap::Frame;
 use twinpage_lab::tap::{
     Failure,
     Outcome,
@@ -22,6 +25,7 @@ use crate::host::{
     DOMAIN, //
 };
 use crate::nodes::bound;
+use crate::pressure::break_copy;
 
 pub const TESTS: &[Test] = &[
     Test {
@@ -34,20 +38,20 @@ pub const TESTS: &[Test] = &[
         seconds: 300,
         run: movable_memory_gets_no_copy_and_may_go,
     },
+    // The last: a block with a broken frame that is taken away does not come back.
+    Test {
+        name: "memory_with_a_copy_stays_though_another_is_broken",
+        seconds: 180,
+        run: memory_with_a_copy_stays_though_another_is_broken,
+    },
 ];
 
 const PAGES: usize = 2048;
 
-fn memory_with_a_copy_stays() -> Outcome {
-    let host = Host::new()?;
-    let blocks = Block::all()?;
-    if blocks.is_empty() {
-        return Err(Failure::Skipped("no memory hotplug".into()));
-    }
-    let [a, b] = host.twins(PAGES)?;
-    let copies = a.frame_set()?;
+/// Fails unless all blocks stay that have a copy, and there is one.
+fn they_stay(copies: &BTreeSet<Frame>) -> Outcome {
     let mut tried = 0;
-    for block in &blocks {
+    for block in Block::all()? {
         if copies.iter().any(|&copy| block.has(copy)) {
             let gone = block.offline();
             ensure!(gone.is_err(), "memory went with copies in it");
@@ -55,6 +59,16 @@ fn memory_with_a_copy_stays() -> Outcome {
         }
     }
     ensure!(tried > 0, "no block has the copies");
+    Ok(())
+}
+
+fn memory_with_a_copy_stays() -> Outcome {
+    let host = Host::new()?;
+    if Block::all()?.is_empty() {
+        return Err(Failure::Skipped("no memory hotplug".into()));
+    }
+    let [a, b] = host.twins(PAGES)?;
+    they_stay(&a.frame_set()?)?;
     ensure!(common_frames(&a, &b)? == PAGES, "{}", a.told());
     a.check_with(|page| page as u64 + 1)?;
     b.check_with(|page| page as u64 + 1)
@@ -116,4 +130,32 @@ fn movable_memory_gets_no_copy_and_may_go() -> Outcome {
         twins[0].told()
     );
     Ok(())
+}
+
+/// A broken one keeps no block: the kernel takes it for a frame that nobody maps
+/// (mm/page_isolation.c:page_is_unmovable). So only blocks that have another copy are tried: those
+/// without could go, for good (drivers/base/memory.c:memory_block_online). A kernel with DEBUG_VM
+/// would then write over what it knows of the frame that guests still map
+/// (mm/memory_hotplug.c:remove_pfn_range_from_zone).
+fn memory_with_a_copy_stays_though_another_is_broken() -> Outcome {
+    let host = Host::new()?;
+    let [a, b] = host.twins(PAGES)?;
+    module::set("run", 0)?;
+    let (before, mut copies) = (a.frames()?, a.frame_set()?);
+    let pages_of = |block: &Block| -> Vec<usize> {
+        let inside = |page: &usize| before[*page].is_some_and(|frame| block.has(frame));
+        (0..PAGES).filter(inside).collect()
+    };
+    let blocks = Block::all()?;
+    let crowd = blocks.iter().map(pages_of).max_by_key(Vec::len);
+    let [page, _, ..] = crowd.unwrap_or_default()[..] else {
+        return Err(Failure::Skipped("no block has two copies".into()));
+    };
+    let broken = break_copy(&a, page)?;
+    copies.remove(&broken);
+    they_stay(&copies)?;
+    ensure!(a.frames()? == before, "a guest has other frames");
+    ensure!(b.frames()? == before, "its twin has other frames");
+    a.check_with(|page| page as u64 + 1)?;
+    b.check_with(|page| page as u64 + 1)
 }

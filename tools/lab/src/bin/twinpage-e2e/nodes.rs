@@ -41,6 +41,7 @@ use twinpage_lab::{
 use crate::host::{
     common_frames,
     fill,
+    goes_on,
     in_child,
     pipe,
     saved_pages,
@@ -54,8 +55,13 @@ use crate::host::{
 pub const TESTS: &[Test] = &[
     Test {
         name: "moving_memory_between_nodes_races_with_merging",
-        seconds: 180,
+        seconds: 240,
         run: moving_memory_between_nodes_races_with_merging,
+    },
+    Test {
+        name: "copies_keep_their_frames_when_memory_moves",
+        seconds: 120,
+        run: copies_keep_their_frames_when_memory_moves,
     },
     Test {
         name: "merge_across_nodes_decides_whether_nodes_share",
@@ -77,6 +83,12 @@ pub const TESTS: &[Test] = &[
 /// Moves only pages that no other process maps (`include/uapi/linux/mempolicy.h`).
 const MPOL_MF_MOVE: libc::c_int = 1 << 1;
 
+/// Moves pages whoever maps them.
+const MPOL_MF_MOVE_ALL: libc::c_int = 1 << 2;
+
+/// Has the kernel put pages together, for which it moves them.
+const COMPACT: &str = "/proc/sys/vm/compact_memory";
+
 /// How many nodes there are.
 fn nodes() -> usize {
     (0..64)
@@ -94,7 +106,7 @@ fn several_nodes() -> Outcome {
 }
 
 /// Asks for all pages to be on one node, and says which are; pages that cannot move may stay.
-fn move_pages(memory: &Memory, node: usize) -> Result<usize, Failure> {
+fn move_pages(memory: &Memory, node: usize, flags: libc::c_int) -> Result<usize, Failure> {
     let node = node as i32;
     let pages: Vec<_> = (0..memory.pages()).map(|page| memory.page(page)).collect();
     let nodes = vec![node; pages.len()];
@@ -109,7 +121,7 @@ fn move_pages(memory: &Memory, node: usize) -> Result<usize, Failure> {
             pages.as_ptr(),
             nodes.as_ptr(),
             status.as_mut_ptr(),
-            MPOL_MF_MOVE,
+            flags,
         )
     };
     ensure!(
@@ -127,15 +139,15 @@ fn moving_memory_between_nodes_races_with_merging() -> Outcome {
     let guest = host.guest(1024, Backing::Small, PRIVATE)?;
     guest.fill_with(|page| page as u64 % 64);
     let (mut saved, mut moved, mut round) = (0, 0, 0);
-    let end = Instant::now() + TIME;
-    while Instant::now() < end {
+    let start = Instant::now();
+    while goes_on(start, TIME, saved > 512 && (nodes == 1 || moved > 512)) {
         for page in (0..1024).filter(|page| page % 3 == round % 3) {
             fill(guest.memory(), page, page as u64 % 64);
         }
         // Compaction moves pages wherever it likes; with more nodes, so does this.
         match nodes > 1 {
-            true => moved += move_pages(guest.memory(), round % nodes)?,
-            false => drop(fs::write("/proc/sys/vm/compact_memory", "1")),
+            true => moved += move_pages(guest.memory(), round % nodes, MPOL_MF_MOVE)?,
+            false => drop(fs::write(COMPACT, "1")),
         }
         guest.check_with(|page| page as u64 % 64)?;
         saved += saved_pages(&[&guest])?;
@@ -145,6 +157,33 @@ fn moving_memory_between_nodes_races_with_merging() -> Outcome {
     ensure!(saved > 512, "only {saved} merges were seen");
     ensure!(nodes == 1 || moved > 512, "only {moved} pages were moved");
     Ok(())
+}
+
+/// A copy is on no list from which pages are taken (mm/migrate.c:__add_folio_for_migration,
+/// mm/mempolicy.c:migrate_folio_add, mm/compaction.c:isolate_migratepages_block).
+fn copies_keep_their_frames_when_memory_moves() -> Outcome {
+    const PAGES: usize = 1024;
+    several_nodes()?;
+    let host = Host::new()?;
+    let [a, b] = host.twins(PAGES)?;
+    module::set("run", 0)?;
+    let before = a.frames()?;
+    for flags in [MPOL_MF_MOVE, MPOL_MF_MOVE_ALL] {
+        for node in [0, 1] {
+            let there = move_pages(a.memory(), node, flags)?;
+            println!("{there} of {PAGES} copies are on node {node}");
+            bind(a.memory(), node, flags)?;
+            ensure!(
+                a.frames()? == before && b.frames()? == before,
+                "copies have other frames after moves to node {node} with flags {flags}"
+            );
+        }
+    }
+    drop(fs::write(COMPACT, "1"));
+    ensure!(a.frames()? == before, "compaction gave pages other frames");
+    ensure!(b.frames()? == before, "compaction gave twins other frames");
+    a.check_with(|page| page as u64 + 1)?;
+    b.check_with(|page| page as u64 + 1)
 }
 
 fn merge_across_nodes_decides_whether_nodes_share() -> Outcome {
@@ -158,7 +197,7 @@ fn merge_across_nodes_decides_whether_nodes_share() -> Outcome {
     let guests = [here?, there?, too?];
     for (guest, node) in guests.iter().zip([0, 1, 1]) {
         guest.fill_with(|page| page as u64 + 1);
-        let moved = move_pages(guest.memory(), node)?;
+        let moved = move_pages(guest.memory(), node, MPOL_MF_MOVE)?;
         ensure!(moved == PAGES, "{moved} pages are on node {node}");
     }
     let [here, there, too] = &guests;
@@ -168,7 +207,7 @@ fn merge_across_nodes_decides_whether_nodes_share() -> Outcome {
     let common = common_frames(here, there)? + common_frames(here, too)?;
     ensure!(common == 0, "{common} pages are shared across nodes");
     // The copies are where the pages were.
-    let where_now = |guest: &Guest, node| move_pages(guest.memory(), node);
+    let where_now = |guest: &Guest, node| move_pages(guest.memory(), node, MPOL_MF_MOVE);
     ensure!(where_now(too, 1)? == PAGES, "copies are on another node");
     module::set("run", 2)?;
     module::set("merge_across_nodes", 1)?;
@@ -180,23 +219,30 @@ fn merge_across_nodes_decides_whether_nodes_share() -> Outcome {
     Ok(())
 }
 
-/// Memory that must be on one node.
-pub fn bound(mib: usize, backing: Backing, node: usize) -> Result<Memory, Failure> {
-    let memory = Memory::new(mib * 256, backing)?;
+/// Lets memory be on one node only, and moves what is on another if the flags say so.
+fn bind(memory: &Memory, node: usize, flags: libc::c_int) -> Outcome {
     let nodes = 1_u64 << node;
-    // SAFETY: the range is that of the mapping, and the mask has as many bits as the call is told.
+    // SAFETY: the range is that of the mapping, whose pages keep their content, and the mask has as
+    // many bits as the call is told.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mbind,
             memory.address(),
-            mib << 20,
+            memory.pages() * 4096,
             libc::MPOL_BIND,
             &raw const nodes,
             64,
-            0,
+            flags,
         )
     };
     ensure!(result == 0, "mbind: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+/// Memory that must be on one node.
+pub fn bound(mib: usize, backing: Backing, node: usize) -> Result<Memory, Failure> {
+    let memory = Memory::new(mib * 256, backing)?;
+    bind(&memory, node, 0)?;
     Ok(memory)
 }
 

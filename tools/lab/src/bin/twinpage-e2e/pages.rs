@@ -3,13 +3,19 @@
 //! What a process may do with merged pages, and what the kernel keeps account of.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+use nix::sched::CloneFlags;
 use tinyvm::{
     Backing,
     Memory, //
 };
 use twinpage_lab::process::field;
+use twinpage_lab::swap::{
+    Kind,
+    Swap, //
+};
 use twinpage_lab::tap::{
     Failure,
     Outcome,
@@ -17,9 +23,14 @@ use twinpage_lab::tap::{
 };
 use twinpage_lab::{
     ensure,
-    module, //
+    module,
+    wait, //
 };
 
+use crate::callers::{
+    key,
+    Owner, //
+};
 use crate::host::{
     check,
     common_frames,
@@ -27,6 +38,7 @@ use crate::host::{
     in_child,
     Guest,
     Host,
+    CONVERGE,
     DOMAIN,
     PRIVATE, //
 };
@@ -53,6 +65,11 @@ pub const TESTS: &[Test] = &[
         run: every_madvise_leaves_the_twin_alone,
     },
     Test {
+        name: "another_process_cannot_page_merged_pages_out",
+        seconds: 180,
+        run: another_process_cannot_page_merged_pages_out,
+    },
+    Test {
         name: "guard_regions_stay_and_leave_the_twin_alone",
         seconds: 120,
         run: guard_regions_stay_and_leave_the_twin_alone,
@@ -76,6 +93,11 @@ pub const TESTS: &[Test] = &[
         name: "merged_pages_can_be_locked_afterwards",
         seconds: 120,
         run: merged_pages_can_be_locked_afterwards,
+    },
+    Test {
+        name: "merged_pages_that_are_locked_on_fault_stay_merged",
+        seconds: 120,
+        run: merged_pages_that_are_locked_on_fault_stay_merged,
     },
     Test {
         name: "a_forked_monitor_has_pages_of_its_own",
@@ -253,6 +275,45 @@ fn every_madvise_leaves_the_twin_alone() -> Outcome {
     Ok(())
 }
 
+/// What it may advise about passes over copies, as they are on no list of the page reclaim
+/// (mm/madvise.c:madvise_cold_or_pageout_pte_range).
+fn another_process_cannot_page_merged_pages_out() -> Outcome {
+    const HALF: usize = PAGES / 2;
+    let swap = Swap::on(Kind::Loop, 16)?;
+    let host = Host::new()?;
+    let owner = Owner::start(CloneFlags::empty(), PAGES)?;
+    host.device().attach(owner.vm.as_raw_fd(), DOMAIN)?;
+    let twin = host.guest(PAGES, Backing::Small, DOMAIN)?;
+    // The second half is each VM's own.
+    let twins_key = |page: usize| match page < HALF {
+        true => key(page),
+        false => key(page + PAGES),
+    };
+    twin.fill_with(twins_key);
+    wait::until("merging", CONVERGE, || {
+        Ok::<_, Failure>(owner.frames()?[..HALF] == twin.frames()?[..HALF])
+    })?;
+    module::set("run", 0)?;
+    let before = twin.frames()?;
+    for advice in [libc::MADV_COLD, libc::MADV_PAGEOUT] {
+        owner.advise(advice)?;
+        for frames in [owner.frames()?, twin.frames()?] {
+            ensure!(
+                frames[..HALF] == before[..HALF],
+                "a copy is gone after advice {advice}"
+            );
+        }
+    }
+    let there = owner.frames()?[HALF..].iter().flatten().count();
+    println!("{there} of {HALF} pages that are no copies are still there");
+    ensure!(there < HALF, "nothing was paged out");
+    owner.check()?;
+    twin.check_with(twins_key)?;
+    owner.child.kill()?;
+    drop((twin, host));
+    swap.off()
+}
+
 /// Entries that are no pages, with which an access faults for good (Linux 6.13).
 fn guard_regions_stay_and_leave_the_twin_alone() -> Outcome {
     const MADV_GUARD_INSTALL: libc::c_int = 102;
@@ -373,6 +434,33 @@ fn merged_pages_can_be_locked_afterwards() -> Outcome {
     host.looks(2)?;
     // SAFETY: the range is the VM's memory.
     let unlocked = unsafe { libc::munlock(a.memory().page(0).cast(), 64 * 4096) };
+    ensure!(unlocked == 0, "munlock");
+    host.until_saved(&[&a, &b], 64)?;
+    a.check_with(|page| page as u64 + 1)
+}
+
+/// Nothing is written to them (mm/gup.c:populate_vma_page_range), and a copy, which is on no list,
+/// is marked at most (mm/mlock.c:__mlock_folio).
+fn merged_pages_that_are_locked_on_fault_stay_merged() -> Outcome {
+    let host = Host::new()?;
+    let [a, b] = host.twins(64)?;
+    let before = a.frames()?;
+    let at = a.memory().page(0).cast::<libc::c_void>();
+    // SAFETY: the range is the VM's memory; locking changes no content.
+    let locked = unsafe { libc::mlock2(at, 64 * 4096, libc::MLOCK_ONFAULT) };
+    ensure!(locked == 0, "mlock2: {}", std::io::Error::last_os_error());
+    // What is written to gets a frame of its own, and keeps it while it is locked.
+    fill(a.memory(), 5, 6);
+    host.looks(2)?;
+    let mut now = a.frames()?;
+    ensure!(now[5] != before[5], "a locked page was merged");
+    now[5] = before[5];
+    ensure!(now == before, "locking gave pages other frames");
+    ensure!(b.frames()? == before, "the twin has other frames");
+    a.check_with(|page| page as u64 + 1)?;
+    b.check_with(|page| page as u64 + 1)?;
+    // SAFETY: the range is the VM's memory.
+    let unlocked = unsafe { libc::munlock(at, 64 * 4096) };
     ensure!(unlocked == 0, "munlock");
     host.until_saved(&[&a, &b], 64)?;
     a.check_with(|page| page as u64 + 1)

@@ -21,7 +21,10 @@ use twinpage_lab::module::{
     self,
     Merged, //
 };
-use twinpage_lab::pagemap::Frames;
+use twinpage_lab::pagemap::{
+    Frame,
+    Frames, //
+};
 use twinpage_lab::process::{
     available_kib,
     field,
@@ -293,22 +296,27 @@ fn swapped_pages_merge_when_they_come_back() -> Outcome {
     swap.off()
 }
 
+/// Breaks the copy that a page maps, and says which frame that is.
+pub fn break_copy(guest: &Guest, page: usize) -> Result<Frame, Failure> {
+    let Some(frame) = guest.frames()?[page] else {
+        return Err(Failure::Failed(format!("page {page} is not mapped")));
+    };
+    // A page outside the LRU is not "handled", which is an error, but the frame is marked.
+    let poisoned = guest.memory().advise(page, 1, libc::MADV_HWPOISON);
+    println!("poisoning: {poisoned:?}");
+    if !Frames::open()?.flags(frame)?.poisoned() {
+        let text = format!("the kernel cannot poison pages: {poisoned:?}");
+        return Err(Failure::Skipped(text));
+    }
+    Ok(frame)
+}
+
 fn a_poisoned_copy_is_retired() -> Outcome {
     const PAGES: usize = 64;
     let host = Host::new()?;
     let [a, b] = host.twins(PAGES)?;
-    let Some(frame) = a.frames()?[5] else {
-        return Err(Failure::Failed("page 5 is not mapped".into()));
-    };
     module::set("run", 0)?;
-    // A page outside the LRU is not "handled", which is an error, but the frame is marked.
-    let poisoned = a.memory().advise(5, 1, libc::MADV_HWPOISON);
-    println!("poisoning: {poisoned:?}");
-    let frames = Frames::open()?;
-    if !frames.flags(frame)?.poisoned() {
-        let text = format!("the kernel cannot poison pages: {poisoned:?}");
-        return Err(Failure::Skipped(text));
-    }
+    let frame = break_copy(&a, 5)?;
     module::set("run", 1)?;
     host.looks(2)?;
     // A third VM with the same content must not come near the poisoned frame.
