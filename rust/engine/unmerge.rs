@@ -42,6 +42,16 @@ pub struct Patience {
     is_first_round: bool,
 }
 
+impl Default for Patience {
+    /// As long as can be, for the first round.
+    fn default() -> Self {
+        Self {
+            left_ns: Self::LIMIT_NS,
+            is_first_round: true,
+        }
+    }
+}
+
 impl Patience {
     /// How long it lasts.
     pub const LIMIT_NS: u64 = 10_000_000_000;
@@ -54,14 +64,6 @@ impl Patience {
 
     /// The most that a step costs. One that took longer was held up by others than the guest.
     pub const STEP_NS: u64 = 10_000_000;
-
-    /// As long as can be, for the first round.
-    pub const fn new() -> Self {
-        Self {
-            left_ns: Self::LIMIT_NS,
-            is_first_round: true,
-        }
-    }
 
     /// A step that had this result took `ns`, with the wait before it; says whether to go on.
     pub fn spend(&mut self, step: &Result<Unmerged, Away>, ns: u64) -> bool {
@@ -256,7 +258,7 @@ mod tests {
 
     #[test]
     fn what_is_in_vain_now_and_then_takes_no_patience() {
-        let mut patience = Patience::new();
+        let mut patience = Patience::default();
         // The first round over a guest so large that more is in vain in all than may be at once.
         for _ in 0..1 << 19 {
             assert!(patience.spend(&Err(Away::Busy), MS));
@@ -281,7 +283,7 @@ mod tests {
             }),
         ];
         for step in vain {
-            let mut patience = Patience::new();
+            let mut patience = Patience::default();
             let mut steps: u64 = 0;
             while patience.spend(&step, MS) {
                 steps = steps.wrapping_add(1);
@@ -297,7 +299,7 @@ mod tests {
 
     #[test]
     fn rounds_in_which_there_is_nothing_to_do_take_patience() {
-        let mut patience = Patience::new();
+        let mut patience = Patience::default();
         patience.begin_again();
         assert!((1..10_000).all(|_| patience.spend(&told(0, 0), MS)));
         assert!(!patience.spend(&told(0, 0), MS));
@@ -305,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_step_that_others_hold_up_takes_little_patience() {
-        let mut patience = Patience::new();
+        let mut patience = Patience::default();
         assert!((1..1000).all(|_| patience.spend(&Err(Away::Busy), u64::MAX)));
         assert!(!patience.spend(&Err(Away::Busy), u64::MAX));
     }

@@ -279,7 +279,7 @@ impl Shared {
         let mut cursor = 0;
         let mut busy = 0_u64;
         let mut is_short = false;
-        let mut patience = Patience::new();
+        let mut patience = Patience::default();
         let mut before = Instant::<Monotonic>::now();
         let result = loop {
             if current!().signal_pending() {
