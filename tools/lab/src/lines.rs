@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::wait;
 
 /// The longest a listener may take to come up.
-const LISTENS: Duration = Duration::from_secs(60);
+const LISTENS: Duration = Duration::from_secs(300);
 
 /// Connects as soon as somebody listens.
 ///

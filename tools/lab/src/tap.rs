@@ -102,6 +102,9 @@ const PASSED: i32 = 0;
 const FAILED: i32 = 1;
 const SKIPPED: i32 = 77;
 
+/// How long what a test left behind may take to go.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Marks the line of a test process that says why it was skipped.
 const SKIP_MARK: &str = "SKIP: ";
 
@@ -256,7 +259,7 @@ fn adopt_orphans() -> io::Result<()> {
 fn sweep_up(group: u32) {
     // No such process is what is wanted.
     let _ = killpg(Pid::from_raw(group as i32), Signal::SIGKILL);
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
         let orphans = children();
         for &pid in &orphans {
@@ -285,7 +288,7 @@ fn children() -> Vec<i32> {
 
 /// Unloads the module if a test left it loaded.
 fn clean_up() -> Result<(), Failure> {
-    wait::until("unloading the module", Duration::from_secs(20), || {
+    wait::until("unloading the module", PATIENCE, || {
         Ok(!module::is_loaded() || module::unload().is_ok())
     })
     .map(|_| ())

@@ -15,6 +15,7 @@ use tinyvm::{
 use twinpage_lab::module::{
     self,
     uapi,
+    Detached,
     Merged,
     Stats, //
 };
@@ -55,7 +56,7 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "a_detach_beside_another_says_what_is_still_merged",
-        seconds: 300,
+        seconds: 600,
         run: a_detach_beside_another_says_what_is_still_merged,
     },
     Test {
@@ -165,45 +166,63 @@ fn fields_that_must_be_zero_must_be_zero() -> Outcome {
     Ok(())
 }
 
-/// Giving many pages back takes long enough for a second detach to come in between.
-fn a_detach_beside_another_says_what_is_still_merged() -> Outcome {
-    const PAGES: usize = 16_384;
-    let host = Host::new()?;
-    let guest = host.guest(PAGES, Backing::Small, PRIVATE)?;
-    guest.fill_with(|page| page as u64 % 16 + 1);
-    // A copy serves 256 pages at most.
-    host.until_saved(&[&guest], PAGES * 99 / 100)?;
-    module::set("run", 0)?;
+/// How a detach ended.
+type Ended = Result<Detached, (std::io::Error, Detached)>;
+
+/// Two detaches of a VM that begin at once.
+fn detach_twice(host: &Host, id: u32) -> Result<[Ended; 2], Failure> {
     let both = Barrier::new(2);
     let detach = || {
         both.wait();
-        host.device().detach(guest.id(), Merged::Unmerge)
+        host.device().detach(id, Merged::Unmerge)
     };
     let results = std::thread::scope(|scope| {
         let other = scope.spawn(detach);
         let own = detach();
         other.join().map(|other| [own, other])
     });
-    let Ok(results) = results else {
-        return Err(Failure::Failed("a thread has panicked".into()));
-    };
-    println!("{results:?}");
-    let (done, refused): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
-    let ([Ok(done)], [Err((error, refused))]) = (&done[..], &refused[..]) else {
-        return Err(Failure::Failed("not one of them was refused".into()));
-    };
-    ensure!(error.raw_os_error() == Some(libc::EBUSY), "{error}");
-    ensure!(refused.unmerged == 0, "it has unmerged: {refused:?}");
-    ensure!(
-        refused.remaining > 0 && refused.remaining <= PAGES as u64,
-        "{refused:?} of {PAGES} pages"
-    );
-    ensure!(done.remaining == 0, "{done:?}");
-    ensure!(
-        done.unmerged >= refused.remaining,
-        "{done:?} after {refused:?}"
-    );
-    Ok(())
+    results.map_err(|_| Failure::Failed("a thread has panicked".into()))
+}
+
+/// Giving many pages back takes long enough for a second detach to come in between, unless its
+/// thread is held up: then it is tried again.
+fn a_detach_beside_another_says_what_is_still_merged() -> Outcome {
+    const PAGES: usize = 16_384;
+    const TRIES: usize = 5;
+    let host = Host::new()?;
+    let mut guest = Guest::detached(PAGES, Backing::Small)?;
+    guest.fill_with(|page| page as u64 % 16 + 1);
+    for _ in 0..TRIES {
+        guest.attach(&host, PRIVATE)?;
+        module::set("run", 1)?;
+        // A copy serves 256 pages at most.
+        host.until_saved(&[&guest], PAGES * 99 / 100)?;
+        module::set("run", 0)?;
+        let results = detach_twice(&host, guest.id())?;
+        println!("{results:?}");
+        let (done, refused): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+        let ([Ok(done)], [Err((error, refused))]) = (&done[..], &refused[..]) else {
+            return Err(Failure::Failed("not one of them was refused".into()));
+        };
+        ensure!(done.remaining == 0, "{done:?}");
+        ensure!(refused.unmerged == 0, "it has unmerged: {refused:?}");
+        let errno = error.raw_os_error();
+        let late = matches!(errno, Some(libc::EBUSY | libc::ENOENT)) && refused.remaining == 0;
+        if late {
+            continue;
+        }
+        ensure!(errno == Some(libc::EBUSY), "{error}");
+        ensure!(
+            refused.remaining <= PAGES as u64,
+            "{refused:?} of {PAGES} pages"
+        );
+        ensure!(
+            done.unmerged >= refused.remaining,
+            "{done:?} after {refused:?}"
+        );
+        return Ok(());
+    }
+    Err(Failure::Failed("each second detach was late".into()))
 }
 
 /// A page that two VMs show would be its own twin, or be in two domains.

@@ -108,7 +108,9 @@ fn frozen(busy: f64) -> Outcome {
     fs::write(PM_TEST, "freezer")?;
     let (start, before) = (Instant::now(), scanner_time()?);
     fs::write("/sys/power/state", "mem")?;
-    let (took, used) = (start.elapsed(), scanner_time()? - before);
+    // In this order, so that what was used was used within that time.
+    let used = scanner_time()? - before;
+    let took = start.elapsed();
     fs::write(PM_TEST, "none")?;
     println!("frozen for {took:?}, in which the scanner took {used:?}");
     ensure!(took >= FROZEN, "nothing was frozen");

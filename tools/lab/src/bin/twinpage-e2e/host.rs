@@ -5,7 +5,10 @@
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 use sha2::{
     Digest,
@@ -156,6 +159,13 @@ pub fn hurry() -> Outcome {
     module::set("pages_to_scan", 65536)?;
     module::set("max_break_rate", 0)?;
     Ok(())
+}
+
+/// Whether to go on with what began at `start`: for this time, and until enough was seen, unless
+/// that takes longer than [`CONVERGE`]: others may keep the scanner from its work.
+pub fn goes_on(start: Instant, time: Duration, enough: bool) -> bool {
+    let passed = start.elapsed();
+    passed < time || (!enough && passed < CONVERGE)
 }
 
 /// A VM that the test itself is the monitor of.
