@@ -457,7 +457,7 @@ mod tests {
 
     #[test]
     fn copies_whose_digests_begin_alike_are_both_found() -> Result<(), Untested> {
-        const OTHER: u64 = 5 | 1 << 40;
+        const OTHER: u64 = 5 | (1 << 40);
         let mut toy = Toy::new(1)?;
         toy.fill(0, 0..2, |_| Page::Own(5));
         assert!(toy.pass(1));
