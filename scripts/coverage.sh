@@ -3,16 +3,18 @@
 #
 # Which lines the tests reach:
 #
-#	scripts/coverage.sh [engine] [module]
+#	scripts/coverage.sh [engine] [module] [allocations]
 #
 # engine: those of the engine by its cargo tests; llvm-cov tells.
 # module: those of the whole module, as the stock kernel loads it, by its
 # end-to-end tests. The emulator notes each instruction before it first runs, and
 # the module's debug information says of which line it is. The compiler may have
 # given an instruction to one of several lines, or none to a line.
+# allocations: the places in the module that ask for memory, on the kasan kernel, and
+# which of them got none in some end-to-end test; if named only.
 #
-# Each prints a line a file, and leaves what was missed in
-# build/report/coverage-NAME.txt.
+# Each leaves what was missed in build/report/coverage-NAME.txt; the others print a
+# line a file.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -84,6 +86,20 @@ instructions() {
 		}'
 }
 
+# SUM: what awk needs to calculate with addresses of modules, which differ in 30 bits: it
+# prints larger numbers with six digits when they are indices.
+# shellcheck disable=SC2016
+SUM='
+function low(address,    i, sum) {
+	sub(/^0x/, "", address)
+	if (length(address) > 8)
+		address = substr(address, length(address) - 7)
+	sum = 0
+	for (i = 1; i <= length(address); i++)
+		sum = sum * 16 + index("123456789abcdef", substr(address, i, 1))
+	return sum % 1073741824
+}'
+
 # module_lines: as engine_lines, of all of the module. Its code may have been at several
 # places: wherever it was when an instruction ran, that is reached.
 module_lines() {
@@ -107,19 +123,48 @@ module_lines() {
 	done | sort -t : -k 1,1 -k 2,2n -k 3,3nr | sort -t : -k 1,1 -k 2,2n -u
 }
 
-# SUM: what awk needs to calculate with addresses of modules, which differ in 30 bits: it
-# prints larger numbers with six digits when they are indices.
-# shellcheck disable=SC2016
-SUM='
-function low(address,    i, sum) {
-	sub(/^0x/, "", address)
-	if (length(address) > 8)
-		address = substr(address, length(address) - 7)
-	sum = 0
-	for (i = 1; i <= length(address); i++)
-		sum = sum * 16 + index("123456789abcdef", substr(address, i, 1))
-	return sum % 1073741824
-}'
+# ALLOCATORS: the functions by which the module asks for memory. In Rust, one that is asked for
+# 0 bytes gives memory back.
+ALLOCATORS='^(rust_helper_kv?realloc_node_align|__kmalloc_cache_noprof|alloc_pages_node_noprof|alloc_workqueue_noprof|shrinker_alloc)'
+
+# allocations SECTION: the places in the module that ask for memory, as the function and offset to
+# which the allocator returns.
+allocations() {
+	"$TOP/scripts/root.sh" objdump -dr --no-show-raw-insn -j "$1" "$TOP/build/kasan/twinpage.ko" |
+		awk -v allocators="$ALLOCATORS" "$SUM"'
+		/^[0-9a-f]+ <.*>:$/ { name = substr($2, 2, length($2) - 3); base = low($1); next }
+		/R_X86_64_PLT32/ { asks = $NF ~ allocators && !frees; next }
+		/^ *[0-9a-f]+:/ {
+			sub(/:$/, "", $1)
+			if (asks)
+				printf "%s+0x%x\n", name, low($1) - base
+			asks = 0
+			# The size is handed on to a function that rounds it up first.
+			if (/,%[er]si$/ && !/mov +%rdx,%rsi$/)
+				frees = /xor +%esi,%esi$/
+		}'
+}
+
+# report_allocations: how many of the places were seen to get no memory in some end-to-end test that
+# lets allocations fail. The kernel prints a trace then, but not with __GFP_NOWARN, which kvmalloc
+# adds above a page. Leaves those that were not.
+report_allocations() {
+	local section ran=$LOG/allocations missed=$REPORT/coverage-allocations.txt
+	build_payload kasan
+	"$TOP/scripts/vm.sh" --kernel kasan --timeout 5400 --mem 3072 --numa 2 --out "$ran" \
+		"${PAYLOAD[@]}" -- sh -c 'dmesg -n 1
+			TWINPAGE_SITES=1 exec twinpage-e2e --only every_failed_allocation' >&2 ||
+		say "some test failed; what failed in it counts all the same"
+	for section in .text .init.text; do
+		allocations "$section"
+	done >"$WORK/allocations"
+	awk 'FILENAME ~ /output/ { if (/^# site /) failed[$3]; next }
+	!($1 in failed)' "$ran/output.log" "$WORK/allocations" |
+		"$TOP/scripts/root.sh" c++filt >"$missed"
+	printf '%d places ask for memory, %d were not seen to get none\n' \
+		"$(wc -l <"$WORK/allocations")" "$(wc -l <"$missed")"
+	say "those that were not: $missed"
+}
 
 # report NAME: what is reached, from the lines of NAME_lines.
 report() {
@@ -142,12 +187,17 @@ report() {
 
 [ $# -gt 0 ] || set -- engine module
 for name in "$@"; do
-	declare -F "${name}_lines" >/dev/null ||
-		die "coverage.sh knows engine and module, not '$name'"
+	case $name in
+	engine | module | allocations) ;;
+	*) die "coverage.sh knows engine, module and allocations, not '$name'" ;;
+	esac
 done
 rm -rf "$WORK"
 mkdir -p "$LOG" "$WORK" "$REPORT"
 "$TOP/scripts/prepare.sh" root >/dev/null
 for name in "$@"; do
-	report "$name"
+	case $name in
+	allocations) report_allocations ;;
+	*) report "$name" ;;
+	esac
 done

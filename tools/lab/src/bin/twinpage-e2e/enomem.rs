@@ -314,6 +314,7 @@ fn merge_while_failing(host: &Host, faults: &Faults, domain: u64, n: u64) -> Res
     host.until_saved(&[&a, &b], PAGES)?;
     let made = n - faults.left()?;
     faults.arm(0)?;
+    faults.note_sites()?;
     a.check_with(key)?;
     b.check_with(key)?;
     let stats = a.stats()?;

@@ -2,6 +2,9 @@
 
 //! Lets the kernel's allocations fail, one at a time (`Documentation/fault-injection` of the kernel).
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::env;
 use std::fs::{
     File,
     OpenOptions, //
@@ -9,6 +12,7 @@ use std::fs::{
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use twinpage_lab::dmesg::Log;
 use twinpage_lab::ensure;
 use twinpage_lab::faults::{
     self,
@@ -23,7 +27,16 @@ use twinpage_lab::tap::{
 pub const MANY: u64 = 1 << 30;
 
 /// The allocations of one thread.
-pub struct Faults(File);
+pub struct Faults {
+    nth: File,
+    sites: Option<RefCell<Sites>>,
+}
+
+/// Where the module asked for memory and got none.
+struct Sites {
+    log: Log,
+    known: BTreeSet<String>,
+}
 
 /// What came of an operation while an allocation was to fail.
 pub struct Attempt<T> {
@@ -37,6 +50,41 @@ pub struct Attempt<T> {
 #[inline(never)]
 fn touch_stack() {
     std::hint::black_box([1_u8; 1 << 16]);
+}
+
+impl Sites {
+    /// None, if the environment says that somebody wants to know (`scripts/coverage.sh`).
+    fn if_wanted() -> io::Result<Option<RefCell<Sites>>> {
+        if env::var_os("TWINPAGE_SITES").is_none() {
+            return Ok(None);
+        }
+        Changed::to([("failslab/verbose", "2"), ("fail_page_alloc/verbose", "2")])?.keep();
+        let log = Log::from_now()?;
+        let known = BTreeSet::new();
+        Ok(Some(RefCell::new(Sites { log, known })))
+    }
+
+    /// Prints where allocations have failed since the last call, if that is new.
+    fn look(&mut self) -> io::Result<()> {
+        let lines = self.log.lines()?;
+        let traces = lines.split(|line| line.starts_with("FAULT_INJECTION"));
+        let sites = traces
+            .skip(1)
+            .filter_map(|trace| trace.iter().find_map(|line| of_module(line)));
+        for site in sites {
+            if self.known.insert(site.to_owned()) {
+                println!("site {site}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The function and the offset that a line of a call trace names, if that is the module's.
+fn of_module(line: &str) -> Option<&str> {
+    let place = line.trim().strip_suffix(" [twinpage]")?;
+    let (site, _length) = place.split_once('/')?;
+    (!site.starts_with('?')).then_some(site)
 }
 
 impl Faults {
@@ -56,23 +104,32 @@ impl Faults {
             return Err(Failure::Skipped(text.into()));
         }
         Changed::to(faults::EVERY_KIND.iter().copied())?.keep();
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(Faults(file))
+        let nth = OpenOptions::new().read(true).write(true).open(path)?;
+        let sites = Sites::if_wanted()?;
+        Ok(Faults { nth, sites })
     }
 
     /// Lets the `n`-th allocation from now on fail; 0: none.
     pub fn arm(&self, n: u64) -> io::Result<()> {
         let text = n.to_string();
-        self.0.write_all_at(text.as_bytes(), 0)
+        self.nth.write_all_at(text.as_bytes(), 0)
     }
 
     /// How many allocations are left before the one that fails; 0: it has failed.
     pub fn left(&self) -> Result<u64, Failure> {
         let mut text = [0; 24];
-        let length = self.0.read_at(&mut text, 0)?;
+        let length = self.nth.read_at(&mut text, 0)?;
         let text = String::from_utf8_lossy(&text[..length]).into_owned();
         let number = text.trim_end_matches('\0').trim().parse();
         number.map_err(|_| Failure::Failed(format!("fail-nth reads '{text}'")))
+    }
+
+    /// Notes where allocations have failed, if somebody wants to know.
+    pub fn note_sites(&self) -> io::Result<()> {
+        match &self.sites {
+            Some(sites) => sites.borrow_mut().look(),
+            None => Ok(()),
+        }
     }
 
     /// Does something while the `n`-th allocation is to fail.
@@ -88,6 +145,7 @@ impl Faults {
         let result = work();
         let left = self.left();
         self.arm(0)?;
+        self.note_sites()?;
         Ok(Attempt {
             result,
             failed: left? == 0,

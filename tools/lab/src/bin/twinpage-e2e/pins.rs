@@ -86,7 +86,7 @@ pub const TESTS: &[Test] = &[
     },
     Test {
         name: "direct_io_into_merging_pages_loses_nothing",
-        seconds: 240,
+        seconds: 600,
         run: direct_io_into_merging_pages_loses_nothing,
     },
     Test {
