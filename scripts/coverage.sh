@@ -125,12 +125,14 @@ module_lines() {
 
 # ALLOCATORS: the functions by which the module asks for memory. In Rust, one that is asked for
 # 0 bytes gives memory back.
-ALLOCATORS='^(rust_helper_kv?realloc_node_align|__kmalloc_cache_noprof|alloc_pages_node_noprof|alloc_workqueue_noprof|shrinker_alloc)'
+ALLOCATORS='^(rust_helper_kv?realloc_node_align|(__kmalloc_cache|alloc_pages_node)_noprof'
+ALLOCATORS+='|alloc_workqueue_noprof|shrinker_alloc)'
 
 # allocations SECTION: the places in the module that ask for memory, as the function and offset to
 # which the allocator returns.
 allocations() {
-	"$TOP/scripts/root.sh" objdump -dr --no-show-raw-insn -j "$1" "$TOP/build/kasan/twinpage.ko" |
+	local ko=$TOP/build/kasan/twinpage.ko
+	"$TOP/scripts/root.sh" objdump -dr --no-show-raw-insn -j "$1" "$ko" |
 		awk -v allocators="$ALLOCATORS" "$SUM"'
 		/^[0-9a-f]+ <.*>:$/ { name = substr($2, 2, length($2) - 3); base = low($1); next }
 		/R_X86_64_PLT32/ { asks = $NF ~ allocators && !frees; next }

@@ -68,7 +68,7 @@ impl Patience {
     /// A step that had this result took `ns`, with the wait before it; says whether to go on.
     pub fn spend(&mut self, step: &Result<Unmerged, Away>, ns: u64) -> bool {
         let back = match step {
-            Ok(done) if done.unmerged > 0 => u64::from(done.unmerged).saturating_mul(Self::PAGE_NS),
+            Ok(done) if done.unmerged > 0 => Self::PAGE_NS.saturating_mul(done.unmerged.into()),
             Ok(done) if done.busy > 0 || done.state == UnmergeState::NoMemory => 0,
             Ok(_) if self.is_first_round => Self::BLOCK_NS,
             Ok(_) | Err(_) => 0,
@@ -91,8 +91,8 @@ impl<F> Index<F> {
     /// first and the caller's to keep. Nothing may be scanned in between, or pages merge again.
     ///
     /// The page tables decide, not the records: pages that moved, and copies that this index does
-    /// not know, are given back too. What maps the shared zero page is left alone. Copies that nobody
-    /// maps any more stay until [`sweep`](Self::sweep).
+    /// not know, are given back too. What maps the shared zero page is left alone. Copies that
+    /// nobody maps any more stay until [`sweep`](Self::sweep).
     ///
     /// # Errors
     ///
