@@ -187,19 +187,22 @@ report() {
 	say "lines of the $1 that were not reached: $missed"
 }
 
+report_engine() {
+	report engine
+}
+
+report_module() {
+	report module
+}
+
 [ $# -gt 0 ] || set -- engine module
 for name in "$@"; do
-	case $name in
-	engine | module | allocations) ;;
-	*) die "coverage.sh knows engine, module and allocations, not '$name'" ;;
-	esac
+	declare -F "report_$name" >/dev/null ||
+		die "coverage.sh knows engine, module and allocations, not '$name'"
 done
 rm -rf "$WORK"
 mkdir -p "$LOG" "$WORK" "$REPORT"
 "$TOP/scripts/prepare.sh" root >/dev/null
 for name in "$@"; do
-	case $name in
-	allocations) report_allocations ;;
-	*) report "$name" ;;
-	esac
+	"report_$name"
 done

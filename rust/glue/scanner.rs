@@ -107,11 +107,8 @@ impl Shared {
             }
             return None;
         }
-        let mut done = Done {
-            pace: Pace::Boost,
-            batch: Batch::new(&knobs),
-            least_ms: 0,
-        };
+        let mut batch = Batch::new(&knobs);
+        let mut last = None;
         while !self.is_stopped() {
             let mut state = self.state.lock();
             // A writer to `run` waits for the mutex, and nothing may merge behind its back.
@@ -123,14 +120,18 @@ impl Shared {
             drop(state);
             thread::yield_now();
             let busy_ns = clock.now.saturating_sub(began);
-            done.pace = worked.pace;
-            // Whoever holds its locks needs time to let go of them.
-            done.least_ms = u64::from(worked.busy);
-            if done.batch.step(worked.present, busy_ns) || worked.busy {
+            let is_over = batch.step(worked.present, busy_ns) || worked.busy;
+            last = Some(worked);
+            if is_over {
                 break;
             }
         }
-        Some(done)
+        last.map(|worked| Done {
+            pace: worked.pace,
+            batch,
+            // Whoever holds its locks needs time to let go of them.
+            least_ms: u64::from(worked.busy),
+        })
     }
 
     /// Detaches guests whose VM has ended.

@@ -36,7 +36,7 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 /// How long a better reason for a broken link may take to arrive.
 const BETTER_REASON: Duration = Duration::from_millis(500);
 /// How long a thread here may take to tell that it has done the last part, of which the other end
-/// knows already: threads of a busy machine were seen to run 2 s late.
+/// knows already: a busy machine may not run it for seconds.
 const LATE_WORD: Duration = Duration::from_secs(5);
 /// How long the other end may take to close the link.
 const FAREWELL: Duration = Duration::from_secs(5);

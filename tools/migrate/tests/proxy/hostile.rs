@@ -62,7 +62,6 @@ use twinpage_wire::{
 
 use crate::common::{
     finish,
-    source,
     until,
     LIMIT, //
 };
@@ -480,8 +479,8 @@ fn staying_source(path: &Path, stream: &[u8]) -> Vec<u8> {
     heard
 }
 
-/// A sender that an enemy receives from; the source QEMU writes `stream`.
-fn sender(
+/// A sender that has called an enemy; the source QEMU writes `stream`.
+fn calling(
     dir: &Path,
     stream: Vec<u8>,
     limits: Limits,
@@ -498,17 +497,21 @@ fn sender(
     let handle = send::start(options).unwrap();
     let heard = thread::spawn(move || staying_source(&path, &stream));
     let link = listener.accept(None).unwrap();
-    let mut enemy = enemy(link, Direction::ToSender);
+    (handle, enemy(link, Direction::ToSender), heard)
+}
+
+/// Has an enemy answer the sender's HELLO with one that is right but for `change`.
+fn answer(enemy: &mut Enemy, change: impl Fn(&mut Hello)) {
     let Some(Incoming::Message(Message::Hello(theirs))) = enemy.hear() else {
         panic!("no HELLO");
     };
     enemy.sealer = Sealer::new(Direction::ToSender, &theirs.session, 0);
-    let answer = Hello {
+    let mut answer = Hello {
         session: theirs.session,
         ..hello(Role::Receiver)
     };
+    change(&mut answer);
     enemy.say(&Message::Hello(answer));
-    (handle, enemy, heard)
 }
 
 #[test]
@@ -538,7 +541,8 @@ fn a_receiver_that_breaks_the_rules_is_refused_and_the_source_hears_nothing() {
             "silent" => limits_with(SILENCE),
             _ => limits(),
         };
-        let (handle, mut enemy, heard) = sender(dir.path(), stream.clone(), limits);
+        let (handle, mut enemy, heard) = calling(dir.path(), stream.clone(), limits);
+        answer(&mut enemy, |_| ());
         lie(&mut enemy);
         let error = finish(handle).unwrap_err().to_string();
         assert!(error.contains(what), "{what}: {error}");
@@ -550,16 +554,7 @@ fn a_receiver_that_breaks_the_rules_is_refused_and_the_source_hears_nothing() {
 #[test]
 fn a_receiver_that_ends_the_link_without_an_answer_is_told_apart() {
     let dir = tempfile::tempdir().unwrap();
-    let link = dir.path().join("enemy.sock");
-    let listener = lair(&link);
-    let path = dir.path().join("send.sock");
-    let input = send::Input::Listener(UnixListener::bind(&path).unwrap(), path.clone());
-    let to = format!("unix:{}", link.display()).parse().unwrap();
-    let mut options = send::Options::new(input, to, Security::Insecure);
-    options.limits = limits();
-    let handle = send::start(options).unwrap();
-    let heard = thread::spawn(move || source(&path, b"QEVM", 100, true));
-    let mut enemy = enemy(listener.accept(None).unwrap(), Direction::ToSender);
+    let (handle, mut enemy, heard) = calling(dir.path(), b"QEVM".to_vec(), limits());
     assert!(enemy.hear().is_some());
     drop(enemy);
     let error = finish(handle).unwrap_err();
@@ -575,27 +570,8 @@ fn a_receiver_with_other_ideas_is_refused() {
         |hello: &mut Hello| hello.domain = "other".to_owned(),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let link = dir.path().join("enemy.sock");
-        let listener = lair(&link);
-        let path = dir.path().join("send.sock");
-        let input = send::Input::Listener(UnixListener::bind(&path).unwrap(), path.clone());
-        let to = format!("unix:{}", link.display()).parse().unwrap();
-        let mut options = send::Options::new(input, to, Security::Insecure);
-        options.limits = limits();
-        let handle = send::start(options).unwrap();
-        let heard = thread::spawn(move || source(&path, b"QEVM", 100, true));
-        let link = listener.accept(None).unwrap();
-        let mut enemy = enemy(link, Direction::ToSender);
-        let Some(Incoming::Message(Message::Hello(theirs))) = enemy.hear() else {
-            panic!("no HELLO");
-        };
-        enemy.sealer = Sealer::new(Direction::ToSender, &theirs.session, 0);
-        let mut answer = Hello {
-            session: theirs.session,
-            ..hello(Role::Receiver)
-        };
-        change(&mut answer);
-        enemy.say(&Message::Hello(answer));
+        let (handle, mut enemy, heard) = calling(dir.path(), b"QEVM".to_vec(), limits());
+        answer(&mut enemy, change);
         finish(handle).unwrap_err();
         assert_eq!(heard.join().unwrap(), b"");
     }

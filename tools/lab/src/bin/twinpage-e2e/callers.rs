@@ -2,14 +2,7 @@
 
 //! Who may ask for something, and for whose VM.
 
-use std::io::{
-    Read,
-    Write, //
-};
-use std::os::fd::{
-    AsRawFd,
-    OwnedFd, //
-};
+use std::os::fd::AsRawFd;
 
 use nix::sched::{
     unshare,
@@ -20,23 +13,12 @@ use nix::unistd::{
     Uid, //
 };
 use tinyvm::Backing;
-use twinpage_guest::pattern::Stream;
 use twinpage_lab::ensure;
-use twinpage_lab::files::{
-    borrow,
-    handle, //
-};
 use twinpage_lab::module::{
     uapi,
     Device,
     Merged, //
 };
-use twinpage_lab::pagemap::{
-    Entry,
-    Frame,
-    Pagemap, //
-};
-use twinpage_lab::process::Bytes;
 use twinpage_lab::tap::{
     Failure,
     Outcome,
@@ -47,12 +29,14 @@ use twinpage_lab::wait;
 use crate::host::{
     fails_with,
     in_child,
-    pipe,
-    Child,
     Guest,
     Host,
     CONVERGE,
     DOMAIN, //
+};
+use crate::owner::{
+    key,
+    Owner, //
 };
 
 pub const TESTS: &[Test] = &[
@@ -74,114 +58,6 @@ pub const TESTS: &[Test] = &[
 ];
 
 const PAGES: usize = 64;
-
-/// The content of each page of an [`Owner`].
-pub fn key(page: usize) -> u64 {
-    page as u64 + 1
-}
-
-/// A VM in a process of its own, which waits.
-pub struct Owner {
-    /// Its process.
-    pub child: Child,
-    /// A copy of its file.
-    pub vm: OwnedFd,
-    /// Where its memory is in its process.
-    address: u64,
-    pages: usize,
-}
-
-impl Owner {
-    /// The frame of each page of its memory.
-    pub fn frames(&self) -> Result<Vec<Option<Frame>>, Failure> {
-        let entries = Pagemap::of(self.child.pid())?.read(self.address, self.pages)?;
-        Ok(entries.into_iter().map(Entry::frame).collect())
-    }
-
-    /// Compares every page with what was written to it.
-    pub fn check(&self) -> Outcome {
-        let bytes = Bytes::of(self.child.pid())?;
-        let mut seen = [0; 4096];
-        for page in 0..self.pages {
-            bytes.page(self.address + page as u64 * 4096, &mut seen)?;
-            let mut stream = Stream::new(key(page));
-            let mut words = seen.chunks_exact(8);
-            let wrong = words.position(|word| word != stream.next().to_le_bytes());
-            ensure!(wrong.is_none(), "page {page} is wrong from word {wrong:?}");
-        }
-        Ok(())
-    }
-
-    /// Advises the kernel about its memory.
-    pub fn advise(&self, advice: libc::c_int) -> Outcome {
-        let process = handle(self.child.pid())?;
-        let bytes = self.pages * 4096;
-        let range = libc::iovec {
-            iov_base: self.address as *mut libc::c_void,
-            iov_len: bytes,
-        };
-        // SAFETY: the kernel reads one range, whose addresses are of the other process.
-        let advised = unsafe {
-            libc::syscall(
-                libc::SYS_process_madvise,
-                process.as_raw_fd(),
-                &raw const range,
-                1_usize,
-                advice,
-                0,
-            )
-        };
-        let error = std::io::Error::last_os_error();
-        ensure!(
-            advised == bytes as libc::c_long,
-            "advice {advice} was taken for {advised} of {bytes} bytes: {error}"
-        );
-        Ok(())
-    }
-
-    /// Starts it in new namespaces, unless the kernel lacks them.
-    pub fn start(namespaces: CloneFlags, pages: usize) -> Result<Owner, Failure> {
-        let (mut reader, mut writer) = pipe()?;
-        let child = in_child(|| {
-            let unshared = unshare(namespaces).is_ok();
-            let Ok(guest) = Guest::detached(pages, Backing::Small) else {
-                return false;
-            };
-            guest.fill_with(key);
-            let vm = guest.vm().map_or(-1, AsRawFd::as_raw_fd);
-            let told = if unshared { vm } else { -1 };
-            let address = guest.memory().address();
-            let words = [i64::from(told).to_ne_bytes(), address.to_ne_bytes()];
-            if writer.write_all(&words.concat()).is_err() {
-                return false;
-            }
-            loop {
-                std::thread::park();
-            }
-        })?;
-        let (mut vm, mut address) = ([0; 8], [0; 8]);
-        reader.read_exact(&mut vm)?;
-        reader.read_exact(&mut address)?;
-        match i64::from_ne_bytes(vm) as i32 {
-            -1 => {
-                child.kill()?;
-                Err(Failure::Skipped(format!(
-                    "this kernel has no {namespaces:?}"
-                )))
-            }
-            vm => {
-                let vm = borrow(child.pid(), vm)?;
-                let address = u64::from_ne_bytes(address);
-                Ok(Owner {
-                    child,
-                    vm,
-                    address,
-                    pages,
-                })
-            }
-        }
-    }
-}
 
 fn a_vm_whose_process_is_gone_is_refused() -> Outcome {
     let host = Host::new()?;

@@ -30,16 +30,16 @@ use twinpage_lab::{
     wait, //
 };
 
-use crate::callers::{
-    key,
-    Owner, //
-};
 use crate::host::{
     saved_pages,
     Host,
     CONVERGE,
     DOMAIN,
     PRIVATE, //
+};
+use crate::owner::{
+    key,
+    Owner, //
 };
 use crate::pins::trace;
 

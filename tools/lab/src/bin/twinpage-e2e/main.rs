@@ -26,6 +26,7 @@ mod life;
 mod machine;
 mod nested;
 mod nodes;
+mod owner;
 mod pages;
 mod pins;
 mod pressure;

@@ -27,10 +27,6 @@ use twinpage_lab::{
     wait, //
 };
 
-use crate::callers::{
-    key,
-    Owner, //
-};
 use crate::host::{
     check,
     common_frames,
@@ -41,6 +37,10 @@ use crate::host::{
     CONVERGE,
     DOMAIN,
     PRIVATE, //
+};
+use crate::owner::{
+    key,
+    Owner, //
 };
 
 pub const TESTS: &[Test] = &[
