@@ -90,7 +90,7 @@ help:
 	@echo 'make test            every test; STAGES="cargo kunit ..." chooses, LANES=1 runs one at a time'
 	@echo 'make kunit, make e2e parts of it'
 	@echo 'make mistakes        put mistakes in, see the tests fail; MISTAKES="name..." chooses'
-	@echo 'make torture         MINUTES=n SEED=n STAGES="debug kasan ...": go on with what tests do briefly'
+	@echo 'make torture         MINUTES=n SEED=n VMS=n QEMUS=n STAGES="kasan ...": what tests do, for long'
 	@echo 'make coverage        which lines of the engine and of the module the tests reach'
 	@echo 'make check           every static check'
 	@echo 'make tools           the twinpage tool and its helpers'

@@ -104,7 +104,7 @@ stage_torture() {
 	build_payload "$1"
 	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 1500 --mem 3072 --numa 2 --check-log \
 		--append page_poison=1 --out "$LOG/torture-$1" "${PAYLOAD[@]}" \
-		-- sh -c "twinpage-torture --seconds 90 --seed $seed --qemu &&
+		-- sh -c "twinpage-torture --seconds 90 --seed $seed --qemu 1 &&
 			twinpage-torture --seconds 60 --seed $((seed + 1)) &&
 			echo ok 1 - torture || { echo not ok 1 - torture; exit 1; }
 			twinpage-fuzz --operations 10000 --seconds 240 --seed $seed &&

@@ -11,6 +11,7 @@
 # on that kernel) and interfaces (twinpage-fuzz, every ioctl and file of the module,
 # on the kasan kernel); all of them, each for its share of the time, if none is
 # named. SEED is printed and repeats a run; so do the seeds that a failure prints.
+# twinpage-torture has VMS=n VMs (5) and QEMUS=n QEMU guests (1).
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -19,6 +20,8 @@ LOG=$TOP/build/log
 SHOWN='^test .*FAILED|panicked at|runs from seed|streams in|^test result|^WRONG|^seed '
 MINUTES=${MINUTES:-60}
 SEED=${SEED:-$((RANDOM * 32768 + RANDOM))}
+VMS=${VMS:-5}
+QEMUS=${QEMUS:-1}
 STAGES=(fuzz sim chaos debug kasan kcsan interfaces)
 BATCH=20
 
@@ -68,11 +71,12 @@ stage_chaos() {
 PIECE=1200
 
 # machine_piece KERNEL SECONDS PROGRAM...: one machine with this seed, which fills free
-# pages with a pattern and looks for changes of it.
+# pages with a pattern and looks for changes of it. QEMU guests boot before, one by one.
 machine_piece() {
-	local kernel=$1 seconds=$2
+	local kernel=$1 seconds=$2 limit
+	limit=$((seconds * 2 + 900 + QEMUS * 300))
 	shift 2
-	"$TOP/scripts/vm.sh" --kernel "$kernel" --timeout $((seconds * 2 + 1200)) --mem 3072 \
+	"$TOP/scripts/vm.sh" --kernel "$kernel" --timeout "$limit" --mem 3072 \
 		--numa 2 --append page_poison=1 --check-log \
 		--out "$LOG/torture-$kernel-$SEED" "${PAYLOAD[@]}" \
 		-- "$@" --seconds "$seconds" --seed "$SEED"
@@ -92,16 +96,21 @@ pieces() {
 	done
 }
 
+# everything KERNEL SECONDS: everything at once on that kernel.
+everything() {
+	pieces "$1" "$2" twinpage-torture --vms "$VMS" --qemu "$QEMUS"
+}
+
 stage_debug() {
-	pieces debug "$1" twinpage-torture --qemu
+	everything debug "$1"
 }
 
 stage_kasan() {
-	pieces kasan "$1" twinpage-torture --qemu
+	everything kasan "$1"
 }
 
 stage_kcsan() {
-	pieces kcsan "$1" twinpage-torture --qemu
+	everything kcsan "$1"
 }
 
 stage_interfaces() {
@@ -128,6 +137,8 @@ run() {
 
 [[ $MINUTES =~ ^[1-9][0-9]{0,4}$ ]] || die "MINUTES is a number of minutes, not '$MINUTES'"
 [[ $SEED =~ ^[0-9]{1,15}$ ]] || die "SEED is a number, not '$SEED'"
+[[ $VMS =~ ^[1-9][0-9]?$ ]] || die "VMS is a number of VMs, not '$VMS'"
+[[ $QEMUS =~ ^[0-9]$ ]] || die "QEMUS is a number of QEMU guests, not '$QEMUS'"
 [ $# -gt 0 ] || set -- "${STAGES[@]}"
 for stage in "$@"; do
 	declare -F "stage_$stage" >/dev/null ||
@@ -135,7 +146,7 @@ for stage in "$@"; do
 done
 mkdir -p "$LOG"
 "$TOP/scripts/prepare.sh" root >/dev/null
-say "MINUTES=$MINUTES SEED=$SEED"
+say "MINUTES=$MINUTES SEED=$SEED VMS=$VMS QEMUS=$QEMUS"
 cd "$TOP/tools"
 for stage in "$@"; do
 	run "$stage" $((MINUTES * 60 / $#))

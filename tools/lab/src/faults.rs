@@ -13,6 +13,9 @@ use std::path::{
 /// Where they are.
 const DEBUGFS: &str = "/sys/kernel/debug";
 
+/// The kinds of allocations that can.
+pub const KINDS: [&str; 2] = ["failslab", "fail_page_alloc"];
+
 /// Lets every kind of allocation fail, quietly; by themselves those that may sleep or be in high
 /// memory, as pages of processes are, do not.
 pub const EVERY_KIND: &[(&str, &str)] = &[
@@ -27,6 +30,17 @@ pub const EVERY_KIND: &[(&str, &str)] = &[
 /// Whether this kernel can let allocations fail. All debug kernels of ours can.
 pub fn possible() -> bool {
     Path::new(DEBUGFS).join("failslab").exists()
+}
+
+/// A setting that is a number.
+///
+/// # Errors
+///
+/// The kernel has no such setting, or it is no number.
+pub fn number(name: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(Path::new(DEBUGFS).join(name))?;
+    let number = text.trim_end().parse();
+    number.map_err(|_| io::Error::other(format!("{name} is no number: '{text}'")))
 }
 
 /// Settings that were changed; they are as they were when it goes.

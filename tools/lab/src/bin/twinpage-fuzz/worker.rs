@@ -86,9 +86,11 @@ impl Worker {
     /// Does so many operations, unless the time is up before.
     fn work(mut self, share: u64, end: Option<Instant>) -> Outcome {
         let weights: usize = operations().map(|operation| operation.weight).sum();
+        // How many choices an operation makes depends on what it meets; what comes next does not.
+        let mut order = Random::new(self.random.word(), 0);
         let mut left = share;
         while left > 0 && !self.board.is_over() && end.is_none_or(|end| Instant::now() < end) {
-            let mut ticket = self.random.below(weights);
+            let mut ticket = order.below(weights);
             let chosen = operations().enumerate().find(|(_, operation)| {
                 let found = ticket < operation.weight;
                 ticket = ticket.wrapping_sub(operation.weight);
@@ -97,6 +99,7 @@ impl Worker {
             let Some((kind, operation)) = chosen else {
                 continue;
             };
+            self.random = Random::new(order.word(), 0);
             self.board.begin(self.number, kind);
             let start = Instant::now();
             let done = (operation.run)(&mut self)

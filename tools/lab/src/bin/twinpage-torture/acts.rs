@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{
+    self,
     Read,
     Write, //
 };
@@ -23,6 +24,7 @@ use tinyvm::{
 use twinpage_lab::files::pipe;
 use twinpage_lab::pagemap::{
     Entry,
+    Frames,
     Pagemap, //
 };
 use twinpage_lab::random::Random;
@@ -38,7 +40,8 @@ use crate::unmap::{
     guard,
     show_hugetlb,
     show_shared,
-    unmap, //
+    unmap,
+    TABLE, //
 };
 use crate::vmm::{
     Machine,
@@ -77,7 +80,7 @@ pub const ACTS: &[Act] = acts![
     "madvise pageout" |machine, random| advise(machine, random, MADV_PAGEOUT),
     "madvise nohugepage" |machine, random| advise(machine, random, libc::MADV_NOHUGEPAGE),
     "madvise hugepage" |machine, random| advise(machine, random, libc::MADV_HUGEPAGE),
-    "madvise collapse" |machine, random| advise(machine, random, MADV_COLLAPSE),
+    "madvise collapse" collapse,
     "madvise mergeable" |machine, random| advise(machine, random, libc::MADV_MERGEABLE),
     "madvise unmergeable" |machine, random| advise(machine, random, libc::MADV_UNMERGEABLE),
     "madvise populate" |machine, random| advise(machine, random, MADV_POPULATE_WRITE),
@@ -110,6 +113,43 @@ pub const ACTS: &[Act] = acts![
 fn advise(machine: &Machine, random: &mut Random, advice: libc::c_int) -> Result<(), Trouble> {
     let (page, pages) = machine.some_pages(random, usize::MAX);
     Ok(machine.memory.advise(page, pages, advice)?)
+}
+
+fn refused(why: &str) -> Result<(), Trouble> {
+    Err(Trouble::Refused(io::Error::other(why)))
+}
+
+/// The first pages of the memory, which begins where a huge page can, become one, unless they are in
+/// several mappings, or somebody is faster.
+fn collapse(machine: &Machine, _: &mut Random) -> Result<(), Trouble> {
+    if machine.memory.pages() < TABLE {
+        return refused("there is no room for a huge page");
+    }
+    let advise = |advice| machine.memory.advise(0, TABLE, advice);
+    advise(libc::MADV_UNMERGEABLE)?;
+    advise(libc::MADV_HUGEPAGE)?;
+    // Each page must be one of its own.
+    advise(MADV_POPULATE_WRITE)?;
+    let before = begins_huge(machine)?;
+    let collapsed = advise(MADV_COLLAPSE);
+    let huge = begins_huge(machine)?;
+    if machine.backing() == Backing::Small {
+        advise(libc::MADV_NOHUGEPAGE)?;
+    }
+    collapsed?;
+    match (before, huge) {
+        (false, true) => Ok(()),
+        (true, _) => refused("there was a huge page"),
+        (false, false) => refused("there is no huge page"),
+    }
+}
+
+/// Whether the first page of the memory is a part of a huge one.
+fn begins_huge(machine: &Machine) -> io::Result<bool> {
+    match entries(&machine.memory, 0, 1)?[0].frame() {
+        Some(frame) => Ok(Frames::open()?.flags(frame)?.huge()),
+        None => Ok(false),
+    }
 }
 
 fn audit(machine: &Machine, _: &mut Random) -> Result<(), Trouble> {
@@ -248,24 +288,37 @@ fn change_node(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     let list: Vec<_> = (page..page + pages)
         .map(|page| machine.memory.page(page))
         .collect();
-    let nodes = vec![random.below(2) as i32; pages];
-    let mut status = vec![0_i32; pages];
-    // SAFETY: the three lists have as many elements as the count says; pages keep their content.
+    let node = random.below(2) as i32;
+    let before = move_pages(&list, None)?;
+    let after = move_pages(&list, Some(&vec![node; pages]))?;
+    let moved = |(&before, &after): (&i32, &i32)| before >= 0 && before != node && after == node;
+    match before.iter().zip(&after).any(moved) {
+        true => Ok(()),
+        false => refused("no page was moved"),
+    }
+}
+
+/// Moves each page to its node, if there are any; the node of each from then on, or why it has none.
+fn move_pages(list: &[*mut u8], nodes: Option<&[i32]>) -> io::Result<Vec<i32>> {
+    let nodes = nodes.map_or(std::ptr::null(), <[i32]>::as_ptr);
+    let mut status = vec![-1_i32; list.len()];
+    // SAFETY: the lists that are there have as many elements as the count says; pages keep their
+    // content.
     let moved = unsafe {
         libc::syscall(
             libc::SYS_move_pages,
             0,
-            pages,
+            list.len(),
             list.as_ptr(),
-            nodes.as_ptr(),
+            nodes,
             status.as_mut_ptr(),
             // MPOL_MF_MOVE_ALL: shared pages too.
             1 << 2,
         )
     };
     match moved {
-        0.. => Ok(()),
-        _ => Err(std::io::Error::last_os_error().into()),
+        0.. => Ok(status),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -388,7 +441,7 @@ fn log_writes(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     Ok(log.map(|_| ())?)
 }
 
-/// Somebody answers every fault of a range while the guest runs.
+/// Somebody answers every fault of a range, of which there should be one, while the guest runs.
 fn watched(
     watcher: &Watcher,
     (address, pages): (u64, usize),
@@ -400,12 +453,16 @@ fn watched(
         let result = meanwhile();
         let gone = watcher.unregister(address, pages);
         done.store(true, Ordering::Release);
-        match answers.join() {
-            Ok(answered) => answered.map(|_| ())?,
+        let answered = match answers.join() {
+            Ok(answered) => answered?,
             Err(_) => return Err(Trouble::Wrong("the watcher panicked".into())),
-        }
+        };
         gone?;
-        result
+        result?;
+        match answered {
+            0 => refused("nobody came by"),
+            _ => Ok(()),
+        }
     })
 }
 

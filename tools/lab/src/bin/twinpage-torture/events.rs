@@ -40,14 +40,15 @@ use crate::host::{
     Host, //
 };
 use crate::losses;
+use crate::neighbour::Neighbour;
 use crate::stranger;
 
-/// One of the things that happen.
-pub struct Event {
+/// One of the things that happen, to the host or to a part of it.
+pub struct Event<T = Host> {
     /// Its name in reports.
     pub name: &'static str,
     /// Makes it happen. [`Failure::Skipped`]: the kernel did not want to.
-    pub run: fn(&Host, &mut Random) -> Result<(), Failure>,
+    pub run: fn(&T, &mut Random) -> Result<(), Failure>,
 }
 
 macro_rules! events {
@@ -84,6 +85,7 @@ pub const KERNEL: &[Event] = events![
     "cgroup freeze" freeze,
     "memcg reclaim" reclaim,
     "memcg limit" limit,
+    "memcg hard limit" losses::squeeze,
     "OOM kill" losses::starve,
     "memory failure" losses::break_own,
     "memory failure of a copy" losses::break_merged,
@@ -139,7 +141,10 @@ fn merged(random: &mut Random) -> Merged {
 
 fn detach(host: &Host, random: &mut Random) -> Result<(), Failure> {
     let merged = merged(random);
-    with_one(host, random, |monitor| host::detach(monitor, merged))
+    with_one(host, random, |monitor| match monitor.attached {
+        Some(_) => host::detach(monitor, merged),
+        None => Err(Failure::Skipped("it is not attached".into())),
+    })
 }
 
 fn reattach(host: &Host, random: &mut Random) -> Result<(), Failure> {
@@ -182,20 +187,26 @@ fn has_pages(id: Option<u32>) -> bool {
     pages.is_some_and(|pages| pages > 0)
 }
 
-/// Settings, with values of their range.
+/// Settings, with values of their range. What makes merging slow is rare, or nothing would be merged.
 const KNOBS: &[(&str, &[&str])] = &[
     ("run", &["0", "1", "1", "1", "1"]),
-    ("pages_to_scan", &["1", "64", "4096", "65536"]),
+    (
+        "pages_to_scan",
+        &["1", "64", "4096", "4096", "4096", "65536", "65536", "65536"],
+    ),
     ("sleep_millisecs", &["0", "0", "1", "20"]),
     ("use_zero_pages", &["0", "1"]),
     ("smart_scan", &["0", "0", "1"]),
     ("max_page_sharing", &["2", "3", "16", "256"]),
     ("merge_across_nodes", &["0", "1"]),
-    ("advisor_mode", &["none", "none", "cpu"]),
+    ("advisor_mode", &["none", "none", "none", "cpu"]),
     ("advisor_max_cpu", &["1", "50", "100"]),
     ("thp_split_threshold", &["1", "1", "64", "512"]),
     ("merge_batch", &["1", "2", "32", "512"]),
-    ("max_break_rate", &["0", "0", "1", "100"]),
+    (
+        "max_break_rate",
+        &["0", "0", "0", "0", "0", "0", "1", "100"],
+    ),
     ("unmerge_on_exit", &["0", "1"]),
 ];
 
@@ -269,9 +280,9 @@ fn isolation(host: &Host, _: &mut Random) -> Result<(), Failure> {
         common = common_frame(host, &monitors)?;
         Ok(common.is_none())
     });
-    settled
-        .map(|_| ())
-        .map_err(|failure| Failure::Failed(common.unwrap_or(failure.to_string())))
+    settled.map_err(|failure| Failure::Failed(common.unwrap_or(failure.to_string())))?;
+    host.record.did("isolation after a wait");
+    Ok(())
 }
 
 /// The module goes, with or without what it merged, and comes back.
@@ -280,17 +291,17 @@ fn reload(host: &Host, random: &mut Random) -> Result<(), Failure> {
         return Err(Failure::Skipped(NOT_EVERY_TIME.into()));
     }
     let mut monitors = host.monitors();
-    let mut neighbour_attached = host.neighbour_attached();
+    let mut attached: Vec<_> = host.neighbours.iter().map(Neighbour::attached).collect();
     let mut open_files = host.open_files();
     if !open_files.is_empty() && module::unload().is_ok() {
         return Err(Failure::Failed("the module went under open files".into()));
     }
     open_files.clear();
     host::unload()?;
-    *neighbour_attached = None;
+    attached.iter_mut().for_each(|attached| **attached = None);
     random.nap(300);
     host::load()?;
-    drop(neighbour_attached);
+    drop(attached);
     monitors
         .iter_mut()
         .for_each(|monitor| monitor.attached = None);
@@ -351,7 +362,17 @@ fn ksmd(host: &Host, random: &mut Random) -> Result<(), Failure> {
         return Err(Failure::Skipped("a run without it".into()));
     }
     host::write("/sys/kernel/mm/ksm/sleep_millisecs", "5")?;
-    host::write("/sys/kernel/mm/ksm/run", random.pick(&["0", "1", "1", "2"]))
+    switch_on("/sys/kernel/mm/ksm/run", random, &["0", "2"])
+}
+
+/// Switches something on, until it is its turn again or for a moment.
+fn switch_on(path: &str, random: &mut Random, off: &[&str]) -> Result<(), Failure> {
+    host::write(path, "1")?;
+    if random.one_in(2) {
+        random.nap(1000);
+        host::write(path, random.pick(off))?;
+    }
+    Ok(())
 }
 
 /// Never told to take no rest at all: it would hold up each grace period of RCU tasks, and with it
@@ -369,7 +390,7 @@ fn balance(_: &Host, random: &mut Random) -> Result<(), Failure> {
     host::write(&format!("{scan}/scan_delay_ms"), "10")?;
     host::write(&format!("{scan}/scan_period_min_ms"), "100")?;
     host::write(&format!("{scan}/scan_period_max_ms"), "200")?;
-    host::write("/proc/sys/kernel/numa_balancing", random.pick(&["0", "1"]))
+    switch_on("/proc/sys/kernel/numa_balancing", random, &["0"])
 }
 
 /// A block of memory goes away, its pages elsewhere, and comes back.
@@ -406,22 +427,25 @@ fn suspend(_: &Host, random: &mut Random) -> Result<(), Failure> {
     frozen
 }
 
+/// How many allocations of a kind may fail in a moment: more than ever do.
+const MANY: u64 = 1_000_000_000;
+
 /// Allocations of the module fail, one in so many, for a while.
 fn fail_allocations(_: &Host, random: &mut Random) -> Result<(), Failure> {
     let Some((start, end)) = module_text() else {
         return Err(Failure::Skipped("the module is not loaded".into()));
     };
     let (start, end) = (format!("{start:#x}"), format!("{end:#x}"));
-    let interval = random.pick(&["1", "7", "50"]);
+    let (interval, times) = (random.pick(&["1", "7", "50"]), MANY.to_string());
     let mut settings = faults::EVERY_KIND.to_vec();
     settings.extend([
         ("failslab/require-start", &*start),
         ("failslab/require-end", &*end),
-        ("failslab/times", "-1"),
+        ("failslab/times", &*times),
         ("failslab/interval", interval),
         ("fail_page_alloc/require-start", &*start),
         ("fail_page_alloc/require-end", &*end),
-        ("fail_page_alloc/times", "-1"),
+        ("fail_page_alloc/times", &*times),
         ("fail_page_alloc/interval", interval),
         // Nothing fails before the rest is set, nor once these are put back, which is first.
         ("failslab/probability", "100"),
@@ -430,8 +454,15 @@ fn fail_allocations(_: &Host, random: &mut Random) -> Result<(), Failure> {
     // Not every kernel can do it at all.
     let failing = tolerate(Changed::to(settings).map_err(Failure::from))?;
     random.nap(500);
+    let refused = faults::KINDS.into_iter().any(|kind| {
+        let left = faults::number(&format!("{kind}/times"));
+        left.is_ok_and(|left| left < MANY)
+    });
     drop(failing);
-    Ok(())
+    match refused {
+        true => Ok(()),
+        false => Err(Failure::Skipped("no allocation was refused".into())),
+    }
 }
 
 /// Where the module's code is.

@@ -43,6 +43,8 @@ pub struct Count {
     pub did: u64,
     /// Times the kernel did not want to.
     pub refused: u64,
+    /// Times it was its turn, with those in which it was not even tried.
+    pub turns: u64,
     /// The first refusal.
     pub why: String,
 }
@@ -87,15 +89,19 @@ impl Record {
 
     /// Counts something that was done.
     pub fn did(&self, name: &str) {
-        self.count(name, |count| count.did += 1);
+        self.count(name, |count| {
+            count.turns += 1;
+            count.did += 1;
+        });
     }
 
     /// Counts something that the kernel did not want to do, if it was asked.
     pub fn refused(&self, name: &str, why: &str) {
-        if why == NOT_EVERY_TIME {
-            return;
-        }
         self.count(name, |count| {
+            count.turns += 1;
+            if why == NOT_EVERY_TIME {
+                return;
+            }
             if count.refused == 0 {
                 count.why = why.to_owned();
             }

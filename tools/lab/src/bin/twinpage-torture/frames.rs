@@ -19,13 +19,13 @@ use twinpage_lab::tap::Failure;
 use crate::fleet::Monitor;
 use crate::host::Host;
 
-/// A frame, other than that of zeroes, that VMs of different domains map: monitors, and the QEMU guest.
+/// A frame, other than that of zeroes, that VMs of different domains map: monitors, and QEMU guests.
 pub fn common_frame(host: &Host, monitors: &[Monitor]) -> Result<Option<String>, Failure> {
     let frames = Frames::open()?;
     let mut owner: HashMap<Frame, (u64, u32)> = HashMap::new();
     let attached = monitors.iter().filter(|monitor| monitor.attached.is_some());
     let vms = attached.map(|monitor| (monitor.pid(), monitor.domain));
-    for (process, domain) in vms.chain(host.attached_neighbour()) {
+    for (process, domain) in vms.chain(host.attached_neighbours()) {
         // A VM of the private domain shares with no other VM.
         let domain = match domain {
             0 => u64::MAX - u64::from(process),
@@ -75,7 +75,8 @@ pub fn frames_of(pid: u32) -> Result<Vec<Frame>, Failure> {
     Ok(frames)
 }
 
-/// Anonymous mappings of a process that may be guest memory: those of at least 1 MiB.
+/// Anonymous mappings of a process that may be guest memory: all that have no name. Those of threads'
+/// stacks and of large allocations are among them.
 pub fn guest_memory(pid: u32) -> Vec<(u64, usize)> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
     let range = |line: &str| {

@@ -14,8 +14,7 @@ use std::os::fd::{
 use std::sync::{
     Arc,
     Mutex,
-    MutexGuard,
-    OnceLock, //
+    MutexGuard, //
 };
 use std::time::Duration;
 
@@ -33,10 +32,7 @@ use crate::fleet::{
     Monitor,
     Record, //
 };
-use crate::neighbour::{
-    self,
-    Neighbour, //
-};
+use crate::neighbour::Neighbour;
 
 /// Domains that VMs are attached to; 0 is that of VMs that share with no other.
 const DOMAINS: [u64; 4] = [0, 7, 7, 8];
@@ -50,33 +46,31 @@ pub struct Host {
     pub seed: u64,
     /// What happened.
     pub record: Arc<Record>,
+    /// The QEMU guests beside the monitors.
+    pub neighbours: Vec<Neighbour>,
     /// How monitors are called.
     arguments: Vec<String>,
     monitors: Mutex<Vec<Monitor>>,
     started: Mutex<u64>,
-    neighbour: Mutex<Option<Neighbour>>,
-    neighbour_pid: OnceLock<u32>,
-    neighbour_attached: Mutex<Option<u32>>,
     open_files: Mutex<Vec<File>>,
 }
 
 impl Host {
-    /// A host with so many monitors.
+    /// A host with these QEMU guests and so many monitors.
     pub fn new(
         seed: u64,
         record: Arc<Record>,
+        neighbours: Vec<Neighbour>,
         arguments: Vec<String>,
         monitors: usize,
     ) -> Result<Host, Failure> {
         let host = Host {
             seed,
             record,
+            neighbours,
             arguments,
             monitors: Mutex::new(Vec::new()),
             started: Mutex::new(0),
-            neighbour: Mutex::new(None),
-            neighbour_pid: OnceLock::new(),
-            neighbour_attached: Mutex::new(None),
             open_files: Mutex::new(Vec::new()),
         };
         for _ in 0..monitors {
@@ -101,32 +95,12 @@ impl Host {
         Ok(monitor)
     }
 
-    /// The QEMU guest beside them, if there is one. It may be held for minutes, by who waits for an
-    /// answer: who holds the monitors does not wait for it, lest everything stands still.
-    pub fn neighbour(&self) -> MutexGuard<'_, Option<Neighbour>> {
-        self.neighbour
-            .lock()
-            .unwrap_or_else(|error| error.into_inner())
-    }
-
-    /// Puts the QEMU guest, which stays, beside the monitors.
-    pub fn moves_in(&self, neighbour: Neighbour) {
-        self.neighbour_pid.get_or_init(|| neighbour.pid());
-        *self.neighbour() = Some(neighbour);
-    }
-
-    /// Process and domain of the QEMU guest, if it is attached. Who holds the monitors may ask.
-    pub fn attached_neighbour(&self) -> Option<(u32, u64)> {
-        let attached = self.neighbour_attached().is_some();
-        let pid = self.neighbour_pid.get().filter(|_| attached);
-        pid.map(|&pid| (pid, neighbour::DOMAIN))
-    }
-
-    /// Number of the QEMU guest's attachment. Who wants the monitors, too, takes them first.
-    pub fn neighbour_attached(&self) -> MutexGuard<'_, Option<u32>> {
-        self.neighbour_attached
-            .lock()
-            .unwrap_or_else(|error| error.into_inner())
+    /// Processes and domains of the QEMU guests that are attached. Who holds the monitors may ask.
+    pub fn attached_neighbours(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.neighbours.iter().filter_map(|neighbour| {
+            let attached = *neighbour.attached();
+            attached.map(|(_, domain)| (neighbour.pid, domain))
+        })
     }
 
     /// Files of the module in debugfs that are held open, so that it cannot go. What they are about may
@@ -167,14 +141,16 @@ pub fn device() -> Result<Device, Failure> {
     Device::open().map_err(|error| may_be("the device", error))
 }
 
-/// Attaches a monitor, unless it is attached: then trying must be refused.
+/// Attaches a monitor, unless it is attached: then the module must refuse.
 pub fn attach(monitor: &mut Monitor, domain: u64) -> Result<(), Failure> {
     let vm = borrowed(monitor, monitor.vms()?.guest)?;
     let attached = device()?.attach(vm.as_raw_fd(), domain);
     let there = monitor.attached.is_some();
     match attached {
         Ok(_) if there => Err(Failure::Failed("it is attached twice".into())),
-        Err(error) if there && error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
+        Err(error) if there && error.raw_os_error() == Some(libc::EEXIST) => {
+            Err(Failure::Skipped("it is attached".into()))
+        }
         Ok(id) => {
             monitor.attached = Some(id);
             monitor.domain = domain;
@@ -266,7 +242,8 @@ fn watch_races() -> Result<(), Failure> {
     });
     write(KCSAN, "whitelist")?;
     for function in functions {
-        write(KCSAN, format!("!{function}"))?;
+        // The kernel may have a function of that name, too.
+        write(KCSAN, format!("!twinpage:{function}"))?;
     }
     write(KCSAN, "on")
 }

@@ -124,18 +124,46 @@ fn kill_after(
     })
 }
 
-/// A monitor whose group has no memory left is killed by the kernel.
-pub fn starve(host: &Host, random: &mut Random) -> Result<(), Failure> {
-    let group = format!("{GROUP}-hungry");
+/// A group for one monitor at a time: what it has was charged to its old group, what it gets from now
+/// on is charged here.
+fn group(name: &str) -> Result<String, Failure> {
+    let group = format!("{GROUP}-{name}");
     if fs::metadata(&group).is_err() {
         fs::create_dir(&group).map_err(|error| Failure::Skipped(error.to_string()))?;
     }
+    Ok(group)
+}
+
+/// A monitor whose group may have little more memory, but swap, for a moment: whoever gives it a page,
+/// it or the module, takes another away first. Then it checks its memory and ends, unless the kernel
+/// killed it, which it does where nothing can be taken away.
+pub fn squeeze(host: &Host, random: &mut Random) -> Result<(), Failure> {
+    let group = group("squeezed")?;
+    let (mib, nap) = (1 + random.below(3), random.below(1000) as u64);
+    host::write(&format!("{group}/memory.max"), format!("{mib}M"))?;
+    lose_one(host, random, |mut monitor| {
+        let before = oom_kills(&group)?;
+        let pid = monitor.pid().to_string();
+        host::write(&format!("{group}/cgroup.procs"), pid)?;
+        std::thread::sleep(Duration::from_millis(nap));
+        let unmerged = host::detach(&mut monitor, Merged::Unmerge);
+        host::write(&format!("{group}/memory.max"), "max")?;
+        let checked = monitor.finish();
+        match oom_kills(&group)? > before {
+            true => tolerate(checked),
+            false => checked.and(unmerged),
+        }
+    })
+}
+
+/// A monitor whose group has no memory left is killed by the kernel.
+pub fn starve(host: &Host, random: &mut Random) -> Result<(), Failure> {
+    let group = group("hungry")?;
     host::write(&format!("{group}/memory.swap.max"), "0")?;
     let starved = kill_after(host, random, |monitor| {
         let before = oom_kills(&group)?;
         let pid = monitor.pid().to_string();
         host::write(&format!("{group}/cgroup.procs"), pid)?;
-        // What it has was charged to its old group; what it gets from now on is charged here.
         host::write(&format!("{group}/memory.max"), "65536")?;
         let killed: Result<_, Failure> =
             wait::until("an OOM kill", STARVES, || Ok(oom_kills(&group)? > before));
@@ -150,17 +178,11 @@ fn oom_kills(group: &str) -> Result<u64, Failure> {
     Ok(field(&format!("{group}/memory.events"), "oom_kill")?)
 }
 
-/// Each broken frame is one that the host has no more.
-fn now_and_then(random: &mut Random) -> Result<(), Failure> {
-    match random.one_in(4) {
-        true => Ok(()),
-        false => Err(Failure::Skipped(NOT_EVERY_TIME.into())),
-    }
-}
-
 /// A frame breaks that one monitor alone maps, which may not survive it.
 pub fn break_own(host: &Host, random: &mut Random) -> Result<(), Failure> {
-    now_and_then(random)?;
+    if !random.one_in(4) {
+        return Err(Failure::Skipped(NOT_EVERY_TIME.into()));
+    }
     let seed = random.below(usize::MAX);
     kill_after(host, random, |monitor| {
         let mut random = Random::new(seed as u64, 0);
@@ -180,7 +202,6 @@ pub fn break_own(host: &Host, random: &mut Random) -> Result<(), Failure> {
 /// frame, refuses to do more, and kills nobody. All VMs go on, the copy is given to no further page,
 /// and whoever writes gets another frame.
 pub fn break_merged(host: &Host, random: &mut Random) -> Result<(), Failure> {
-    now_and_then(random)?;
     let monitors = host.monitors();
     let frames = Frames::open()?;
     let Some(monitor) = monitors.get(random.below(monitors.len())) else {

@@ -12,6 +12,7 @@
 
 mod acts;
 mod debugger;
+mod deck;
 mod events;
 mod fleet;
 mod frames;
@@ -44,6 +45,7 @@ use twinpage_lab::swap::{
 use twinpage_lab::tap::Failure;
 use twinpage_lab::wait;
 
+use crate::deck::Deck;
 use crate::events::{
     Event,
     GROUP, //
@@ -55,20 +57,23 @@ use crate::fleet::{
 };
 use crate::host::Host;
 use crate::neighbour::Neighbour;
-use crate::proof::Swapped;
+use crate::proof::{
+    Looks,
+    Meanwhile, //
+};
 
 /// How the program is called.
 const USAGE: &str = "\
-usage: twinpage-torture [--seconds N] [--seed N] [--vms N] [--pages N] [--qemu] [--bare]
+usage: twinpage-torture [--seconds N] [--seed N] [--vms N] [--pages N] [--qemu N] [--bare]
                         [--only NAME | --except NAME]...
        twinpage-torture --list";
-
-/// What makes things happen, each in a thread of its own; to the QEMU guest last.
-const ACTORS: [&[Event]; 3] = [events::MODULE, events::KERNEL, neighbour::EVENTS];
 
 /// How long one event may take before it counts as hung: an emulated machine may have to share its
 /// processors with others.
 const EVENT_LIMIT: Duration = Duration::from_secs(900);
+
+/// How often somebody looks at how many pages are saved.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// Pages of each VM that must be saved in the end, at some moment: most of them would be, but for the
 /// guests, which go on writing, and monitors, which go on acting.
@@ -85,7 +90,7 @@ struct Options {
     vms: usize,
     pages: usize,
     disk: Option<String>,
-    qemu: bool,
+    qemu: usize,
     bare: bool,
     only: Vec<String>,
     monitor: Option<u64>,
@@ -100,7 +105,7 @@ impl Options {
             vms: 5,
             pages: 320,
             disk: None,
-            qemu: false,
+            qemu: 0,
             bare: false,
             only: Vec::new(),
             monitor: None,
@@ -109,7 +114,6 @@ impl Options {
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--list" => options.list = true,
-                "--qemu" => options.qemu = true,
                 "--bare" => options.bare = true,
                 _ => options.set(&word, &words.next()?)?,
             }
@@ -123,6 +127,7 @@ impl Options {
             "--seed" => self.seed = value.parse().ok()?,
             "--vms" => self.vms = value.parse().ok()?,
             "--pages" => self.pages = value.parse().ok()?,
+            "--qemu" => self.qemu = value.parse().ok()?,
             "--disk" => self.disk = Some(value.to_owned()),
             "--only" => self.only.push(value.to_owned()),
             "--except" => {
@@ -154,24 +159,21 @@ impl Options {
         words
     }
 
-    /// What each actor makes happen: nothing to a module or a guest that is not there.
-    fn actors(&self) -> Vec<Vec<&'static Event>> {
-        let there = [!self.bare, true, self.qemu];
-        let wanted = |event: &&Event| {
+    /// Those of some events that the caller wants.
+    fn wanted<'a, T>(&self, events: &'a [Event<T>]) -> Vec<&'a Event<T>> {
+        let wanted = |event: &&Event<T>| {
             self.only.is_empty() || self.only.iter().any(|name| name == event.name)
         };
-        let events = |(there, events): (bool, &'static [Event])| match there {
-            true => events.iter().filter(wanted).collect(),
-            false => Vec::new(),
-        };
-        there.into_iter().zip(ACTORS).map(events).collect()
+        events.iter().filter(wanted).collect()
     }
 }
 
 /// The names of all acts and events.
 fn names() -> impl Iterator<Item = &'static str> {
     let acts = acts::ACTS.iter().map(|act| act.name);
-    acts.chain(ACTORS.into_iter().flatten().map(|event| event.name))
+    let events = events::MODULE.iter().chain(events::KERNEL);
+    acts.chain(events.map(|event| event.name))
+        .chain(neighbour::EVENTS.iter().map(|event| event.name))
 }
 
 fn main() -> ExitCode {
@@ -196,7 +198,10 @@ fn main() -> ExitCode {
     if let Err(failure) = torture(&mut options, &record) {
         record.wrong(failure.to_string());
     }
-    for (name, Count { did, refused, why }) in record.table() {
+    for (name, count) in record.table() {
+        let Count {
+            did, refused, why, ..
+        } = count;
         println!("{did:8} done {refused:8} refused  {name:26}  {why}");
     }
     match record.verdict() {
@@ -210,11 +215,12 @@ fn main() -> ExitCode {
 
 fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
     println!(
-        "seed {}, {} s, {} VMs with {} data pages, {} ksmd",
+        "seed {}, {} s, {} VMs with {} data pages and {} of QEMU, {} ksmd",
         options.seed,
         options.seconds,
         options.vms,
         options.pages,
+        options.qemu,
         if events::with_ksmd(options.seed) {
             "with"
         } else {
@@ -226,14 +232,12 @@ fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
     if !options.bare {
         host::load()?;
     }
-    // It boots before there is anything else to do.
-    let neighbour = match options.qemu {
-        true => Some(Neighbour::start()?),
-        false => None,
-    };
-    let host = Host::new(
+    // They boot before there is anything else to do.
+    let neighbours: Result<Vec<_>, Failure> = (1..=options.qemu).map(Neighbour::start).collect();
+    let mut host = Host::new(
         options.seed,
         record.clone(),
+        neighbours?,
         options.for_monitors(),
         options.vms,
     )?;
@@ -242,57 +246,86 @@ fn torture(options: &mut Options, record: &Arc<Record>) -> Result<(), Failure> {
             host::attach(monitor, 7)?;
         }
     }
-    if let Some(neighbour) = neighbour {
-        host.moves_in(neighbour);
-    }
-    let before = Swapped::now()?;
-    std::thread::scope(|scope| {
-        for (actor, events) in options.actors().into_iter().enumerate() {
-            let random = Random::new(options.seed, (1 << 32) + actor as u64);
-            let host = &host;
-            scope.spawn(move || happen(host, actor, &events, random));
-        }
-        scope.spawn(|| watch_events(record));
-        watch_over(&host, Duration::from_secs(options.seconds));
-    });
+    let before = Meanwhile::now();
+    let looks = all_at_once(options, &host);
     calm_down();
-    let swapped = Swapped::now()?.since(&before);
-    println!("swapped: {} pages out, {} in", swapped.went, swapped.came);
+    let meanwhile = Meanwhile::now().since(&before);
+    println!("{meanwhile}");
+    println!("{looks}");
     if record.verdict().is_ok() && !options.bare {
         still_merges(&host)?;
     }
     for monitor in host.monitors().drain(..) {
         monitor.finish()?;
     }
-    if let Some(mut neighbour) = host.neighbour().take() {
+    for neighbour in host.neighbours.drain(..) {
         neighbour.verify()?;
     }
     host.open_files().clear();
     host::unload()?;
-    did_something(options, record, swap.is_some().then_some(swapped))?;
+    did_something(options, record, swap.is_some(), &meanwhile, &looks)?;
     swap.map_or(Ok(()), Swap::off)
 }
 
+/// Lets everything happen until the run ends: what makes things happen has a thread of its own each,
+/// and so has what happens to each QEMU guest. What was found merged meanwhile.
+fn all_at_once(options: &Options, host: &Host) -> Looks {
+    let random = |actor: usize| Random::new(options.seed, (1 << 32) + actor as u64);
+    let record = &*host.record;
+    let module = match options.bare {
+        true => Vec::new(),
+        false => options.wanted(events::MODULE),
+    };
+    std::thread::scope(|scope| {
+        for (actor, events) in [module, options.wanted(events::KERNEL)]
+            .into_iter()
+            .enumerate()
+        {
+            let random = random(actor);
+            scope.spawn(move || happen(record, actor, host, events, random));
+        }
+        for (actor, neighbour) in (2..).zip(&host.neighbours) {
+            let (events, random) = (options.wanted(neighbour::EVENTS), random(actor));
+            scope.spawn(move || happen(record, actor, neighbour, events, random));
+        }
+        scope.spawn(|| watch_events(record));
+        let looks = scope.spawn(|| watch_merging(host));
+        watch_over(host, Duration::from_secs(options.seconds));
+        looks.join().unwrap_or_default()
+    })
+}
+
 /// Fails a long run in which what was tried never came to be. Of the kernels, only our debug ones have
-/// all that it takes. `swapped`: if there is swap.
+/// all that it takes. `swap`: if there is any.
 fn did_something(
     options: &Options,
     record: &Record,
-    swapped: Option<Swapped>,
+    swap: bool,
+    meanwhile: &Meanwhile,
+    looks: &Looks,
 ) -> Result<(), Failure> {
     if options.seconds < proof::LONG {
         return Ok(());
     }
-    let swaps = |swapped: Swapped| swapped.went > 0 && swapped.came > 0;
+    let everything = options.only.is_empty();
     ensure!(
-        !options.only.is_empty() || swapped.is_none_or(swaps),
+        !everything || !swap || meanwhile.idle(&proof::SWAPS).is_empty(),
         "there is swap, and pages did not go there and come back"
     );
+    if !faults::possible() {
+        return Ok(());
+    }
     let never = proof::never_done(&record.table(), options.seed);
+    ensure!(never.is_empty(), "always refused: {}", never.join(", "));
+    let idle = meanwhile.idle(&proof::ALWAYS);
     ensure!(
-        never.is_empty() || !faults::possible(),
-        "always refused: {}",
-        never.join(", ")
+        !everything || idle.is_empty(),
+        "the kernel never counted {}",
+        idle.join(", ")
+    );
+    ensure!(
+        !everything || options.bare || looks.mostly_some(),
+        "little was merged: {looks}"
     );
     Ok(())
 }
@@ -326,19 +359,40 @@ fn prepare(options: &mut Options) -> Result<Option<Swap>, Failure> {
     Ok(swap)
 }
 
-/// Lets things happen until the run ends.
-fn happen(host: &Host, actor: usize, events: &[&Event], mut random: Random) {
-    while !host.record.stopped() && !events.is_empty() {
-        let event = random.pick(events);
-        host.record.begins(actor, event.name);
-        match (event.run)(host, &mut random) {
-            Ok(()) => host.record.did(event.name),
-            Err(Failure::Skipped(why)) => host.record.refused(event.name, &why),
-            Err(Failure::Failed(text)) => host.record.wrong(format!("{}: {text}", event.name)),
+/// Lets things happen to something until the run ends.
+fn happen<T>(record: &Record, actor: usize, to: &T, events: Vec<&Event<T>>, mut random: Random) {
+    let mut events = Deck::new(events);
+    while !record.stopped() {
+        let Some(event) = events.deal(&mut random) else {
+            break;
+        };
+        record.begins(actor, event.name);
+        // How many choices it makes may depend on what it meets.
+        match (event.run)(to, &mut Random::new(random.word(), 0)) {
+            Ok(()) => record.did(event.name),
+            Err(Failure::Skipped(why)) => record.refused(event.name, &why),
+            Err(Failure::Failed(text)) => record.wrong(format!("{}: {text}", event.name)),
         }
-        host.record.ends(actor);
+        record.ends(actor);
         random.nap(150);
     }
+}
+
+/// Looks now and then at how many pages are saved, until the run ends.
+fn watch_merging(host: &Host) -> Looks {
+    let (mut looks, mut last) = (Looks::default(), Instant::now());
+    while !host.record.stopped() {
+        std::thread::sleep(Duration::from_millis(200));
+        if last.elapsed() < LOOK {
+            continue;
+        }
+        // A monitor may be going.
+        if let Ok(saved) = frames::saved_pages(host) {
+            looks.add(saved);
+        }
+        last = Instant::now();
+    }
+    looks
 }
 
 /// Waits for the end of the run, or for a monitor that ends before.

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An unmodified QEMU guest beside the monitors: it boots, merges, gives pages back by its balloon,
-//! and is asked now and then whether its memory is right.
+//! Unmodified QEMU guests beside the monitors: they boot, merge, give pages back by their balloons,
+//! and are asked now and then whether their memory is right.
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::{
+    Mutex,
+    MutexGuard, //
+};
 
 use serde_json::json;
 use twinpage_guest::config::Config;
@@ -22,29 +26,30 @@ use crate::events::{
     tolerate,
     Event, //
 };
-use crate::host::Host;
+use crate::fleet::NOT_EVERY_TIME;
+use crate::host;
 
-/// Its memory, MiB, and the least that its balloon leaves it.
+/// The memory of each, MiB, and the least that its balloon leaves it.
 const MEMORY: usize = 192;
 const LEAST: usize = 160;
 
-/// Its domain: one that monitors are in, too.
-pub const DOMAIN: u64 = 7;
-
-/// How much it goes before monitors, as a nice value. It is one of a dozen that always want to run,
+/// How much they go before monitors, as a nice value. Each is one of a dozen that always want to run,
 /// and its kernel has watchdogs.
 const NICE: libc::c_int = -10;
 
-/// The guest.
+/// A guest.
 pub struct Neighbour {
-    vmm: Vmm,
+    /// Its process.
+    pub pid: u32,
+    attached: Mutex<Option<(u32, u64)>>,
+    vmm: Mutex<Vmm>,
 }
 
 impl Neighbour {
-    /// Boots it and waits until it has filled its memory.
-    pub fn start() -> Result<Neighbour, Failure> {
+    /// Boots guest `number` and waits until it has filled its memory, with what others have too.
+    pub fn start(number: usize) -> Result<Neighbour, Failure> {
         let guest = Guest {
-            name: "neighbour".into(),
+            name: format!("neighbour{number}"),
             memory_mib: MEMORY,
             content: Config {
                 common: 8,
@@ -62,17 +67,29 @@ impl Neighbour {
         set_nice(0)?;
         let mut vmm = started?;
         vmm.ready()?;
-        Ok(Neighbour { vmm })
+        Ok(Neighbour {
+            pid: vmm.pid(),
+            attached: Mutex::new(None),
+            vmm: Mutex::new(vmm),
+        })
     }
 
-    /// Its process.
-    pub fn pid(&self) -> u32 {
-        self.vmm.pid()
+    /// Number and domain of its attachment. Who wants the monitors or its QEMU, too, takes them first.
+    pub fn attached(&self) -> MutexGuard<'_, Option<(u32, u64)>> {
+        self.attached
+            .lock()
+            .unwrap_or_else(|error| error.into_inner())
+    }
+
+    /// Its QEMU. It may be held for minutes, by who waits for an answer: who holds the monitors does
+    /// not wait for it, lest everything stands still.
+    fn vmm(&self) -> MutexGuard<'_, Vmm> {
+        self.vmm.lock().unwrap_or_else(|error| error.into_inner())
     }
 
     /// Asks it to compare all of its memory.
-    pub fn verify(&mut self) -> Result<(), Failure> {
-        Ok(self.vmm.fine(Request::Verify).map(|_| ())?)
+    pub fn verify(&self) -> Result<(), Failure> {
+        Ok(self.vmm().fine(Request::Verify).map(|_| ())?)
     }
 }
 
@@ -85,61 +102,45 @@ fn set_nice(value: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// What happens to it.
-pub const EVENTS: &[Event] = &[
+/// What happens to each of them.
+pub const EVENTS: &[Event<Neighbour>] = &[
     Event {
         name: "QEMU attach, detach",
-        run: |host, random| {
-            with(host, random, |neighbour, random| {
-                toggle(&mut host.neighbour_attached(), neighbour, random)
-            })
-        },
+        run: toggle,
     },
     Event {
         name: "QEMU balloon",
-        run: |host, random| with(host, random, balloon),
+        run: balloon,
     },
     Event {
         name: "QEMU verify",
-        run: |host, random| with(host, random, |neighbour, _| neighbour.verify()),
+        run: |neighbour, _| Neighbour::verify(neighbour),
     },
     Event {
         name: "QEMU write",
-        run: |host, random| with(host, random, write),
+        run: write,
     },
 ];
 
-fn with(
-    host: &Host,
-    random: &mut Random,
-    run: impl FnOnce(&mut Neighbour, &mut Random) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    match host.neighbour().as_mut() {
-        Some(neighbour) => run(neighbour, random),
-        None => Err(Failure::Skipped("there is none".into())),
-    }
-}
-
-fn toggle(
-    attached: &mut Option<u32>,
-    neighbour: &Neighbour,
-    random: &mut Random,
-) -> Result<(), Failure> {
-    let done = match *attached {
-        None => attach(neighbour).map(|id| *attached = Some(id)),
-        Some(id) if random.one_in(4) => {
-            *attached = None;
-            detach(id)
+fn toggle(neighbour: &Neighbour, random: &mut Random) -> Result<(), Failure> {
+    let (domain, stays) = (host::domain(random), !random.one_in(4));
+    let vmm = neighbour.vmm();
+    let mut attached = neighbour.attached();
+    // The module may be gone, or short of memory: then it keeps what it has.
+    *attached = match *attached {
+        None => Some((tolerate(attach(&vmm, domain))?, domain)),
+        Some(_) if stays => return Err(Failure::Skipped(NOT_EVERY_TIME.into())),
+        Some((id, _)) => {
+            tolerate(detach(id))?;
+            None
         }
-        Some(_) => Ok(()),
     };
-    // The module may be gone, or short of memory.
-    tolerate(done)
+    Ok(())
 }
 
-fn attach(neighbour: &Neighbour) -> Result<u32, Failure> {
-    let vm = neighbour.vmm.vm()?;
-    Ok(Device::open()?.attach(vm.as_raw_fd(), DOMAIN)?)
+fn attach(vmm: &Vmm, domain: u64) -> Result<u32, Failure> {
+    let vm = vmm.vm()?;
+    Ok(Device::open()?.attach(vm.as_raw_fd(), domain)?)
 }
 
 fn detach(id: u32) -> Result<(), Failure> {
@@ -147,13 +148,13 @@ fn detach(id: u32) -> Result<(), Failure> {
     detached.map(|_| ()).map_err(|(error, _)| error.into())
 }
 
-fn balloon(neighbour: &mut Neighbour, random: &mut Random) -> Result<(), Failure> {
+fn balloon(neighbour: &Neighbour, random: &mut Random) -> Result<(), Failure> {
     let bytes = (LEAST + random.below(MEMORY - LEAST + 1)) << 20;
     let balloon = json!({ "value": bytes });
-    Ok(neighbour.vmm.qmp.run("balloon", balloon).map(|_| ())?)
+    Ok(neighbour.vmm().qmp.run("balloon", balloon).map(|_| ())?)
 }
 
-fn write(neighbour: &mut Neighbour, random: &mut Random) -> Result<(), Failure> {
+fn write(neighbour: &Neighbour, random: &mut Random) -> Result<(), Failure> {
     let pages = 1 + random.below(500);
-    Ok(neighbour.vmm.fine(Request::Write(pages)).map(|_| ())?)
+    Ok(neighbour.vmm().fine(Request::Write(pages)).map(|_| ())?)
 }

@@ -24,8 +24,8 @@ use crate::vmm::{
 const MADV_GUARD_INSTALL: libc::c_int = 102;
 const MADV_GUARD_REMOVE: libc::c_int = 103;
 
-/// Pages that one page table maps.
-const TABLE: usize = 512;
+/// Pages that one page table maps, or a huge page has.
+pub const TABLE: usize = 512;
 
 /// Unmaps some pages, a whole page table, or all of the memory, which is alone among its page tables:
 /// those of every level go. For a moment the module finds a slot where nothing is mapped.

@@ -42,6 +42,7 @@ use crate::acts::{
     Act,
     ACTS, //
 };
+use crate::deck::Deck;
 use crate::events::GROUP;
 
 /// How a monitor is made.
@@ -245,10 +246,13 @@ impl Machine {
         let wanted = |act: &&Act| {
             self.plan.only.is_empty() || self.plan.only.iter().any(|name| name == act.name)
         };
-        let acts: Vec<&Act> = ACTS.iter().filter(wanted).collect();
-        while !self.stop.load(Ordering::Acquire) && !acts.is_empty() {
-            let act = random.pick(&acts);
-            match (act.run)(self, &mut random) {
+        let mut acts: Deck<&Act> = Deck::new(ACTS.iter().filter(wanted).collect());
+        while !self.stop.load(Ordering::Acquire) {
+            let Some(act) = acts.deal(&mut random) else {
+                break;
+            };
+            // How many choices it makes may depend on what it meets.
+            match (act.run)(self, &mut Random::new(random.word(), 0)) {
                 Ok(()) => said(&format!("did {}", act.name)),
                 Err(Trouble::Refused(error)) => said(&format!("refused {}: {error}", act.name)),
                 Err(Trouble::Wrong(text)) => {
