@@ -3,18 +3,15 @@
 #
 # Which lines the tests reach:
 #
-#	scripts/coverage.sh [engine] [module] [allocations]
+#	scripts/coverage.sh [engine] [module]
 #
 # engine: those of the engine by its cargo tests; llvm-cov tells.
 # module: those of the whole module, as the stock kernel loads it, by its
 # end-to-end tests. The emulator notes each instruction before it first runs, and
 # the module's debug information says of which line it is. The compiler may have
 # given an instruction to one of several lines, or none to a line.
-# allocations: the places in the module that ask for memory, on the kasan kernel, and
-# which of them got none in some end-to-end test; if named only.
 #
-# Each leaves what was missed in build/report/coverage-NAME.txt; the others print a
-# line a file.
+# Each prints a line a file, and leaves what was missed in build/report/coverage-NAME.txt.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -123,51 +120,6 @@ module_lines() {
 	done | sort -t : -k 1,1 -k 2,2n -k 3,3nr | sort -t : -k 1,1 -k 2,2n -u
 }
 
-# ALLOCATORS: the functions by which the module asks for memory. In Rust, one that is asked for
-# 0 bytes gives memory back.
-ALLOCATORS='^(rust_helper_kv?realloc_node_align|(__kmalloc_cache|alloc_pages_node)_noprof'
-ALLOCATORS+='|alloc_workqueue_noprof|shrinker_alloc)'
-
-# allocations SECTION: the places in the module that ask for memory, as the function and offset to
-# which the allocator returns.
-allocations() {
-	local ko=$TOP/build/kasan/twinpage.ko
-	"$TOP/scripts/root.sh" objdump -dr --no-show-raw-insn -j "$1" "$ko" |
-		awk -v allocators="$ALLOCATORS" "$SUM"'
-		/^[0-9a-f]+ <.*>:$/ { name = substr($2, 2, length($2) - 3); base = low($1); next }
-		/R_X86_64_PLT32/ { asks = $NF ~ allocators && !frees; next }
-		/^ *[0-9a-f]+:/ {
-			sub(/:$/, "", $1)
-			if (asks)
-				printf "%s+0x%x\n", name, low($1) - base
-			asks = 0
-			# The size is handed on to a function that rounds it up first.
-			if (/,%[er]si$/ && !/mov +%rdx,%rsi$/)
-				frees = /xor +%esi,%esi$/
-		}'
-}
-
-# report_allocations: how many of the places were seen to get no memory in some end-to-end test that
-# lets allocations fail. The kernel prints a trace then, but not with __GFP_NOWARN, which kvmalloc
-# adds above a page. Leaves those that were not.
-report_allocations() {
-	local section ran=$LOG/allocations missed=$REPORT/coverage-allocations.txt
-	build_payload kasan
-	"$TOP/scripts/vm.sh" --kernel kasan --timeout 5400 --mem 3072 --numa 2 --out "$ran" \
-		"${PAYLOAD[@]}" -- sh -c 'dmesg -n 1
-			TWINPAGE_SITES=1 exec twinpage-e2e --only every_failed_allocation' >&2 ||
-		say "some test failed; what failed in it counts all the same"
-	for section in .text .init.text; do
-		allocations "$section"
-	done >"$WORK/allocations"
-	awk 'FILENAME ~ /output/ { if (/^# site /) failed[$3]; next }
-	!($1 in failed)' "$ran/output.log" "$WORK/allocations" |
-		"$TOP/scripts/root.sh" c++filt >"$missed"
-	printf '%d places ask for memory, %d were not seen to get none\n' \
-		"$(wc -l <"$WORK/allocations")" "$(wc -l <"$missed")"
-	say "those that were not: $missed"
-}
-
 # report NAME: what is reached, from the lines of NAME_lines.
 report() {
 	local lines=$WORK/$1.lines missed=$REPORT/coverage-$1.txt
@@ -198,7 +150,7 @@ report_module() {
 [ $# -gt 0 ] || set -- engine module
 for name in "$@"; do
 	declare -F "report_$name" >/dev/null ||
-		die "coverage.sh knows engine, module and allocations, not '$name'"
+		die "coverage.sh knows engine and module, not '$name'"
 done
 rm -rf "$WORK"
 mkdir -p "$LOG" "$WORK" "$REPORT"

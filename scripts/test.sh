@@ -89,7 +89,12 @@ seconds_left() {
 # two NUMA nodes.
 stage_e2e() {
 	build_payload "$1"
-	[ "$1" != stock ] || build_test_hmm
+	if [ "$1" = stock ]; then
+		build_test_hmm
+	else
+		"$TOP/scripts/allocations.sh" "$1" >"$TOP/build/$1/allocations"
+		PAYLOAD+=(--file "$TOP/build/$1/allocations:/allocations")
+	fi
 	"$TOP/scripts/vm.sh" --kernel "$1" --timeout 5400 --mem 3072 --numa 2 --check-log \
 		${EXECUTED:+--executed} --out "$LOG/e2e-$1" "${PAYLOAD[@]}" \
 		-- twinpage-e2e ${ONLY:+--only "$ONLY"} ${BUDGET:+--seconds "$(seconds_left)"}

@@ -289,7 +289,7 @@ fn setting_knobs_survives_every_failed_allocation() -> Outcome {
 }
 
 /// The scanner's thread.
-fn scanner() -> Result<u32, Failure> {
+pub fn scanner() -> Result<u32, Failure> {
     let processes = fs::read_dir("/proc")?.flatten();
     processes
         .filter_map(|process| process.file_name().to_str()?.parse().ok())
@@ -314,7 +314,6 @@ fn merge_while_failing(host: &Host, faults: &Faults, domain: u64, n: u64) -> Res
     host.until_saved(&[&a, &b], PAGES)?;
     let made = n - faults.left()?;
     faults.arm(0)?;
-    faults.note_sites()?;
     a.check_with(key)?;
     b.check_with(key)?;
     let stats = a.stats()?;
@@ -343,12 +342,13 @@ fn merging_survives_every_failed_allocation() -> Outcome {
 }
 
 /// Everything of the module that is there while it is loaded.
-fn left_behind() -> Option<&'static str> {
+pub fn left_behind() -> Option<&'static str> {
     let places = ["/sys/module/twinpage", SYSFS, DEBUGFS, DEVICE];
     places.into_iter().find(|place| Path::new(place).exists())
 }
 
-fn unload() -> Outcome {
+/// Unloads the module once nobody uses it any more.
+pub fn unload() -> Outcome {
     wait::until("unloading", CONVERGE, || {
         Ok::<_, Failure>(module::unload().is_ok())
     })

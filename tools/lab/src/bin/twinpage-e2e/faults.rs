@@ -2,17 +2,14 @@
 
 //! Lets the kernel's allocations fail, one at a time (`Documentation/fault-injection` of the kernel).
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
-use std::env;
 use std::fs::{
+    self,
     File,
     OpenOptions, //
 };
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use twinpage_lab::dmesg::Log;
 use twinpage_lab::ensure;
 use twinpage_lab::faults::{
     self,
@@ -29,13 +26,6 @@ pub const MANY: u64 = 1 << 30;
 /// The allocations of one thread.
 pub struct Faults {
     nth: File,
-    sites: Option<RefCell<Sites>>,
-}
-
-/// Where the module asked for memory and got none.
-struct Sites {
-    log: Log,
-    known: BTreeSet<String>,
 }
 
 /// What came of an operation while an allocation was to fail.
@@ -46,45 +36,72 @@ pub struct Attempt<T> {
     pub failed: bool,
 }
 
+/// Skips a test where they are not.
+fn are_possible() -> Outcome {
+    match faults::possible() {
+        true => Ok(()),
+        false => Err(Failure::Skipped(
+            "this kernel cannot let allocations fail".into(),
+        )),
+    }
+}
+
+/// A place in the kernel's code that gets no memory for as long as this lives.
+pub struct Refusal {
+    _settings: Changed,
+}
+
+impl Refusal {
+    /// More often than a place asks.
+    const TIMES: u64 = 1 << 20;
+
+    /// The one to which allocators return at this address.
+    pub fn at(address: u64) -> Result<Refusal, Failure> {
+        are_possible()?;
+        let values = [
+            // To look where an allocation comes from takes time.
+            ("task-filter", "Y".to_owned()),
+            ("times", Refusal::TIMES.to_string()),
+            ("require-start", format!("{address:#x}")),
+            ("require-end", format!("{:#x}", address + 1)),
+            ("probability", "100".to_owned()),
+        ];
+        let mut settings: Vec<(String, String)> = faults::EVERY_KIND
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+        for kind in faults::KINDS {
+            let of_kind = values.iter().cloned();
+            settings.extend(of_kind.map(|(name, value)| (format!("{kind}/{name}"), value)));
+        }
+        let settings = settings
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
+        let _settings = Changed::to(settings)?;
+        let refusal = Refusal { _settings };
+        refusal.reaches("thread-self")?;
+        Ok(refusal)
+    }
+
+    /// Lets it refuse memory to a thread in `/proc`; the one that made it is refused from the start.
+    pub fn reaches(&self, thread: &str) -> io::Result<()> {
+        fs::write(format!("/proc/{thread}/make-it-fail"), "1")
+    }
+
+    /// How often it has asked.
+    pub fn times(&self) -> Result<u64, Failure> {
+        let mut times = 0;
+        for kind in faults::KINDS {
+            times += Refusal::TIMES - faults::number(&format!("{kind}/times"))?;
+        }
+        Ok(times)
+    }
+}
+
 /// Makes sure that pages for the stack are there: to get one is an allocation as well.
 #[inline(never)]
 fn touch_stack() {
     std::hint::black_box([1_u8; 1 << 16]);
-}
-
-impl Sites {
-    /// None, if the environment says that somebody wants to know (`scripts/coverage.sh`).
-    fn if_wanted() -> io::Result<Option<RefCell<Sites>>> {
-        if env::var_os("TWINPAGE_SITES").is_none() {
-            return Ok(None);
-        }
-        Changed::to([("failslab/verbose", "2"), ("fail_page_alloc/verbose", "2")])?.keep();
-        let log = Log::from_now()?;
-        let known = BTreeSet::new();
-        Ok(Some(RefCell::new(Sites { log, known })))
-    }
-
-    /// Prints where allocations have failed since the last call, if that is new.
-    fn look(&mut self) -> io::Result<()> {
-        let lines = self.log.lines()?;
-        let traces = lines.split(|line| line.starts_with("FAULT_INJECTION"));
-        let sites = traces
-            .skip(1)
-            .filter_map(|trace| trace.iter().find_map(|line| of_module(line)));
-        for site in sites {
-            if self.known.insert(site.to_owned()) {
-                println!("site {site}");
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The function and the offset that a line of a call trace names, if that is the module's.
-fn of_module(line: &str) -> Option<&str> {
-    let place = line.trim().strip_suffix(" [twinpage]")?;
-    let (site, _length) = place.split_once('/')?;
-    (!site.starts_with('?')).then_some(site)
 }
 
 impl Faults {
@@ -99,14 +116,10 @@ impl Faults {
     }
 
     fn at(path: &str) -> Result<Faults, Failure> {
-        if !faults::possible() {
-            let text = "this kernel cannot let allocations fail";
-            return Err(Failure::Skipped(text.into()));
-        }
+        are_possible()?;
         Changed::to(faults::EVERY_KIND.iter().copied())?.keep();
         let nth = OpenOptions::new().read(true).write(true).open(path)?;
-        let sites = Sites::if_wanted()?;
-        Ok(Faults { nth, sites })
+        Ok(Faults { nth })
     }
 
     /// Lets the `n`-th allocation from now on fail; 0: none.
@@ -124,14 +137,6 @@ impl Faults {
         number.map_err(|_| Failure::Failed(format!("fail-nth reads '{text}'")))
     }
 
-    /// Notes where allocations have failed, if somebody wants to know.
-    pub fn note_sites(&self) -> io::Result<()> {
-        match &self.sites {
-            Some(sites) => sites.borrow_mut().look(),
-            None => Ok(()),
-        }
-    }
-
     /// Does something while the `n`-th allocation is to fail.
     ///
     /// `work` should not allocate: this program ends when it gets no memory.
@@ -145,7 +150,6 @@ impl Faults {
         let result = work();
         let left = self.left();
         self.arm(0)?;
-        self.note_sites()?;
         Ok(Attempt {
             result,
             failed: left? == 0,

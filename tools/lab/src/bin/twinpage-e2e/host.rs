@@ -78,7 +78,7 @@ impl Host {
     }
 
     /// Lets the module that was loaded scan without rest.
-    fn hurried() -> Result<Host, Failure> {
+    pub fn hurried() -> Result<Host, Failure> {
         hurry()?;
         Ok(Host {
             device: Device::open()?,

@@ -33,6 +33,7 @@ mod pressure;
 mod races;
 mod reasons;
 mod restraint;
+mod refusals;
 mod sharing;
 mod slots;
 mod symbols;
@@ -161,6 +162,7 @@ const TESTS: &[&[Test]] = &[
     enomem::TESTS,
     machine::TESTS,
 ];
+    refusals::TESTS,
 
 fn run(tests: &[&Test], transitions: usize, time: Duration) -> ExitCode {
     // KVM flips a static key with the first and the last VM, which emulated processors may survive
