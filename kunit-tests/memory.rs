@@ -15,7 +15,10 @@ use kernel::{
 
 extern "C" {
     /// See `shim_kunit.h`.
-    fn twinpage_kunit_map(bytes: c_ulong, shared: c_int) -> c_ulong;
+    fn twinpage_kunit_map(addr: c_ulong, bytes: c_ulong, shared: c_int) -> c_ulong;
+
+    /// See `shim_kunit.h`.
+    fn twinpage_kunit_entry(addr: c_ulong) -> c_ulong;
 }
 
 /// How pages are shared with other processes.
@@ -25,6 +28,14 @@ pub(crate) enum Kind {
     Private,
     /// They are shared memory.
     Shared,
+}
+
+/// Maps memory at an address, or anywhere if that is 0. Returns where; if that failed 0, or what
+/// is an error.
+fn map_at(addr: usize, bytes: usize, kind: Kind) -> usize {
+    // SAFETY: Runs in a test, which has or gets an address space until it ends. What is mapped in
+    // it is never a Rust reference.
+    unsafe { twinpage_kunit_map(addr, bytes, (kind == Kind::Shared).into()) }
 }
 
 /// Some pages mapped in the address space of the running test.
@@ -37,14 +48,22 @@ impl Memory {
     pub(crate) fn map(pages: usize, kind: Kind) -> Result<Self> {
         const BLOCK: usize = crate::engine::world::BLOCK_BYTES as usize;
         let bytes = pages * PAGE_SIZE + BLOCK;
-        // SAFETY: Runs in a test, which has or gets an address space until it ends.
-        let addr = unsafe { twinpage_kunit_map(bytes, (kind == Kind::Shared).into()) };
+        let addr = map_at(0, bytes, kind);
         if addr == 0 || addr > usize::MAX - bytes {
             return Err(ENOMEM);
         }
         Ok(Self {
             start: addr.next_multiple_of(BLOCK),
         })
+    }
+
+    /// Maps private pages anew, which are a mapping of their own then. Nothing is in them.
+    pub(crate) fn map_apart(&self, page: usize, pages: usize) -> Result {
+        let addr = self.addr(page);
+        if map_at(addr, pages * PAGE_SIZE, Kind::Private) != addr {
+            return Err(ENOMEM);
+        }
+        Ok(())
     }
 
     /// Address of page `page`.
@@ -57,6 +76,12 @@ impl Memory {
         let task = current!();
         let mm: &Mm = task.mm().ok_or(ESRCH)?;
         Ok(Space::new(ARef::from(mm)))
+    }
+
+    /// The page table entry of a page, with all its bits; 0 if there is none.
+    pub(crate) fn entry(&self, page: usize) -> usize {
+        // SAFETY: Runs in a test that has an address space: `self` was mapped there.
+        unsafe { twinpage_kunit_entry(self.addr(page)) }
     }
 
     /// Fills a page with `byte`, but for its last byte, which is `last`.

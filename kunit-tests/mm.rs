@@ -199,6 +199,51 @@ mod tests {
     }
 
     #[test]
+    fn a_run_is_cut_at_the_end_of_the_mapping() -> Result {
+        let mut bench = Bench::filled(&[(7, 9); 4])?;
+        bench.memory.map_apart(2, 2)?;
+        bench.memory.fill(2, 7, 9)?;
+        bench.memory.fill(3, 7, 9)?;
+        Symbols::bind()?.lru_drain();
+        let frame = bench.copy(0)?;
+        let copy = || Target::Copy(&frame);
+        let mut results = [Shared::Busy; 4];
+        bench.share(0, &[copy(), copy(), copy(), copy()], &mut results)?;
+        let mut expected = [Shared::Done; 4];
+        expected[2] = Shared::Gone;
+        expected[3] = Shared::Gone;
+        assert_eq!(results, expected);
+        assert_eq!(frame.mappings(), 2);
+        // Nothing else kept the others from it.
+        let mut results = [Shared::Busy; 2];
+        bench.share(2, &[copy(), copy()], &mut results)?;
+        assert_eq!(results, [Shared::Done; 2]);
+        assert_eq!(frame.mappings(), 4);
+        Ok(())
+    }
+
+    #[test]
+    fn an_entry_that_is_restored_has_all_its_bits() -> Result {
+        let mut bench = Bench::filled(&[(7, 9), (7, 8), (7, 8)])?;
+        let (frame, other) = (bench.copy(0)?, bench.copy(1)?);
+        // Unsharing leaves an entry that is clean and read-only, writing one that is neither.
+        assert_eq!(bench.share_one(2, Target::Copy(&other))?, Shared::Done);
+        assert_eq!(bench.unshare(2, 1)?, (1, Unshared::Done));
+        Symbols::bind()?.lru_drain();
+        let before = [bench.memory.entry(1), bench.memory.entry(2)];
+        assert!(before[0] != 0 && before[1] != 0);
+        let mut results = [Shared::Busy; 2];
+        bench.share(
+            1,
+            &[Target::Copy(&frame), Target::Copy(&frame)],
+            &mut results,
+        )?;
+        assert_eq!(results, [Shared::Differs; 2]);
+        assert_eq!([bench.memory.entry(1), bench.memory.entry(2)], before);
+        Ok(())
+    }
+
+    #[test]
     fn the_last_byte_counts() -> Result {
         let mut bench = Bench::filled(&[(7, 9), (7, 8), (0, 1)])?;
         let frame = bench.copy(0)?;
