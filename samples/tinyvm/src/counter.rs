@@ -7,6 +7,10 @@
 //! says, and where it is to write it counts on and writes the whole page anew. After each sweep it
 //! hands over to the host, which so paces the guest.
 
+use std::os::fd::{
+    AsRawFd,
+    RawFd, //
+};
 use std::sync::Arc;
 
 use kvm_ioctls::{
@@ -206,6 +210,11 @@ impl Counter {
     /// The VM, which others may use while a sweep is under way.
     pub fn vm(&self) -> &Arc<Vm> {
         &self.vm
+    }
+
+    /// The file of its processor.
+    pub fn processor(&self) -> RawFd {
+        self.processor.as_raw_fd()
     }
 
     /// All of its memory; so may this.

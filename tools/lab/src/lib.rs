@@ -14,6 +14,7 @@ pub mod cgroup;
 pub mod checks;
 pub mod child;
 pub mod content;
+pub mod damon;
 pub mod dmesg;
 pub mod error;
 pub mod faults;

@@ -5,7 +5,10 @@
 //! Formats: `Documentation/admin-guide/mm/pagemap.rst` of the kernel: one 64-bit word a page in
 //! `/proc/PID/pagemap`, one a frame in `/proc/kpageflags` and `/proc/kpagecount`.
 
-use std::fs::File;
+use std::fs::{
+    File,
+    OpenOptions, //
+};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -290,6 +293,48 @@ impl Frames {
     /// There is no such frame.
     pub fn mappings(&self, frame: Frame) -> io::Result<u64> {
         word(&self.counts, frame)
+    }
+}
+
+/// Idle page tracking: which frames nobody has accessed since they were marked.
+///
+/// Format: `Documentation/admin-guide/mm/idle_page_tracking.rst` of the kernel: one bit a frame, in
+/// words of 64.
+pub struct Idle(File);
+
+impl Idle {
+    /// Opens it.
+    ///
+    /// # Errors
+    ///
+    /// Not root, or a kernel without `CONFIG_IDLE_PAGE_TRACKING`.
+    pub fn open() -> io::Result<Idle> {
+        let bitmap = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/sys/kernel/mm/page_idle/bitmap")?;
+        Ok(Idle(bitmap))
+    }
+
+    /// Marks a frame as idle. The kernel passes over one that it does not track.
+    ///
+    /// # Errors
+    ///
+    /// There is no such frame.
+    pub fn mark(&self, frame: Frame) -> io::Result<()> {
+        let word = 1_u64 << (frame.0 % 64);
+        self.0.write_all_at(&word.to_ne_bytes(), frame.0 / 64 * 8)
+    }
+
+    /// Whether a frame is marked still.
+    ///
+    /// # Errors
+    ///
+    /// There is no such frame.
+    pub fn shows(&self, frame: Frame) -> io::Result<bool> {
+        let mut bytes = [0; 8];
+        self.0.read_exact_at(&mut bytes, frame.0 / 64 * 8)?;
+        Ok((u64::from_ne_bytes(bytes) >> (frame.0 % 64)) & 1 == 1)
     }
 }
 

@@ -263,8 +263,11 @@ fn memory_of_an_attached_vm_is_refused() -> Outcome {
     guest.close_vm();
     wait::until("the rest of its memory", CONVERGE, || {
         Ok::<_, Failure>(Stats::of(id)?.get("pages")? == 1025)
-    })
-    .map(|_| ())
+    })?;
+    guest.fill_with(|_| 6);
+    // A copy serves 256 pages at most.
+    host.until_saved(&[&guest], 1024 * 99 / 100)?;
+    guest.check_with(|_| 6)
 }
 
 fn a_vm_is_attached_once_and_ids_are_never_reused() -> Outcome {

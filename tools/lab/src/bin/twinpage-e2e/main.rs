@@ -7,6 +7,7 @@
 //! unmerge transitions the long race makes; `--million` makes a million. With `--seconds N` tests
 //! that have not begun by then are skipped.
 
+mod borrowed;
 mod callers;
 mod copies;
 mod device;
@@ -32,8 +33,8 @@ mod pins;
 mod pressure;
 mod races;
 mod reasons;
-mod restraint;
 mod refusals;
+mod restraint;
 mod sharing;
 mod slots;
 mod symbols;
@@ -147,6 +148,7 @@ const TESTS: &[&[Test]] = &[
     export::TESTS,
     nested::TESTS,
     pins::TESTS,
+    borrowed::TESTS,
     pages::TESTS,
     watch::TESTS,
     devices::TESTS,
@@ -160,9 +162,9 @@ const TESTS: &[&[Test]] = &[
     freezer::TESTS,
     pressure::TESTS,
     enomem::TESTS,
+    refusals::TESTS,
     machine::TESTS,
 ];
-    refusals::TESTS,
 
 fn run(tests: &[&Test], transitions: usize, time: Duration) -> ExitCode {
     // KVM flips a static key with the first and the last VM, which emulated processors may survive

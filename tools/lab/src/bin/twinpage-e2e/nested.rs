@@ -61,6 +61,11 @@ pub const TESTS: &[Test] = &[
         run: guest_code_is_right_while_huge_pages_split,
     },
     Test {
+        name: "memory_that_kvm_maps_ahead_stays_merged",
+        seconds: 180,
+        run: memory_that_kvm_maps_ahead_stays_merged,
+    },
+    Test {
         name: "memory_may_go_and_move_while_its_guest_runs",
         seconds: 600,
         run: memory_may_go_and_move_while_its_guest_runs,
@@ -112,6 +117,12 @@ fn sweep(counter: &mut Counter, kind: Sweep) -> Outcome {
     }
 }
 
+/// Compares every data page with what the guest remembers of it.
+fn audit(counter: &Counter) -> Outcome {
+    let audited = counter.audit();
+    audited.map_err(|lost| Failure::Failed(format!("the host saw {lost:?}")))
+}
+
 /// Data pages that are in huge pages.
 fn huge_pages(counter: &Counter) -> Result<usize, Failure> {
     let flags = Frames::open()?;
@@ -157,11 +168,7 @@ fn count(backing: Backing, pages: usize) -> Outcome {
     println!(
         "{reads} reading and {writes} writing sweeps over {pages} pages, {merged} merges seen"
     );
-    for counter in &counters {
-        if let Err(lost) = counter.audit() {
-            return Err(Failure::Failed(format!("the host saw {lost:?}")));
-        }
-    }
+    counters.iter().try_for_each(audit)?;
     ensure!(merged > pages, "only {merged} merges were seen");
     Ok(())
 }
@@ -173,6 +180,66 @@ fn guest_code_never_sees_a_foreign_page() -> Outcome {
 fn guest_code_is_right_while_huge_pages_split() -> Outcome {
     // With what lies before them they fill two huge pages.
     count(Backing::Huge, 768)
+}
+
+/// Lets KVM map all data pages while the guest stands still.
+fn map_ahead(counter: &Counter) -> Outcome {
+    // `include/uapi/linux/kvm.h` of the kernel.
+    const CHECK_EXTENSION: libc::c_ulong = 0xae03;
+    const PRE_FAULT_MEMORY: libc::c_ulong = (3 << 30) | (64 << 16) | (0xae << 8) | 0xd5;
+    const CAP_PRE_FAULT_MEMORY: libc::c_int = 236;
+    let vm = counter.vm().as_raw_fd();
+    // SAFETY: the request takes an integer.
+    let able = unsafe { libc::ioctl(vm, CHECK_EXTENSION, CAP_PRE_FAULT_MEMORY) };
+    if able <= 0 {
+        return Err(Failure::Skipped("KVM cannot map memory ahead".into()));
+    }
+    // First address, bytes, flags, and five words of no use.
+    let mut range = [0_u64; 8];
+    range[0] = counter.first_page() as u64 * 4096;
+    range[1] = counter.pages() as u64 * 4096;
+    while range[1] > 0 {
+        let argument = range.as_mut_ptr();
+        // SAFETY: the kernel reads and writes eight 64-bit words, and there are as many.
+        let mapped = unsafe { libc::ioctl(counter.processor(), PRE_FAULT_MEMORY, argument) };
+        let error = std::io::Error::last_os_error();
+        ensure!(mapped == 0, "{} bytes are left: {error}", range[1]);
+    }
+    Ok(())
+}
+
+/// It is a read by the guest (arch/x86/kvm/mmu/mmu.c:kvm_arch_vcpu_pre_fault_memory).
+fn memory_that_kvm_maps_ahead_stays_merged() -> Outcome {
+    let host = Host::new()?;
+    let mut counters = Vec::new();
+    for _ in 0..2 {
+        let counter = Counter::new(PAGES, Backing::Small, |page| page as u64 + 1)?;
+        attach(&host, &counter)?;
+        counters.push(counter);
+    }
+    wait::until("merging", CONVERGE, || {
+        Ok::<_, Failure>(saved(&counters)? == PAGES)
+    })?;
+    module::set("run", 0)?;
+    let copies = frames(&counters[0])?;
+    counters.iter().try_for_each(map_ahead)?;
+    for counter in &mut counters {
+        let now = frames(counter)?;
+        ensure!(now == copies, "mapping ahead gave pages other frames");
+        sweep(counter, Sweep::Read)?;
+        ensure!(frames(counter)? == copies, "reading unmerged pages");
+    }
+    sweep(&mut counters[0], Sweep::Write)?;
+    let written = frames(&counters[0])?;
+    let same = (0..PAGES).filter(|&page| written[page] == copies[page]);
+    let same = same.count();
+    ensure!(same == 0, "{same} pages have the frame that they shared");
+    ensure!(frames(&counters[1])? == copies, "the twin was unmerged");
+    for counter in &mut counters {
+        sweep(counter, Sweep::Read)?;
+        audit(counter)?;
+    }
+    Ok(())
 }
 
 /// The slot of a counter's memory, with or without a dirty log.
@@ -426,9 +493,7 @@ fn memory_may_go_and_move_while_its_guest_runs() -> Outcome {
     for counter in &mut counters {
         // It may stand in the middle of a sweep.
         sweep(counter, Sweep::WriteEighth(0))?;
-        if let Err(lost) = counter.audit() {
-            return Err(Failure::Failed(format!("the host saw {lost:?}")));
-        }
+        audit(counter)?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::io::{
     Read,
     Write, //
 };
+use std::ops::Range;
 use std::os::fd::{
     AsRawFd,
     OwnedFd, //
@@ -17,7 +18,6 @@ use nix::sched::{
 };
 use tinyvm::Backing;
 use twinpage_guest::pattern::Stream;
-use twinpage_lab::ensure;
 use twinpage_lab::files::{
     borrow,
     handle, //
@@ -32,12 +32,20 @@ use twinpage_lab::tap::{
     Failure,
     Outcome, //
 };
+use twinpage_lab::{
+    ensure,
+    module,
+    wait, //
+};
 
 use crate::host::{
     in_child,
     pipe,
     Child,
-    Guest, //
+    Guest,
+    Host,
+    CONVERGE,
+    DOMAIN, //
 };
 
 /// The content of each page of an [`Owner`].
@@ -61,6 +69,11 @@ impl Owner {
     pub fn frames(&self) -> Result<Vec<Option<Frame>>, Failure> {
         let entries = Pagemap::of(self.child.pid())?.read(self.address, self.pages)?;
         Ok(entries.into_iter().map(Entry::frame).collect())
+    }
+
+    /// Where its memory is in its process.
+    pub fn range(&self) -> Range<u64> {
+        self.address..self.address + self.pages as u64 * 4096
     }
 
     /// Compares every page with what was written to it.
@@ -145,5 +158,72 @@ impl Owner {
                 })
             }
         }
+    }
+}
+
+/// Such a VM and one of this process: the first half of their pages is merged, the second is each
+/// VM's own, and nothing merges any more.
+pub struct Pair {
+    /// The one of another process.
+    pub owner: Owner,
+    twin: Guest,
+    copies: Vec<Option<Frame>>,
+}
+
+impl Pair {
+    /// Starts both and waits until they are merged.
+    pub fn start(host: &Host, pages: usize) -> Result<Pair, Failure> {
+        let half = pages / 2;
+        let owner = Owner::start(CloneFlags::empty(), pages)?;
+        host.device().attach(owner.vm.as_raw_fd(), DOMAIN)?;
+        let twin = host.guest(pages, Backing::Small, DOMAIN)?;
+        twin.fill_with(|page| twins_key(page, pages));
+        wait::until("merging", CONVERGE, || {
+            Ok::<_, Failure>(owner.frames()?[..half] == twin.frames()?[..half])
+        })?;
+        module::set("run", 0)?;
+        let copies = twin.frames()?[..half].to_vec();
+        Ok(Pair {
+            owner,
+            twin,
+            copies,
+        })
+    }
+
+    /// Fails unless both map the same copies as at first.
+    pub fn still_merged(&self, after: &str) -> Outcome {
+        let half = self.copies.len();
+        for frames in [self.owner.frames()?, self.twin.frames()?] {
+            ensure!(
+                frames[..half] == self.copies[..],
+                "a copy is gone after {after}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Fails unless some of the other process's own pages were paged out.
+    pub fn others_were_paged_out(&self) -> Outcome {
+        let half = self.copies.len();
+        let there = self.owner.frames()?[half..].iter().flatten().count();
+        println!("{there} of {half} pages that are no copies are still there");
+        ensure!(there < half, "nothing was paged out");
+        Ok(())
+    }
+
+    /// Compares every page with what was written to it, and ends both.
+    pub fn finish(self) -> Outcome {
+        let pages = self.twin.memory().pages();
+        self.owner.check()?;
+        self.twin.check_with(|page| twins_key(page, pages))?;
+        self.owner.child.kill()
+    }
+}
+
+/// The content of each page of the VM beside an [`Owner`].
+fn twins_key(page: usize, pages: usize) -> u64 {
+    match page < pages / 2 {
+        true => key(page),
+        false => key(page + pages),
     }
 }

@@ -3,13 +3,15 @@
 //! What a process may do with merged pages, and what the kernel keeps account of.
 
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use nix::sched::CloneFlags;
 use tinyvm::{
     Backing,
     Memory, //
+};
+use twinpage_lab::pagemap::{
+    Frame,
+    Idle, //
 };
 use twinpage_lab::process::field;
 use twinpage_lab::swap::{
@@ -23,8 +25,7 @@ use twinpage_lab::tap::{
 };
 use twinpage_lab::{
     ensure,
-    module,
-    wait, //
+    module, //
 };
 
 use crate::host::{
@@ -34,14 +35,10 @@ use crate::host::{
     in_child,
     Guest,
     Host,
-    CONVERGE,
     DOMAIN,
     PRIVATE, //
 };
-use crate::owner::{
-    key,
-    Owner, //
-};
+use crate::owner::Pair;
 
 pub const TESTS: &[Test] = &[
     Test {
@@ -68,6 +65,11 @@ pub const TESTS: &[Test] = &[
         name: "another_process_cannot_page_merged_pages_out",
         seconds: 180,
         run: another_process_cannot_page_merged_pages_out,
+    },
+    Test {
+        name: "a_copy_never_shows_as_idle",
+        seconds: 120,
+        run: a_copy_never_shows_as_idle,
     },
     Test {
         name: "guard_regions_stay_and_leave_the_twin_alone",
@@ -278,40 +280,53 @@ fn every_madvise_leaves_the_twin_alone() -> Outcome {
 /// What it may advise about passes over copies, as they are on no list of the page reclaim
 /// (mm/madvise.c:madvise_cold_or_pageout_pte_range).
 fn another_process_cannot_page_merged_pages_out() -> Outcome {
-    const HALF: usize = PAGES / 2;
     let swap = Swap::on(Kind::Loop, 16)?;
     let host = Host::new()?;
-    let owner = Owner::start(CloneFlags::empty(), PAGES)?;
-    host.device().attach(owner.vm.as_raw_fd(), DOMAIN)?;
-    let twin = host.guest(PAGES, Backing::Small, DOMAIN)?;
-    // The second half is each VM's own.
-    let twins_key = |page: usize| match page < HALF {
-        true => key(page),
-        false => key(page + PAGES),
-    };
-    twin.fill_with(twins_key);
-    wait::until("merging", CONVERGE, || {
-        Ok::<_, Failure>(owner.frames()?[..HALF] == twin.frames()?[..HALF])
-    })?;
-    module::set("run", 0)?;
-    let before = twin.frames()?;
+    let pair = Pair::start(&host, PAGES)?;
     for advice in [libc::MADV_COLD, libc::MADV_PAGEOUT] {
-        owner.advise(advice)?;
-        for frames in [owner.frames()?, twin.frames()?] {
-            ensure!(
-                frames[..HALF] == before[..HALF],
-                "a copy is gone after advice {advice}"
-            );
-        }
+        pair.owner.advise(advice)?;
+        pair.still_merged(&format!("advice {advice}"))?;
     }
-    let there = owner.frames()?[HALF..].iter().flatten().count();
-    println!("{there} of {HALF} pages that are no copies are still there");
-    ensure!(there < HALF, "nothing was paged out");
-    owner.check()?;
-    twin.check_with(twins_key)?;
-    owner.child.kill()?;
-    drop((twin, host));
+    pair.others_were_paged_out()?;
+    pair.finish()?;
     swap.off()
+}
+
+/// It is on no list of the page reclaim (mm/page_idle.c:page_idle_get_folio).
+fn a_copy_never_shows_as_idle() -> Outcome {
+    const HALF: usize = PAGES / 2;
+    let idle = match Idle::open() {
+        Ok(idle) => idle,
+        Err(error) => return Err(Failure::Skipped(format!("no idle page tracking: {error}"))),
+    };
+    let host = Host::new()?;
+    let [a, b] = host.twins(PAGES)?;
+    module::set("run", 0)?;
+    for page in 0..HALF {
+        fill(a.memory(), page, page as u64 + 1);
+    }
+    ensure!(
+        common_frames(&a, &b)? == PAGES - HALF,
+        "writing unmerged other pages"
+    );
+    let frames = a.frames()?;
+    for &frame in frames.iter().flatten() {
+        idle.mark(frame)?;
+    }
+    let shown = |frames: &[Option<Frame>]| -> Result<usize, Failure> {
+        let mut shown = 0;
+        for &frame in frames.iter().flatten() {
+            shown += usize::from(idle.shows(frame)?);
+        }
+        Ok(shown)
+    };
+    let (ordinary, copies) = (shown(&frames[..HALF])?, shown(&frames[HALF..])?);
+    println!("{ordinary} ordinary pages and {copies} copies show as idle");
+    // What was faulted in last may be on no list yet.
+    ensure!(ordinary > HALF * 3 / 4, "only {ordinary} of {HALF} show");
+    ensure!(copies == 0, "{copies} copies show as idle");
+    a.check_with(|page| page as u64 + 1)?;
+    b.check_with(|page| page as u64 + 1)
 }
 
 /// Entries that are no pages, with which an access faults for good (Linux 6.13).

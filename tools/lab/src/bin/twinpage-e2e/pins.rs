@@ -75,6 +75,11 @@ pub const TESTS: &[Test] = &[
         run: registered_io_uring_buffers_stay_where_they_are,
     },
     Test {
+        name: "registering_merged_pages_gives_them_frames_of_their_own",
+        seconds: 120,
+        run: registering_merged_pages_gives_them_frames_of_their_own,
+    },
+    Test {
         name: "pages_in_a_pipe_stay_where_they_are",
         seconds: 120,
         run: pages_in_a_pipe_stay_where_they_are,
@@ -98,6 +103,21 @@ pub const TESTS: &[Test] = &[
 
 const PAGES: usize = 64;
 
+/// A ring for which the first half of a VM's pages is registered.
+fn register(guest: &Guest) -> Result<IoUring, Failure> {
+    let ring = match IoUring::new(8) {
+        Ok(ring) => ring,
+        Err(error) => return Err(Failure::Skipped(format!("no io_uring: {error}"))),
+    };
+    let buffer = libc::iovec {
+        iov_base: guest.memory().page(0).cast(),
+        iov_len: PAGES / 2 * 4096,
+    };
+    // SAFETY: the buffer is the first half of the VM's memory, which outlives the ring's use of it.
+    unsafe { ring.submitter().register_buffers(&[buffer])? };
+    Ok(ring)
+}
+
 fn registered_io_uring_buffers_stay_where_they_are() -> Outcome {
     let host = Host::new()?;
     module::set("run", 0)?;
@@ -105,16 +125,7 @@ fn registered_io_uring_buffers_stay_where_they_are() -> Outcome {
     let b = host.guest(PAGES, Backing::Small, DOMAIN)?;
     a.fill_with(|page| page as u64);
     b.fill_with(|page| page as u64);
-    let mut ring = match IoUring::new(8) {
-        Ok(ring) => ring,
-        Err(error) => return Err(Failure::Skipped(format!("no io_uring: {error}"))),
-    };
-    let buffer = libc::iovec {
-        iov_base: a.memory().page(0).cast(),
-        iov_len: PAGES / 2 * 4096,
-    };
-    // SAFETY: the buffer is the first half of the VM's memory, which outlives the ring's use of it.
-    unsafe { ring.submitter().register_buffers(&[buffer])? };
+    let mut ring = register(&a)?;
     let before = a.frames()?;
     module::set("run", 1)?;
     host.until_saved(&[&a, &b], PAGES / 2)?;
@@ -134,6 +145,33 @@ fn registered_io_uring_buffers_stay_where_they_are() -> Outcome {
     ring.submitter().unregister_buffers()?;
     drop(ring);
     host.until_saved(&[&a], PAGES / 2)
+}
+
+/// The kernel pins them to write to them (io_uring/memmap.c:io_pin_pages).
+fn registering_merged_pages_gives_them_frames_of_their_own() -> Outcome {
+    const HALF: usize = PAGES / 2;
+    let host = Host::new()?;
+    let [a, b] = host.twins(PAGES)?;
+    module::set("run", 0)?;
+    let copies = b.frames()?;
+    ensure!(a.frames()? == copies, "a page is not merged");
+    let mut ring = register(&a)?;
+    let pinned = a.frames()?;
+    let shared = (0..HALF).filter(|&page| pinned[page] == copies[page]);
+    let shared = shared.count();
+    ensure!(shared == 0, "{shared} registered pages are still merged");
+    ensure!(
+        pinned[HALF..] == copies[HALF..],
+        "other pages were unmerged"
+    );
+    ensure!(b.frames()? == copies, "the twin was unmerged");
+    a.check_with(|page| page as u64 + 1)?;
+    module::set("run", 1)?;
+    host.looks(3)?;
+    ensure!(a.frames()? == pinned, "a registered page was replaced");
+    read_into_buffer(&mut ring, &a)?;
+    (HALF..PAGES).try_for_each(|page| check(a.memory(), page, page as u64 + 1))?;
+    b.check_with(|page| page as u64 + 1)
 }
 
 /// What the kernel writes into the registered buffer must be what the process sees.

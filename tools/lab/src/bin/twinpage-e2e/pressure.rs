@@ -17,6 +17,7 @@ use tinyvm::{
     Memory, //
 };
 use twinpage_lab::cgroup::Group;
+use twinpage_lab::damon::Damon;
 use twinpage_lab::module::{
     self,
     Merged, //
@@ -54,6 +55,7 @@ use crate::host::{
     DOMAIN,
     PRIVATE, //
 };
+use crate::owner::Pair;
 use twinpage_lab::swap::{
     used_kib,
     Kind,
@@ -72,9 +74,29 @@ pub const TESTS: &[Test] = &[
         run: unmerging_stops_at_the_limit_of_a_control_group,
     },
     Test {
+        name: "run_2_goes_on_after_a_vm_that_keeps_its_pages",
+        seconds: 300,
+        run: run_2_goes_on_after_a_vm_that_keeps_its_pages,
+    },
+    Test {
+        name: "unmerging_charges_the_control_group_that_a_vm_moved_to",
+        seconds: 300,
+        run: unmerging_charges_the_control_group_that_a_vm_moved_to,
+    },
+    Test {
         name: "swapped_pages_merge_when_they_come_back",
         seconds: 240,
         run: swapped_pages_merge_when_they_come_back,
+    },
+    Test {
+        name: "swapoff_leaves_copies_alone_and_what_it_brings_back_merges",
+        seconds: 240,
+        run: swapoff_leaves_copies_alone_and_what_it_brings_back_merges,
+    },
+    Test {
+        name: "damon_cannot_page_merged_pages_out",
+        seconds: 180,
+        run: damon_cannot_page_merged_pages_out,
     },
     Test {
         name: "a_poisoned_copy_is_retired",
@@ -186,7 +208,8 @@ struct Tenant {
 }
 
 impl Tenant {
-    /// Starts it and waits until it is attached and has filled its memory.
+    /// Starts it and waits until it has filled its memory, which merges to nearly nothing, and
+    /// until that is merged.
     fn start(host: &Host, group: &Group, pages: usize) -> Result<Tenant, Failure> {
         let (mut to_parent, mut from_child) = pipe()?;
         let (mut to_child, go) = pipe()?;
@@ -208,6 +231,10 @@ impl Tenant {
         let mut id = [0; 4];
         to_parent.read_exact(&mut id)?;
         let id = u32::from_le_bytes(id);
+        wait::until("merging", CONVERGE, || {
+            Ok::<_, Failure>(module::counter("pages_sharing")? > pages as i64 * 95 / 100)
+        })?;
+        host.looks(1)?;
         Ok(Tenant { child, id, go })
     }
 
@@ -218,23 +245,25 @@ impl Tenant {
     }
 }
 
+/// Leaves the group of a VM with so many pages, which are merged, less than these are unmerged.
+fn leave_too_little(group: &Group, pages: usize) -> Outcome {
+    let charged = group.number("memory.current")?;
+    group.set("memory.max", charged + (8 << 20))?;
+    // Without swap the group has nowhere to go; not every kernel counts swap.
+    let _ = group.set("memory.swap.max", 0);
+    println!("{} MiB charged after merging", charged >> 20);
+    let all = (pages * 4096) as u64;
+    ensure!(charged < all / 2, "{charged} bytes are charged: not merged");
+    Ok(())
+}
+
 fn unmerging_stops_at_the_limit_of_a_control_group() -> Outcome {
     const PAGES: usize = 16_384;
     let group = Group::new("twinpage-e2e")?;
     group.set("memory.max", "max")?;
     let host = Host::new()?;
     let tenant = Tenant::start(&host, &group, PAGES)?;
-    wait::until("merging", CONVERGE, || {
-        Ok::<_, Failure>(module::counter("pages_sharing")? > PAGES as i64 * 95 / 100)
-    })?;
-    host.looks(1)?;
-    let charged = group.number("memory.current")?;
-    group.set("memory.max", charged + (8 << 20))?;
-    // Without swap the group has nowhere to go; not every kernel counts swap.
-    let _ = group.set("memory.swap.max", 0);
-    println!("{} MiB charged after merging", charged >> 20);
-    let all = (PAGES * 4096) as u64;
-    ensure!(charged < all / 2, "{charged} bytes are charged: not merged");
+    leave_too_little(&group, PAGES)?;
     let result = host.device().detach(tenant.id, Merged::Unmerge);
     let charged = group.number("memory.current")?;
     println!("{result:?}, {} MiB charged", charged >> 20);
@@ -250,6 +279,74 @@ fn unmerging_stops_at_the_limit_of_a_control_group() -> Outcome {
     tenant.finish()
 }
 
+/// Guests are unmerged in the order in which they were attached.
+fn run_2_goes_on_after_a_vm_that_keeps_its_pages() -> Outcome {
+    const PAGES: usize = 16_384;
+    const OTHERS: usize = 2048;
+    let group = Group::new("twinpage-e2e")?;
+    group.set("memory.max", "max")?;
+    let host = Host::new()?;
+    let tenant = Tenant::start(&host, &group, PAGES)?;
+    let other = host.guest(OTHERS, Backing::Small, PRIVATE)?;
+    other.fill_with(|page| page as u64 % 16);
+    host.until_saved(&[&other], OTHERS * 95 / 100)?;
+    leave_too_little(&group, PAGES)?;
+    fails_with("run 2", module::set("run", 2), libc::ENOMEM)?;
+    let kills = group.event("oom_kill")?;
+    ensure!(kills == 0, "unmerging killed {kills} processes");
+    let kept = module::Stats::of(tenant.id)?.get("pages_merged")?;
+    let saved = saved_pages(&[&other])?;
+    println!("{kept} pages of the first VM are merged, {saved} of the other");
+    ensure!(tenant.id < other.id() && kept > 0, "the first VM kept none");
+    ensure!(saved == 0, "{saved} pages of the other VM are still merged");
+    other.check_with(|page| page as u64 % 16)?;
+    group.set("memory.max", "max")?;
+    tenant.finish()
+}
+
+fn unmerging_charges_the_control_group_that_a_vm_moved_to() -> Outcome {
+    const PAGES: usize = 8192;
+    /// What a group may be charged ahead, and more.
+    const SLACK: u64 = 2 << 20;
+    let groups = [Group::new("twinpage-e2e")?, Group::new("twinpage-e2e-new")?];
+    let [old, new] = &groups;
+    for group in &groups {
+        group.set("memory.max", "max")?;
+    }
+    let host = Host::new()?;
+    let tenant = Tenant::start(&host, old, PAGES)?;
+    new.set("cgroup.procs", tenant.child.pid())?;
+    let charged = || -> Result<[u64; 2], Failure> {
+        Ok([old.number("memory.current")?, new.number("memory.current")?])
+    };
+    let before = charged()?;
+    // Too little for what comes apart, so this must not be the one that is asked.
+    old.set("memory.max", before[0] + (8 << 20))?;
+    let result = host.device().detach(tenant.id, Merged::Unmerge);
+    let after = charged()?;
+    println!("{result:?}, {before:?} -> {after:?} bytes charged");
+    let Ok(detached) = result else {
+        return Err(Failure::Failed("not everything was unmerged".into()));
+    };
+    ensure!(detached.unmerged > PAGES as u64 * 9 / 10, "{detached:?}");
+    let (bytes, more) = (detached.unmerged * 4096, after[1].saturating_sub(before[1]));
+    ensure!(
+        more.abs_diff(bytes) < SLACK,
+        "the new group was charged {more} bytes for {bytes}"
+    );
+    ensure!(
+        after[0] < before[0] + SLACK,
+        "the old group was charged for what came apart"
+    );
+    tenant.finish()
+}
+
+/// Pages of a VM that are swapped out.
+fn swapped(guest: &Guest) -> Result<usize, Failure> {
+    let entries = guest.entries()?;
+    Ok(entries.iter().filter(|entry| entry.swapped()).count())
+}
+
 fn swapped_pages_merge_when_they_come_back() -> Outcome {
     const PAGES: usize = 8192;
     let swap = Swap::on(Kind::Loop, 128)?;
@@ -261,10 +358,6 @@ fn swapped_pages_merge_when_they_come_back() -> Outcome {
         guest.fill_with(|page| page as u64 + 1);
         guest.memory().advise(0, PAGES, libc::MADV_PAGEOUT)?;
     }
-    let swapped = |guest: &Guest| -> Result<usize, Failure> {
-        let entries = guest.entries()?;
-        Ok(entries.iter().filter(|entry| entry.swapped()).count())
-    };
     let out = swapped(&a)? + swapped(&b)?;
     ensure!(out > PAGES, "only {out} pages were swapped out");
     module::set("run", 1)?;
@@ -293,6 +386,66 @@ fn swapped_pages_merge_when_they_come_back() -> Outcome {
     a.check_with(|page| page as u64 + 1)?;
     b.check_with(|page| page as u64 + 1)?;
     drop((a, b, host));
+    swap.off()
+}
+
+fn swapoff_leaves_copies_alone_and_what_it_brings_back_merges() -> Outcome {
+    const HALF: usize = 2048;
+    let swap = Swap::on(Kind::Loop, 64)?;
+    let host = Host::new()?;
+    let guests = [
+        host.guest(2 * HALF, Backing::Small, DOMAIN)?,
+        host.guest(2 * HALF, Backing::Small, DOMAIN)?,
+    ];
+    let [a, b] = &guests;
+    let fill_from = |guest: &Guest, first: usize| {
+        (first..first + HALF).for_each(|page| fill(guest.memory(), page, page as u64 + 1));
+    };
+    guests.iter().for_each(|guest| fill_from(guest, 0));
+    host.until_saved(&[a, b], HALF)?;
+    module::set("run", 0)?;
+    let copies = a.frames()?[..HALF].to_vec();
+    for guest in &guests {
+        fill_from(guest, HALF);
+        guest.memory().advise(HALF, HALF, libc::MADV_PAGEOUT)?;
+    }
+    let out = swapped(a)? + swapped(b)?;
+    println!("{out} of {} pages are swapped out", 2 * HALF);
+    ensure!(out > HALF, "only {out} pages were swapped out");
+    swap.off()?;
+    for guest in &guests {
+        let frames = guest.frames()?;
+        let there = frames.iter().flatten().count();
+        ensure!(there == 2 * HALF, "only {there} pages are there");
+        ensure!(frames[..HALF] == copies[..], "a copy is gone");
+        guest.check_with(|page| page as u64 + 1)?;
+    }
+    let common = common_frames(a, b)?;
+    ensure!(common == HALF, "{common} frames are shared");
+    module::set("run", 1)?;
+    host.until_saved(&[a, b], 2 * HALF)?;
+    guests
+        .iter()
+        .try_for_each(|guest| guest.check_with(|page| page as u64 + 1))
+}
+
+/// Its schemes by virtual address advise as madvise does (mm/damon/vaddr.c:damos_madvise).
+fn damon_cannot_page_merged_pages_out() -> Outcome {
+    let swap = Swap::on(Kind::Loop, 16)?;
+    let damon = Damon::new()?;
+    let host = Host::new()?;
+    let pair = Pair::start(&host, 1024)?;
+    let range = pair.owner.range();
+    for action in ["cold", "pageout"] {
+        damon.start(pair.owner.child.pid(), &range, action)?;
+        wait::until(action, CONVERGE, || {
+            Ok::<_, Failure>(damon.advised()? >= 4 * (range.end - range.start))
+        })?;
+        damon.stop()?;
+        pair.still_merged(action)?;
+    }
+    pair.others_were_paged_out()?;
+    pair.finish()?;
     swap.off()
 }
 

@@ -70,6 +70,11 @@ pub const TESTS: &[Test] = &[
         run: a_scan_of_the_pagemap_finds_writes_to_merged_pages,
     },
     Test {
+        name: "merged_pages_are_not_missing_until_they_are_discarded",
+        seconds: 120,
+        run: merged_pages_are_not_missing_until_they_are_discarded,
+    },
+    Test {
         name: "userfaultfd_moves_of_merged_pages_lose_nothing",
         seconds: 180,
         run: userfaultfd_moves_of_merged_pages_lose_nothing,
@@ -78,24 +83,29 @@ pub const TESTS: &[Test] = &[
 
 const PAGES: usize = 256;
 
+/// Does something while somebody watches; what came of it, and the number of faults he saw.
+fn watched<T>(watcher: &Watcher, work: impl FnOnce() -> T) -> Result<(T, usize), Failure> {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let counter = scope.spawn(|| watcher.answer(&done));
+        let came = work();
+        done.store(true, Ordering::Release);
+        match counter.join() {
+            Ok(faults) => Ok((came, faults?)),
+            Err(_) => Err(Failure::Failed("the watcher panicked".into())),
+        }
+    })
+}
+
 /// Writes to each page while somebody watches; the number of faults he saw.
 fn faults(
     watcher: &Watcher,
     memory: &Memory,
     key: impl Fn(usize) -> u64,
 ) -> Result<usize, Failure> {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let counter = scope.spawn(|| watcher.answer(&done));
-        for page in 0..memory.pages() {
-            fill(memory, page, key(page));
-        }
-        done.store(true, Ordering::Release);
-        match counter.join() {
-            Ok(faults) => Ok(faults?),
-            Err(_) => Err(Failure::Failed("the watcher panicked".into())),
-        }
-    })
+    let write = || (0..memory.pages()).for_each(|page| fill(memory, page, key(page)));
+    let ((), seen) = watched(watcher, write)?;
+    Ok(seen)
 }
 
 fn a_watched_mapping_is_not_merged() -> Outcome {
@@ -231,6 +241,37 @@ fn a_scan_of_the_pagemap_finds_writes_to_merged_pages() -> Outcome {
         ensure!(seen.written() == (page % 3 == 0), "page {page} is {seen:?}");
     }
     b.check_with(key)?;
+    a.check_with(|page| page as u64 + 1)
+}
+
+/// Whoever answers for missing pages gives zeroes, so what he is asked for shows.
+fn merged_pages_are_not_missing_until_they_are_discarded() -> Outcome {
+    const HALF: usize = PAGES / 2;
+    let host = Host::new()?;
+    let watcher = Watcher::new(&[])?;
+    let [a, b] = host.twins(PAGES)?;
+    module::set("run", 0)?;
+    watcher.register(b.memory().address(), PAGES, Faults::Missing)?;
+    let (read, seen) = watched(&watcher, || b.check_with(|page| page as u64 + 1))?;
+    ensure!(seen == 0, "somebody was asked for {seen} merged pages");
+    read?;
+    ensure!(common_frames(&a, &b)? == PAGES, "watching unmerged pages");
+    b.memory().advise(0, HALF, libc::MADV_DONTNEED)?;
+    let is_empty = |page: &usize| b.memory().read_page(*page) == [0; tinyvm::WORDS];
+    let (empty, seen) = watched(&watcher, || (0..PAGES).filter(is_empty).count())?;
+    ensure!(
+        (empty, seen) == (HALF, HALF),
+        "of {HALF} discarded pages {seen} were asked for, {empty} are empty"
+    );
+    // What comes in this way merges.
+    b.memory().advise(0, HALF, libc::MADV_DONTNEED)?;
+    for page in 0..HALF {
+        let (to, from) = (b.memory().page_address(page), a.memory().page_address(page));
+        watcher.copy_page(to, from)?;
+    }
+    module::set("run", 1)?;
+    host.until_saved(&[&a, &b], PAGES)?;
+    b.check_with(|page| page as u64 + 1)?;
     a.check_with(|page| page as u64 + 1)
 }
 
