@@ -16,6 +16,7 @@ use std::os::fd::{
 };
 use std::sync::atomic::{
     AtomicBool,
+    AtomicUsize,
     Ordering, //
 };
 
@@ -231,11 +232,21 @@ impl Watcher {
     ///
     /// The kernel's, or a message that is no fault.
     pub fn answer(&self, done: &AtomicBool) -> io::Result<usize> {
-        let mut faults = 0;
+        let faults = AtomicUsize::new(0);
+        self.count(done, &faults)?;
+        Ok(faults.into_inner())
+    }
+
+    /// The same, and others can see meanwhile how many there were.
+    ///
+    /// # Errors
+    ///
+    /// As [`Watcher::answer`].
+    pub fn count(&self, done: &AtomicBool, faults: &AtomicUsize) -> io::Result<()> {
         loop {
             match self.fault()? {
                 Some(fault) => {
-                    faults += 1;
+                    faults.fetch_add(1, Ordering::AcqRel);
                     match fault.faults {
                         Faults::Missing => {
                             self.request(ZEROPAGE, &mut [fault.page, PAGE_BYTES, 0, 0, 0])?;
@@ -244,7 +255,7 @@ impl Watcher {
                         Faults::Accesses => self.hide(fault.page, 1, false)?,
                     }
                 }
-                None if done.load(Ordering::Acquire) => return Ok(faults),
+                None if done.load(Ordering::Acquire) => return Ok(()),
                 None => std::thread::yield_now(),
             }
         }

@@ -10,7 +10,12 @@ use std::io::{
 };
 use std::sync::atomic::{
     AtomicBool,
+    AtomicUsize,
     Ordering, //
+};
+use std::time::{
+    Duration,
+    Instant, //
 };
 
 use tinyvm::{
@@ -441,27 +446,35 @@ fn log_writes(machine: &Machine, random: &mut Random) -> Result<(), Trouble> {
     Ok(log.map(|_| ())?)
 }
 
+/// How long a guest may take to come by a range.
+const COMES_BY: Duration = Duration::from_secs(2);
+
 /// Somebody answers every fault of a range, of which there should be one, while the guest runs.
 fn watched(
     watcher: &Watcher,
     (address, pages): (u64, usize),
     meanwhile: impl FnOnce() -> Result<(), Trouble>,
 ) -> Result<(), Trouble> {
-    let done = AtomicBool::new(false);
+    let (done, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let nobody = || answered.load(Ordering::Acquire) == 0;
     std::thread::scope(|scope| {
-        let answers = scope.spawn(|| watcher.answer(&done));
+        let answers = scope.spawn(|| watcher.count(&done, &answered));
         let result = meanwhile();
+        let end = Instant::now() + COMES_BY;
+        while result.is_ok() && nobody() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let gone = watcher.unregister(address, pages);
         done.store(true, Ordering::Release);
-        let answered = match answers.join() {
-            Ok(answered) => answered?,
+        match answers.join() {
+            Ok(answers) => answers?,
             Err(_) => return Err(Trouble::Wrong("the watcher panicked".into())),
-        };
+        }
         gone?;
         result?;
-        match answered {
-            0 => refused("nobody came by"),
-            _ => Ok(()),
+        match nobody() {
+            true => refused("nobody came by"),
+            false => Ok(()),
         }
     })
 }
