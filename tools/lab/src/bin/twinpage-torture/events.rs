@@ -365,14 +365,13 @@ fn ksmd(host: &Host, random: &mut Random) -> Result<(), Failure> {
     switch_on("/sys/kernel/mm/ksm/run", random, &["0", "2"])
 }
 
-/// Switches something on, until it is its turn again or for a moment.
+/// Switches something on; now and then it is off before, for a moment.
 fn switch_on(path: &str, random: &mut Random, off: &[&str]) -> Result<(), Failure> {
-    host::write(path, "1")?;
     if random.one_in(2) {
-        random.nap(1000);
         host::write(path, random.pick(off))?;
+        random.nap(1000);
     }
-    Ok(())
+    host::write(path, "1")
 }
 
 /// Never told to take no rest at all: it would hold up each grace period of RCU tasks, and with it
