@@ -31,6 +31,10 @@ use crate::error::Error;
 /// Bytes of an image that are copied in one go.
 const PIECE: u64 = 128 << 20;
 
+/// The largest image that is read: what a VHDX can be, and more than file systems of guests are. It
+/// bounds the pieces, each of which is a process, where a header of a few bytes claims any size.
+const LARGEST: u64 = 64 << 40;
+
 /// Pieces begin at a multiple of this.
 const BLOCK: u64 = 1 << 20;
 
@@ -112,7 +116,7 @@ fn refuse(path: &Path, what: String) -> Error {
 fn inspect(path: &Path) -> Result<Info, Error> {
     // An absolute path is never taken for the name of a protocol.
     let arguments = [OsString::from("info"), "--output=json".into(), path.into()];
-    let said = qemu::run(&arguments, path)?;
+    let said = qemu::run(&arguments, qemu::LOOK, path)?;
     serde_json::from_slice(&said).map_err(|error| refuse(path, format!("qemu-img info: {error}")))
 }
 
@@ -123,6 +127,12 @@ fn check(info: &Info, path: &Path) -> Result<(), Error> {
         return Err(refuse(
             path,
             format!("images of format {format} are not read"),
+        ));
+    }
+    if info.virtual_size > LARGEST {
+        return Err(refuse(
+            path,
+            format!("the image is larger than {} TiB", LARGEST >> 40),
         ));
     }
     if info.encrypted {
@@ -192,19 +202,19 @@ impl<'p> Image<'p> {
     }
 
     /// Which pieces have data: start and end, in order.
-    fn pieces(&self) -> Result<Vec<(u64, u64)>, Error> {
+    fn pieces(&self) -> Result<impl Iterator<Item = (u64, u64)>, Error> {
         let source = format!("json:{}", self.source);
         let arguments = [OsString::from("map"), "--output=json".into(), source.into()];
-        let said = qemu::run(&arguments, self.path)?;
+        let said = qemu::run(&arguments, qemu::WORK, self.path)?;
         if said.len() as u64 >= qemu::SAID {
             // Too fragmented to tell: read it all.
-            return Ok(cut([(0, self.bytes)].into_iter(), self.bytes));
+            return Ok(cut(vec![(0, self.bytes)]));
         }
         let extents: Vec<Extent> = serde_json::from_slice(&said)
             .map_err(|error| refuse(self.path, format!("qemu-img map: {error}")))?;
         let data = extents.iter().filter(|extent| !extent.zero);
         let ranges = data.map(|extent| (extent.start, extent.start.saturating_add(extent.length)));
-        Ok(cut(ranges, self.bytes))
+        Ok(cut(join(ranges, self.bytes)))
     }
 
     /// Copies a piece to a file and gives its pages.
@@ -219,16 +229,15 @@ impl<'p> Image<'p> {
         let mut arguments = ["convert", "-O", "raw"].map(OsString::from).to_vec();
         arguments.push(format!("json:{piece}").into());
         arguments.push(copy.clone().into());
-        qemu::run(&arguments, self.path)?;
+        qemu::run(&arguments, qemu::WORK, self.path)?;
         let file = raw::open(&copy)?;
         let bytes = raw::size(&file, &copy)?;
         Reader::new(&file, &copy).range(0, bytes, each, &mut |_| Ok(()))
     }
 }
 
-/// Pieces with all of the `ranges`, which are in order: what is near is one piece,
-/// what is large is several.
-fn cut(ranges: impl Iterator<Item = (u64, u64)>, bytes: u64) -> Vec<(u64, u64)> {
+/// Ranges with all of the `ranges`, which are in order: what is near is one.
+fn join(ranges: impl Iterator<Item = (u64, u64)>, bytes: u64) -> Vec<(u64, u64)> {
     let mut joined: Vec<(u64, u64)> = Vec::new();
     for (start, end) in ranges {
         let start = start / BLOCK * BLOCK;
@@ -238,15 +247,16 @@ fn cut(ranges: impl Iterator<Item = (u64, u64)>, bytes: u64) -> Vec<(u64, u64)> 
             _ => joined.push((start, end)),
         }
     }
-    let mut pieces = Vec::new();
-    for (mut start, end) in joined {
-        while start < end {
-            let next = end.min(start.saturating_add(PIECE));
-            pieces.push((start, next));
-            start = next;
-        }
-    }
-    pieces
+    joined
+}
+
+/// The pieces of ranges: what is large is several.
+fn cut(ranges: Vec<(u64, u64)>) -> impl Iterator<Item = (u64, u64)> {
+    ranges.into_iter().flat_map(|(first, end)| {
+        let size = end.saturating_sub(first);
+        let starts = (0..size.div_ceil(PIECE)).map(move |n| first + n * PIECE);
+        starts.map(move |start| (start, end.min(start.saturating_add(PIECE))))
+    })
 }
 
 #[cfg(test)]
@@ -273,11 +283,15 @@ mod tests {
             (vec![(500 * M, 501 * M)], vec![]),
         ];
         for (ranges, expected) in table {
-            assert_eq!(
-                cut(ranges.clone().into_iter(), 401 * M),
-                expected,
-                "{ranges:?}"
-            );
+            let pieces: Vec<_> = cut(join(ranges.clone().into_iter(), 401 * M)).collect();
+            assert_eq!(pieces, expected, "{ranges:?}");
         }
+    }
+
+    #[test]
+    fn pieces_are_not_made_before_they_are_needed() {
+        let mut pieces = cut(vec![(0, u64::MAX)]);
+        assert_eq!(pieces.next(), Some((0, PIECE)));
+        assert_eq!(pieces.nth(9), Some((10 * PIECE, 11 * PIECE)));
     }
 }

@@ -7,7 +7,8 @@
 //! and running VMs are read by whoever can, through [`load_pages`].
 //!
 //! What is read is not trusted. Sizes, offsets and headers have bounds, each byte of a dump is read
-//! at most once, and images are opened without the other files that they name.
+//! at most once, images are opened without the other files that they name, and `qemu-img` has
+//! limits of memory and of a processor's time.
 
 mod dump;
 mod image;

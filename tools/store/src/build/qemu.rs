@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Running `qemu-img`.
+//! Running `qemu-img`, which reads what nobody has checked, with limits.
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -16,28 +16,62 @@ use crate::error::Error;
 /// The program.
 const PROGRAM: &str = "qemu-img";
 
+/// What sets the limits: it is a part of util-linux, and needs no unsafe code here.
+const LIMITER: &str = "prlimit";
+
 /// More bytes than this of what it says are not kept.
 pub(super) const SAID: u64 = 16 << 20;
 
-/// Runs `qemu-img` with `arguments` about the image at `path`: what it wrote.
+/// What a program may use.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// Bytes of address space.
+    memory: u64,
+    /// Seconds of a processor.
+    seconds: u64,
+}
+
+/// For a look at a header: what OpenStack gives `qemu-img info`.
+pub(super) const LOOK: Limits = Limits {
+    memory: 1 << 30,
+    seconds: 30,
+};
+
+/// For tables and data, which threads read, and each takes address space.
+pub(super) const WORK: Limits = Limits {
+    memory: 4 << 30,
+    seconds: 600,
+};
+
+/// A command that runs `program` within `limits`.
+fn limited(program: &str, limits: Limits) -> Command {
+    let mut command = Command::new(LIMITER);
+    command
+        .arg(format!("--as={}:", limits.memory))
+        .arg(format!("--cpu={}:", limits.seconds))
+        .arg(program);
+    command
+}
+
+/// Runs `qemu-img` with `arguments` about the image at `path`, within `limits`: what it wrote.
 ///
 /// # Errors
 ///
 /// When there is no such program, or it failed.
-pub(super) fn run(arguments: &[OsString], path: &Path) -> Result<Vec<u8>, Error> {
+pub(super) fn run(arguments: &[OsString], limits: Limits, path: &Path) -> Result<Vec<u8>, Error> {
     let failed = |said: String| Error::Program {
         program: PROGRAM,
         path: path.to_owned(),
         said,
     };
-    let mut child = Command::new(PROGRAM)
+    let mut child = limited(PROGRAM, limits)
         .args(arguments)
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| failed(format!("cannot be run: {error}")))?;
+        .map_err(|error| failed(format!("cannot be run by {LIMITER}: {error}")))?;
     let complaints = child.stderr.take();
     let listener = thread::spawn(move || complaints.map_or_else(Vec::new, drain));
     let said = child.stdout.take().map_or_else(Vec::new, drain);
@@ -66,4 +100,20 @@ fn printable(line: &str) -> String {
         .filter(|char| !char.is_control())
         .take(500)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_those_of_the_program() {
+        let ran = limited("cat", LOOK).arg("/proc/self/limits").output();
+        let said = String::from_utf8(ran.unwrap().stdout).unwrap();
+        for (name, limit) in [("Max cpu time", "30"), ("Max address space", "1073741824")] {
+            let line = said.lines().find_map(|line| line.strip_prefix(name));
+            let soft = line.and_then(|line| line.split_whitespace().next());
+            assert_eq!(soft, Some(limit), "{name}");
+        }
+    }
 }

@@ -174,6 +174,19 @@ fn a_raw_image_is_never_taken_for_another_format() {
 }
 
 #[test]
+fn images_that_claim_any_size_are_refused() {
+    let directory = pages::directory();
+    let image = directory.path().join("image");
+    let text = image.to_str().unwrap();
+    run("qemu-img", &["create", "-f", "qcow2", text, "64T"]);
+    let (found, read) = digests_of(&Input::Image(image.clone())).unwrap();
+    assert_eq!((found.len(), read.bytes), (0, 64 << 40));
+    run("qemu-img", &["create", "-f", "qcow2", text, "65T"]);
+    let error = digests_of(&Input::Image(image)).unwrap_err().to_string();
+    assert!(error.contains("larger than 64 TiB"), "{error}");
+}
+
+#[test]
 fn what_qemu_says_is_passed_on() {
     let directory = pages::directory();
     let image = directory.path().join("image");
