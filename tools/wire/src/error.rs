@@ -162,6 +162,12 @@ pub enum Fault {
         /// Where it begins.
         offset: usize,
     },
+    /// A literal has room for what the one behind it says.
+    #[error("A literal at offset {offset} that belongs to the one before it")]
+    Split {
+        /// Where it is.
+        offset: usize,
+    },
     /// The compressed bytes cannot be decompressed.
     #[error("The block cannot be decompressed: {0}")]
     Zstd(String),

@@ -13,6 +13,7 @@
 //!
 //! Operations 3 to 6 may stand for the header in front of the page as well. The code then has 0x10
 //! added if the header has the predicted offset, and 0x20 if a difference follows the code.
+//! In a block, a literal follows another only if that one is as long as literals can be.
 //! Predicted is the page after that of the last record with an offset, and 0 at the beginning.
 
 use crate::digest::Digest;

@@ -137,9 +137,13 @@ impl BlockReader {
                     max: limits::BLOCK_OPS as u64,
                 });
             }
+            let offset = from.at();
             let item = self.item(&mut from, &mut references)?;
             if let Item::Page { start, .. } = item {
                 block.bodies.push(start);
+            }
+            if is_split(block.items.last(), &item) {
+                return Err(Fault::Split { offset });
             }
             block.stream_bytes += item.stream_bytes();
             if block.stream_bytes > limits::BLOCK_STREAM as u64 {
@@ -218,6 +222,16 @@ impl BlockReader {
             0 => Err(Fault::Number { offset }),
             difference => Ok(varint::offset(difference, self.predicted)),
         }
+    }
+}
+
+/// Whether `item` should have been a part of the one `before` it in the block.
+fn is_split(before: Option<&Item>, item: &Item) -> bool {
+    match (before, item) {
+        (Some(Item::Literal { len, .. }), Item::Literal { .. }) => {
+            (*len as usize) < limits::LITERAL
+        }
+        _ => false,
     }
 }
 

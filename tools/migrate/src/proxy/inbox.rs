@@ -7,6 +7,11 @@ use std::io::{
     self,
     Read, //
 };
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering, //
+};
+use std::sync::Arc;
 use std::time::{
     Duration,
     Instant, //
@@ -33,6 +38,8 @@ pub struct Inbox {
     frames: FrameReader,
     /// Bytes of frames so far.
     bytes: u64,
+    /// Bytes of frames that bring something, counted as they come.
+    brought: Arc<AtomicU64>,
     /// How long a frame may take from its first byte on, but for what its length allows.
     patience: Duration,
     /// When the next frame must be there.
@@ -66,6 +73,7 @@ impl Inbox {
             link,
             frames: FrameReader::new(direction),
             bytes: 0,
+            brought: Arc::default(),
             patience,
             deadline: None,
             due: None,
@@ -107,7 +115,9 @@ impl Inbox {
         // No more than that: what is kept for its pages should be little else.
         body.reserve_exact(expected.saturating_sub(body.len()));
         body.resize(expected, 0);
-        let filled = self.fill_rest(&mut body);
+        // A sign of life has no payload.
+        let brings = expected > twinpage_wire::CHAIN_BYTES;
+        let filled = self.fill_rest(&mut body, brings);
         filled.map_err(|error| self.broken(error))?;
         self.bytes += (twinpage_wire::HEADER_BYTES + expected) as u64;
         let incoming = self.frames.accept(header, body).map_err(Broken::Frame)?;
@@ -117,6 +127,11 @@ impl Inbox {
     /// Bytes of the frames so far.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Counts the bytes of frames with a payload, also of one that is not complete.
+    pub fn brought(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.brought)
     }
 
     /// When the next frame, and all that follow, must be there; empty: whenever they come.
@@ -160,12 +175,17 @@ impl Inbox {
         Ok(true)
     }
 
-    /// Fills `into`, which is what is left of a frame.
-    fn fill_rest(&mut self, mut into: &mut [u8]) -> io::Result<()> {
+    /// Fills `into`, which is what is left of a frame; counts it if the frame `brings` something.
+    fn fill_rest(&mut self, mut into: &mut [u8], brings: bool) -> io::Result<()> {
         while !into.is_empty() {
             match self.link.read(into) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(got) => into = &mut into[got..],
+                Ok(got) => {
+                    into = &mut into[got..];
+                    if brings {
+                        self.brought.fetch_add(got as u64, Ordering::Relaxed);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
                 Err(error) => return Err(error),
             }

@@ -28,13 +28,16 @@ pub const BLOCK_STREAM_BYTES: usize = 1 << 20;
 ///   chunks of 256 KiB before the encoder, 10 blocks of at most 2.5 MiB after it (with the chunks
 ///   that their pages lie in, which are half full at least), and 128 bytes for each of the C
 ///   entries of its dictionary;
-/// - the receiver holds at most 2 S of pages and literals, W of blocks that are not decoded yet,
+/// - the receiver holds at most 2 S of blocks that are decoded and of the pages that they refer to
+///   (the decoder waits for the writer before it is more), W of blocks that are not decoded yet,
 ///   C * 5552 bytes of dictionary (pages stay in the memory that they came in, if they are three
 ///   quarters of it at least), and 20 blocks of at most 2 MiB that are in work or kept to be used
 ///   again.
 ///
 /// With the defaults that is 95 MiB and 200 MiB at most; what is allocated grows with what is used.
-/// Once for all channels: the filter (`filter_bytes`, twice that while it arrives).
+/// Once for all channels: at the sender the filter (`filter_bytes`, twice that while it arrives);
+/// at the receiver 2.25 bytes for each page that it offers, in each filter that is on its way, and
+/// some 30 while one is made: for the migration, and for one plan at a time.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Bytes of QEMU's stream that are sent and not acknowledged.

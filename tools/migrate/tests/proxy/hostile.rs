@@ -42,6 +42,7 @@ use twinpage_migrate::proxy::{
 };
 use twinpage_store::Sources;
 use twinpage_wire::{
+    write_zeros,
     BlockWriter,
     Compression,
     Digest,
@@ -329,6 +330,71 @@ fn a_page_that_never_comes_is_not_waited_for_without_end() {
     }
     enemy.hear_error();
     victim.ended("was asked for and did not come", b"");
+}
+
+/// Waits until QEMU has so many bytes of the stream.
+fn until_written(enemy: &mut Enemy, bytes: u64) {
+    loop {
+        match enemy.hear().expect("an ACK") {
+            Incoming::Message(Message::Ack { stream_bytes, .. }) if stream_bytes >= bytes => return,
+            _ => (),
+        }
+    }
+}
+
+#[test]
+fn a_page_behind_a_slow_backlog_is_waited_for() {
+    // Much longer than a thread of a busy machine may be late.
+    let silence = Duration::from_secs(5);
+    let (victim, mut enemy) = receiver_within(limits_with(silence));
+    let (page, mut blocks) = ([1; 4096], writer());
+    let digest = Digest::of(&page);
+    let reference = Op::Reference {
+        header: None,
+        digest: &digest,
+    };
+    enemy.send(block(&mut blocks, &[reference]));
+    let mut expected = page.to_vec();
+    let end = Instant::now() + silence + silence / 2;
+    while Instant::now() < end {
+        enemy.send(block(&mut blocks, &[Op::Literal(b"x")]));
+        expected.push(b'x');
+        thread::sleep(Duration::from_millis(200));
+    }
+    enemy.send(Frame::heal(0, &page));
+    until_written(&mut enemy, expected.len() as u64);
+    enemy.writer.finish().unwrap();
+    victim.ended("too early", &expected);
+}
+
+#[test]
+fn blocks_that_take_much_memory_wait_and_arrive() {
+    const RECORDS: u64 = 20_000;
+    let (victim, mut enemy) = receiver();
+    let (page, mut blocks) = ([1; 4096], writer());
+    let digest = Digest::of(&page);
+    let reference = Op::Reference {
+        header: None,
+        digest: &digest,
+    };
+    enemy.send(block(&mut blocks, &[reference]));
+    let mut expected = page.to_vec();
+    // Within the windows, but twice the memory of two windows of 4 MiB.
+    for n in 0..20 {
+        let offsets = n * RECORDS..(n + 1) * RECORDS;
+        let zeros = offsets.map(|n| Op::Zeros {
+            first: n * 0x2000,
+            count: 1,
+        });
+        enemy.send(block(&mut blocks, &zeros.collect::<Vec<_>>()));
+        for n in n * RECORDS..(n + 1) * RECORDS {
+            write_zeros(n * 0x2000, 1, &mut expected);
+        }
+    }
+    enemy.send(Frame::heal(0, &page));
+    until_written(&mut enemy, expected.len() as u64);
+    enemy.writer.finish().unwrap();
+    victim.ended("too early", &expected);
 }
 
 #[test]

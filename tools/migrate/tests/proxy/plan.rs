@@ -271,13 +271,13 @@ impl twinpage_store::PageSource for Held {
     }
 }
 
-#[test]
-fn askers_that_leave_do_not_pile_up_work() {
-    const CONNECTIONS: usize = 64;
-    let (lock, waiting) = (Arc::new(RwLock::new(())), Arc::new(AtomicUsize::new(0)));
-    let (shared, counted) = (Arc::clone(&lock), Arc::clone(&waiting));
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("plan.sock");
+/// A host whose pages are such a source's.
+fn held_host(
+    path: &std::path::Path,
+    lock: &Arc<RwLock<()>>,
+    waiting: &Arc<AtomicUsize>,
+) -> twinpage_migrate::proxy::Handle {
+    let (shared, counted) = (Arc::clone(lock), Arc::clone(waiting));
     let mut options = receive::Options::new(
         format!("unix:{}", path.display()).parse().unwrap(),
         Security::Insecure,
@@ -289,7 +289,39 @@ fn askers_that_leave_do_not_pile_up_work() {
         }),
     );
     options.limits.ping = Duration::from_millis(50);
-    let host = receive::start(options).unwrap();
+    receive::start(options).unwrap()
+}
+
+#[test]
+fn filters_are_made_one_after_the_other() {
+    let (lock, waiting) = (Arc::new(RwLock::new(())), Arc::new(AtomicUsize::new(0)));
+    let dir = tempfile::tempdir().unwrap();
+    let host = held_host(&dir.path().join("plan.sock"), &lock, &waiting);
+    let address = host.address();
+    std::thread::scope(|scope| {
+        let held = lock.write().unwrap();
+        let askers: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| plan::holdings(&query(&address, "")).unwrap().pages()))
+            .collect();
+        crate::common::until(|| waiting.load(Ordering::SeqCst) > 0);
+        // Time for the others to begin as well.
+        std::thread::sleep(Duration::from_millis(500));
+        let most = waiting.load(Ordering::SeqCst);
+        drop(held);
+        for asker in askers {
+            assert_eq!(asker.join().unwrap(), 1);
+        }
+        assert_eq!(most, 1);
+    });
+}
+
+#[test]
+fn askers_that_leave_do_not_pile_up_work() {
+    const CONNECTIONS: usize = 64;
+    let (lock, waiting) = (Arc::new(RwLock::new(())), Arc::new(AtomicUsize::new(0)));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("plan.sock");
+    let host = held_host(&path, &lock, &waiting);
     let held = lock.write().unwrap();
     for _ in 0..3 {
         for _ in 0..CONNECTIONS / 2 {

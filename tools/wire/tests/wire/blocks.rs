@@ -156,6 +156,24 @@ fn zeros_and_literals_that_follow_one_another_are_one() {
 }
 
 #[test]
+fn literals_in_two_parts_are_not_refused() {
+    let full = limits::LITERAL;
+    for cut in [1, 100, full - 1, full, full + 1] {
+        let mut sender = sender(Compression::Off);
+        for step in [Step::Zeros(0, 1), Step::Page(None, 2), Step::Flush] {
+            let literal = vec![7; 3 * full];
+            sender.step(&Step::Literal(literal[..cut].to_vec()));
+            sender.step(&Step::Literal(literal[cut..].to_vec()));
+            sender.step(&step);
+        }
+        sender.finish();
+        let mut receiver = Receiver::new(0, 0);
+        assert_eq!(receiver.receive(&sender.bytes()), Ok(()));
+        assert!(receiver.stream == sender.stream);
+    }
+}
+
+#[test]
 fn only_levels_that_exist_are_taken() {
     for level in [0, 20, 255] {
         let result = BlockWriter::new(Compression::Level(level)).map(|_| ());

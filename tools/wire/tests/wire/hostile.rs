@@ -200,7 +200,7 @@ fn lengths_that_contradict_one_another_are_refused() {
 
 #[test]
 fn operations_have_one_form_only() {
-    let table: [&[u8]; 19] = [
+    let table: [&[u8]; 20] = [
         &[0],
         &[7],
         &[0x0f],
@@ -213,6 +213,7 @@ fn operations_have_one_form_only() {
         &[1, 1],
         &[1, 0, 0],
         &[1, 2, 0, 5],
+        &[1, 1, 0, 5, 1, 1, 0, 5],
         &[2, 0],
         &[2, 0x80, 0, 0],
         &[2, 0, 0x80, 0],
@@ -246,9 +247,29 @@ fn a_block_stands_for_so_much_and_no_more() {
         let fault = fault(&stored(&[&[2, 0], run].concat()));
         assert!(matches!(fault, Fault::TooLong { .. }), "{fault}");
     }
-    let literals = [1, 1, 0, 9].repeat(limits::BLOCK_OPS + 1);
-    assert!(decode(&stored(&literals[4..])).is_ok());
-    assert!(matches!(fault(&stored(&literals)), Fault::TooLong { .. }));
+    let zeros = [2, 0, 0].repeat(limits::BLOCK_OPS + 1);
+    assert!(decode(&stored(&zeros[3..])).is_ok());
+    assert!(matches!(fault(&stored(&zeros)), Fault::TooLong { .. }));
+}
+
+#[test]
+fn literals_are_not_split() {
+    let literal = |len: usize| {
+        let mut op = vec![1];
+        op.extend((len as u16).to_le_bytes());
+        op.resize(3 + len, 9);
+        op
+    };
+    let full = literal(limits::LITERAL);
+    let good = decode(&stored(&[&full[..], &full, &literal(1)].concat()));
+    assert_eq!(good.expect("a good block").items().len(), 3);
+    // Something else is between them.
+    let apart = decode(&stored(&[&literal(1)[..], &[3], &literal(1)].concat()));
+    assert_eq!(apart.expect("a good block").items().len(), 3);
+    let short = literal(limits::LITERAL - 1);
+    let split = fault(&stored(&[&full[..], &short, &literal(1)].concat()));
+    let offset = full.len() + short.len();
+    assert_eq!(split, Fault::Split { offset });
 }
 
 #[test]

@@ -29,6 +29,7 @@ use crate::proxy::qemu::{
     Qemu,
     QemuWriter, //
 };
+use crate::proxy::receive::backlog::Backlog;
 use crate::proxy::receive::decoder::{
     Acked,
     Decoder,
@@ -62,6 +63,8 @@ pub struct Flow {
     pub acked: Arc<Acked>,
     /// Memory of blocks to fill again.
     pub spare: Arc<Spare>,
+    /// Memory of blocks that the writer has to write.
+    pub backlog: Arc<Backlog>,
 }
 
 /// A connection with all that it needs.
@@ -97,13 +100,17 @@ impl Connection {
         let flow = Flow {
             channel: Arc::clone(&channel),
             outbox: self.outbox.clone(),
-            heals: Arc::default(),
+            heals: Arc::new(Heals::behind(self.inbox.brought())),
             acked: Arc::default(),
             spare: Arc::default(),
+            backlog: Arc::new(Backlog::new(2 * self.agreed.window_stream)),
         };
         channel.session.stop.on_failure({
-            let heals = Arc::clone(&flow.heals);
-            move || heals.close()
+            let (heals, backlog) = (Arc::clone(&flow.heals), Arc::clone(&flow.backlog));
+            move || {
+                heals.close();
+                backlog.close();
+            }
         });
         if channel.number == 0 {
             offer_pages(
@@ -228,14 +235,14 @@ fn offer_pages(
         let progress = &owner.session.progress;
         progress.filter_pages.set(filter.keys());
         for part in filter.parts() {
-            let sent = Message::Filter(part)
-                .frame()
-                .map(|frame| outbox.send_idle(frame));
-            match sent {
-                Ok(Ok(())) => (),
-                // If the outbox has ended, the link broke, which it has told.
-                Ok(Err(_)) => return,
+            let frame = match Message::Filter(part).frame() {
+                Ok(frame) => frame,
                 Err(error) => return owner.fail(owner.protocol(error)),
+            };
+            progress.filter_bytes.add(frame.wire_bytes() as u64);
+            if outbox.send_idle(frame).is_err() {
+                // If the outbox has ended, the link broke, which it has told.
+                return;
             }
         }
     };

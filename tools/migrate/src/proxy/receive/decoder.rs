@@ -4,7 +4,8 @@
 //!
 //! Two threads, so that the link is always read: the sender's answer to a MISS must get through
 //! whatever the destination QEMU does. What is read and not yet written is bounded by the window,
-//! and a sender that exceeds it is refused.
+//! and a sender that exceeds it is refused; the memory that it takes once it is decoded, by the
+//! backlog, for which the decoder waits.
 
 use std::sync::atomic::{
     AtomicU64,
@@ -17,11 +18,13 @@ use std::sync::mpsc::{
 use std::sync::Arc;
 
 use twinpage_wire::{
+    Block,
     BlockReader,
     Digest,
     Incoming,
     Message,
-    Sealed, //
+    Sealed,
+    PAGE_BYTES, //
 };
 
 use crate::proxy::error::Error;
@@ -30,6 +33,7 @@ use crate::proxy::pool::{
     Pool,
     Ticket, //
 };
+use crate::proxy::progress::Phase;
 use crate::proxy::receive::channel::Flow;
 use crate::proxy::receive::heals::Refused;
 use crate::proxy::receive::held::Lent;
@@ -80,6 +84,8 @@ pub struct Pending {
     pub references: Vec<Ticket<Resolved>>,
     /// What it counts against the window of the wire.
     pub charge: u64,
+    /// What it counts in the backlog.
+    pub memory: u64,
 }
 
 /// The thread that reads the link.
@@ -148,6 +154,7 @@ impl LinkThread {
                     return Err(channel.link(&std::io::Error::other(reason)));
                 }
                 Some(Incoming::Block(sealed)) => {
+                    channel.session.progress.enter(Phase::Ram);
                     let charge = bytes + BLOCK_CHARGE;
                     charged += charge;
                     let acked = self.flow.acked.wire.load(Ordering::SeqCst);
@@ -250,12 +257,15 @@ impl Decoder {
                 "{under_way} bytes of the stream under way, where {limit} are allowed"
             )));
         }
+        let memory = memory_of(&block);
+        self.flow.backlog.add(memory);
         let block = Arc::new(Lent::new(block, &self.flow.spare));
         Ok(Work::Block(Pending {
             bodies: self.hash(&block),
             references: self.find(&block),
             block,
             charge,
+            memory,
         }))
     }
 
@@ -289,4 +299,11 @@ impl Decoder {
             })
             .collect()
     }
+}
+
+/// Bytes of memory that `block` takes until it is written. The page of a reference has room twice:
+/// where it would have been found, and where the sender's answer to a MISS comes.
+fn memory_of(block: &Block) -> u64 {
+    let pages = 2 * PAGE_BYTES * block.references().len();
+    (block.memory_bytes() + pages) as u64
 }

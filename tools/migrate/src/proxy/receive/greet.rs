@@ -92,6 +92,8 @@ pub struct Host {
     pub migration: Mutex<Option<Migration>>,
     /// Links that are not channels (yet).
     pub guests: Arc<AtomicUsize>,
+    /// Held while the filter of a plan is made, which takes much more memory than the filter.
+    pub filters: Arc<Mutex<()>>,
 }
 
 /// The one migration of a receiver.
@@ -228,8 +230,8 @@ impl Host {
         Ok(())
     }
 
-    /// Makes the filter of `sources`, which may take long, and says meanwhile that it does. The
-    /// `guest` counts until it is made, even if nobody waits for it any more.
+    /// Makes the filter of `sources` when it is its turn, which may take long, and says meanwhile
+    /// that it does. The `guest` counts until then, even if nobody waits for it any more.
     fn filter_meanwhile(
         &self,
         caller: &mut Caller,
@@ -238,9 +240,16 @@ impl Host {
         guest: Arc<Guest>,
     ) -> Result<Filter, String> {
         let (give, take) = mpsc::channel();
+        let asker = Arc::new(());
+        let (asks, filters) = (Arc::downgrade(&asker), Arc::clone(&self.filters));
         let work = move || {
+            // It guards nothing that a panic could leave half done.
+            let turn = filters.lock().unwrap_or_else(PoisonError::into_inner);
             // Nobody waits any more if the link broke.
-            let _ = give.send(offer::filter(&sources, &key));
+            if asks.strong_count() > 0 {
+                let _ = give.send(offer::filter(&sources, &key));
+            }
+            drop(turn);
             drop(guest);
         };
         let thread = self.session.roster.spawn("filter", work);

@@ -3,7 +3,12 @@
 //! Pages that were asked for because no source had them.
 
 use std::collections::HashMap;
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering, //
+};
 use std::sync::{
+    Arc,
     Condvar,
     Mutex,
     MutexGuard,
@@ -28,6 +33,8 @@ pub struct Heals {
     state: Mutex<State>,
     /// Signalled when a page comes, or none will.
     changed: Condvar,
+    /// Bytes that the link has brought, pages and all else.
+    brought: Arc<AtomicU64>,
 }
 
 /// What [`Heals`] guards.
@@ -63,6 +70,14 @@ pub enum Missing {
 }
 
 impl Heals {
+    /// No pages yet. They come behind what the link brings first, which `brought` counts.
+    pub fn behind(brought: Arc<AtomicU64>) -> Self {
+        Self {
+            brought,
+            ..Self::default()
+        }
+    }
+
     /// Notes that the page of reference `number` is asked for.
     pub fn expect(&self, number: u64, digest: Digest) {
         self.lock().open.insert(number, (digest, None));
@@ -90,13 +105,16 @@ impl Heals {
         }
     }
 
-    /// Waits for the page of reference `number`, `wait` at most.
+    /// Waits for the page of reference `number`, and gives up when the link has brought nothing for
+    /// `wait` (or up to twice that). On a slow link much may be before the page, but no more than
+    /// the windows allow.
     ///
     /// # Errors
     ///
     /// It does not come.
     pub fn take(&self, number: u64, wait: Duration) -> Result<Box<Page>, Missing> {
-        let end = Instant::now() + wait;
+        let mut end = Instant::now() + wait;
+        let mut before = self.brought.load(Ordering::Relaxed);
         let mut state = self.lock();
         loop {
             if let Some((_, Some(_))) = state.open.get(&number) {
@@ -109,7 +127,13 @@ impl Heals {
                 return Err(Missing::Closed);
             }
             if left.is_zero() {
-                return Err(Missing::TimedOut);
+                let now = self.brought.load(Ordering::Relaxed);
+                if now == before {
+                    return Err(Missing::TimedOut);
+                }
+                before = now;
+                end = Instant::now() + wait;
+                continue;
             }
             state = self
                 .changed
@@ -134,7 +158,6 @@ impl Heals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::thread;
 
     fn page(fill: u8) -> Box<Page> {
@@ -151,6 +174,23 @@ mod tests {
         assert_eq!(heals.put(7, page(1)), Err(Refused::Unasked));
         assert_eq!(heals.take(7, Duration::ZERO).unwrap(), page(1));
         assert_eq!(heals.put(7, page(1)), Err(Refused::Unasked));
+    }
+
+    #[test]
+    fn waiting_goes_on_while_the_link_brings_something() {
+        let brought = Arc::new(AtomicU64::new(0));
+        let heals = Arc::new(Heals::behind(Arc::clone(&brought)));
+        heals.expect(1, Digest::of(&page(1)));
+        let other = Arc::clone(&heals);
+        let waiter = thread::spawn(move || other.take(1, Duration::from_secs(2)));
+        for _ in 0..30 {
+            thread::sleep(Duration::from_millis(100));
+            brought.fetch_add(1, Ordering::Relaxed);
+        }
+        heals.put(1, page(1)).unwrap();
+        assert!(waiter.join().unwrap().is_ok());
+        let short = Duration::from_millis(20);
+        assert_eq!(heals.take(2, short).unwrap_err(), Missing::TimedOut);
     }
 
     #[test]

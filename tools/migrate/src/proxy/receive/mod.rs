@@ -2,6 +2,7 @@
 
 //! The receiving proxy: gives the destination QEMU the stream as the source QEMU wrote it.
 
+mod backlog;
 mod channel;
 mod decoder;
 mod gather;
@@ -110,6 +111,7 @@ pub fn start(options: Options) -> Result<Handle, Error> {
         notice: options.notice,
         migration: Mutex::default(),
         guests: Arc::default(),
+        filters: Arc::default(),
     });
     let counted = Arc::clone(&host);
     let thread = session.spawn(0, "listen", move || host.listen(&listener));

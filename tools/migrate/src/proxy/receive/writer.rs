@@ -130,6 +130,7 @@ impl Writer {
         self.count(&tally, block.stream_bytes());
         self.done.stream += block.stream_bytes();
         self.done.wire += pending.charge;
+        self.flow.backlog.remove(pending.memory);
         self.flow.channel.advance(self.done.stream);
         let due = self.done.stream - self.acked.stream >= self.step.stream
             || self.done.wire - self.acked.wire >= self.step.wire;
