@@ -2,9 +2,9 @@
 
 //! Real QEMUs on both sides of the proxies, under software emulation.
 //!
-//! Every test compares the whole memory of the guest on both sides, and judges it by what the guest
-//! must have written. The destination is started with `-S`, as management software does: it runs
-//! only once the source has given the guest up.
+//! Wherever a guest is in the end, its whole memory is judged by what it must have written; and
+//! where it has moved, and not run since, it is compared on both sides. The destination is started
+//! with `-S`, as management software does: it runs only once the source has given the guest up.
 
 mod common;
 

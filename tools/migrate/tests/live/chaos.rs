@@ -36,6 +36,7 @@ use twinpage_migrate::proxy::{
     Limits, //
 };
 use twinpage_rig::{
+    compare,
     Build,
     Guest,
     Migration,
@@ -212,6 +213,8 @@ struct Run {
     receiver: Process,
     relay: Relay,
     dir: tempfile::TempDir,
+    /// The destination waits to be told to run.
+    stands: bool,
 }
 
 /// Starts a run; `here` is a source that already runs, `rate` the bytes a second of the link (0: no
@@ -263,6 +266,7 @@ fn start(here: Option<Alive>, harm: Harm, rate: u64, stands: bool) -> Run {
         receiver,
         relay,
         dir,
+        stands,
     }
 }
 
@@ -329,6 +333,11 @@ impl Run {
                 assert_eq!(self.here.state().unwrap(), "postmigrate");
                 if blow == Blow::KillDestination {
                     return (Where::Nowhere, None);
+                }
+                if self.stands {
+                    self.there.wait_migration(&["completed"], LIMIT).unwrap();
+                    let ours = self.here.save_memory().unwrap();
+                    compare(&ours, &self.there.save_memory().unwrap()).unwrap();
                 }
                 self.goes_on_there();
                 (Where::Destination, Some(self.moved()))
