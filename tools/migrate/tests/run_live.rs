@@ -159,9 +159,9 @@ fn moves(build: Build) {
         "{guest:?}"
     );
     assert_eq!(report.proxy_error, None);
-    assert!(report.proxy.unwrap().completed);
+    assert!(report.proxy.completed);
     assert!(report.outcome.migration.downtime_ms.is_some());
-    assert!(report.outcome.migration.rounds > 0 && report.totals.round > 0);
+    assert!(report.outcome.migration.rounds > 0 && report.proxy.totals.round > 0);
     assert_eq!(world.here.state().unwrap(), "postmigrate");
     world.there.wait_progress(LIMIT).unwrap();
     world.there.check_memory().unwrap();

@@ -3,6 +3,7 @@
 //! What is known of a running migration, and how it is shown: a bar on a terminal, else lines.
 
 use std::collections::VecDeque;
+use std::io::Write;
 use std::time::Duration;
 
 use indicatif::{
@@ -16,6 +17,7 @@ use crate::console::{
     Live, //
 };
 use crate::error::Error;
+use crate::table::percent;
 use crate::uapi::PAGE_BYTES;
 use crate::units::Size;
 
@@ -31,14 +33,20 @@ const PACE_SECONDS: f64 = 3.0;
 /// The bar: how much of RAM has been covered, and what the numbers are.
 const BAR: &str = "{bar:24} {percent:>3} %  {msg}";
 
+/// What is there in its place as long as it is not known how much there is.
+const NO_BAR: &str = "{msg}";
+
+/// The bar for work that is counted in one number.
+const STEPS_BAR: &str = "{bar:24} {percent:>3} %  {msg} ({eta} left)";
+
 /// One look at a migration.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Moment {
     /// What it is doing.
     pub phase: &'static str,
-    /// Seconds since it began.
+    /// Seconds since QEMU connected.
     pub seconds: f64,
-    /// Bytes of RAM of the VM, once known.
+    /// Bytes of RAM of the VM, once known; a receiver never knows.
     pub ram_bytes: u64,
     /// Bytes of RAM that still have to be sent, if QEMU was asked.
     pub left_bytes: Option<u64>,
@@ -77,7 +85,7 @@ pub struct Display {
 impl Moment {
     /// Whether there is more to tell than that nothing has happened.
     fn has_begun(&self) -> bool {
-        self.ram_bytes > 0
+        self.ram_bytes > 0 || self.stream_bytes > 0
     }
 
     /// Bytes of RAM that were covered: sent, referenced or told to be zero, once or more often.
@@ -101,8 +109,11 @@ impl Moment {
 }
 
 impl Pace {
-    /// Takes note of a moment.
+    /// Takes note of a moment, unless time stands still, as it does before QEMU connects.
     fn observe(&mut self, moment: &Moment) {
+        if self.0.back().is_some_and(|last| moment.seconds <= last.0) {
+            return;
+        }
         self.0.push_back((moment.seconds, moment.covered()));
         while let (Some(first), Some(second)) = (self.0.front(), self.0.get(1)) {
             let old = moment.seconds - second.0 >= PACE_SECONDS;
@@ -126,14 +137,9 @@ impl Pace {
 impl Display {
     /// A display where `console` wants it, or none.
     pub fn new(quiet: bool, console: &Console<'_>) -> Self {
-        let bar = (!quiet && console.live == Live::Bars).then(|| {
-            let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template(BAR);
-            bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        });
         Self {
             lines: !quiet && console.live == Live::Lines,
-            bar,
+            bar: bar(quiet, console, BAR),
             last: None,
             pace: Pace::default(),
         }
@@ -147,6 +153,10 @@ impl Display {
     pub fn show(&mut self, moment: &Moment, console: &mut Console<'_>) -> Result<(), Error> {
         self.pace.observe(moment);
         if let Some(bar) = &self.bar {
+            bar.set_style(style(match moment.ram_bytes {
+                0 => NO_BAR,
+                _ => BAR,
+            }));
             bar.set_length(moment.ram_bytes.max(1));
             bar.set_position(moment.ram_bytes - moment.left());
             bar.set_message(text(moment, self.pace.rate(), "\n"));
@@ -184,6 +194,19 @@ impl Display {
     }
 }
 
+/// A bar, if `console` is for bars.
+fn bar(quiet: bool, console: &Console<'_>, template: &str) -> Option<ProgressBar> {
+    (!quiet && console.live == Live::Bars).then(|| {
+        let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr());
+        bar.with_style(style(template))
+    })
+}
+
+/// How a bar looks.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
 /// What to say of `moment`, in two parts with `between` between them.
 fn text(moment: &Moment, rate: Option<f64>, between: &str) -> String {
     let mut first = moment.phase.to_owned();
@@ -193,11 +216,12 @@ fn text(moment: &Moment, rate: Option<f64>, between: &str) -> String {
     if moment.round > 0 {
         first += &format!(", round {}", moment.round);
     }
-    let done = moment.ram_bytes - moment.left();
+    first += &match moment.ram_bytes {
+        0 => format!(", {} of QEMU's stream", Size(moment.stream_bytes)),
+        all => format!(", {} of {} of RAM", Size(all - moment.left()), Size(all)),
+    };
     first += &format!(
-        ", {} of {} of RAM, {} on the wire (1 : {:.1})",
-        Size(done),
-        Size(moment.ram_bytes),
+        ", {} on the wire (1 : {:.1})",
         Size(moment.wire_bytes),
         moment.ratio(),
     );
@@ -207,8 +231,11 @@ fn text(moment: &Moment, rate: Option<f64>, between: &str) -> String {
     );
     if let Some(rate) = rate {
         // CAST: For display.
-        let seconds = moment.left() as f64 / rate;
-        second += &format!("; {}/s, {seconds:.0} s left", Size(rate as u64));
+        second += &format!("; {}/s", Size(rate as u64));
+        if moment.ram_bytes > 0 {
+            // CAST: For display.
+            second += &format!(", {:.0} s left", moment.left() as f64 / rate);
+        }
     }
     if let Some(downtime) = moment.downtime_ms {
         second += &format!(", downtime {downtime} ms");
@@ -220,27 +247,55 @@ fn text(moment: &Moment, rate: Option<f64>, between: &str) -> String {
 pub struct Steps {
     /// The bar, on a terminal.
     bar: Option<ProgressBar>,
+    /// Whether lines are written instead.
+    lines: bool,
+    /// When it began.
+    began: Duration,
+    /// When the last line was written, or it began.
+    last: Duration,
+}
+
+/// How far work is that is counted in one number.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// What is done, in words.
+    pub what: &'a str,
+    /// How much of it is done.
+    pub done: u64,
+    /// All there is to do.
+    pub total: u64,
 }
 
 impl Steps {
-    /// A display where `console` wants it, or none. Where there is no terminal, there is none.
-    pub fn new(quiet: bool, console: &Console<'_>) -> Self {
-        let bar = (!quiet && console.live == Live::Bars).then(|| {
-            let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{bar:24} {percent:>3} %  {msg} ({eta} left)");
-            bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        });
-        Self { bar }
+    /// A display from `now` on where `console` wants it, or none.
+    pub fn new(quiet: bool, console: &Console<'_>, now: Duration) -> Self {
+        Self {
+            bar: bar(quiet, console, STEPS_BAR),
+            lines: !quiet && console.live == Live::Lines,
+            began: now,
+            last: now,
+        }
     }
 
-    /// Shows that `done` of `total` is done, in words `what`.
-    pub fn show(&self, done: u64, total: u64, what: &str) {
+    /// Shows how far it is `now`; lines go to `err`, as long as they can be written. Work that is
+    /// done soon has none.
+    pub fn show(&mut self, step: Step<'_>, now: Duration, err: &mut dyn Write) {
+        let Step { what, done, total } = step;
         if let Some(bar) = &self.bar {
             bar.set_length(total.max(1));
             bar.set_position(done);
             if bar.message() != what {
                 bar.set_message(what.to_owned());
+                bar.reset_eta();
             }
+        }
+        let waited = now.saturating_sub(self.last).as_secs_f64();
+        if self.lines && waited >= LINE_SECONDS {
+            self.last = now;
+            let seconds = now.saturating_sub(self.began).as_secs_f64();
+            let percent = percent(done, total);
+            let written = writeln!(err, "[{seconds:>4.0} s] {what}, {percent} %");
+            self.lines = written.and_then(|()| err.flush()).is_ok();
         }
     }
 }
@@ -340,6 +395,59 @@ mod tests {
     }
 
     #[test]
+    fn receiver_has_no_total() {
+        let moment = Moment {
+            ram_bytes: 0,
+            ..middle()
+        };
+        let later = Moment {
+            seconds: 15.0,
+            sent: 11_280,
+            ..moment.clone()
+        };
+        assert_eq!(
+            shown(Live::Lines, false, &[moment, later]),
+            "[  10 s] RAM, 300.0 MiB of QEMU's stream, 30.0 MiB on the wire (1 : 10.0); \
+             pages: 10000 sent, 90000 referenced, 31072 zero\n\
+             [  15 s] RAM, 300.0 MiB of QEMU's stream, 30.0 MiB on the wire (1 : 10.0); \
+             pages: 11280 sent, 90000 referenced, 31072 zero; 1.0 MiB/s\n"
+        );
+    }
+
+    /// What steps say at these seconds of work that began at second 100.
+    fn steps(live: Live, quiet: bool, seconds: &[u64]) -> String {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let console = Console {
+            out: &mut out,
+            err: &mut err,
+            screen: None,
+            live,
+        };
+        let at = |second| Duration::from_secs(100 + second);
+        let mut steps = Steps::new(quiet, &console, at(0));
+        for &done in seconds {
+            let step = Step {
+                what: "work",
+                done,
+                total: 200,
+            };
+            steps.show(step, at(done), &mut err);
+        }
+        String::from_utf8(err).unwrap()
+    }
+
+    #[test]
+    fn long_work_says_a_line_every_few_seconds() {
+        let seconds = [0, 4, 6, 7, 10, 11, 20];
+        assert_eq!(
+            steps(Live::Lines, false, &seconds),
+            "[   6 s] work, 3 %\n[  11 s] work, 5 %\n[  20 s] work, 10 %\n"
+        );
+        assert_eq!(steps(Live::Lines, true, &seconds), "");
+        assert_eq!(steps(Live::Nothing, false, &seconds), "");
+    }
+
+    #[test]
     fn waiting_is_told_once() {
         let waiting = |seconds| Moment {
             phase: "waiting for QEMU",
@@ -375,6 +483,15 @@ mod tests {
         }
         assert_eq!(pace.rate(), Some((1 << 20) as f64));
         assert!(pace.0.len() <= 5, "{pace:?}");
+    }
+
+    #[test]
+    fn waiting_takes_no_memory() {
+        let mut pace = Pace::default();
+        for _ in 0..100 {
+            pace.observe(&Moment::default());
+        }
+        assert_eq!(pace.0.len(), 1);
     }
 
     #[test]

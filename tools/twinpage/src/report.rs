@@ -131,14 +131,6 @@ impl<'a> Summary<'a> {
         if format == Format::Json {
             return self.json(console);
         }
-        for note in &self.report.opaque {
-            console.warn(&format!(
-                "channel {} went as plain bytes from offset {} on: {}",
-                note.channel,
-                note.offset,
-                printable(&note.reason)
-            ))?;
-        }
         write!(
             console.out,
             "{}",
@@ -214,13 +206,11 @@ fn lines(seconds: f64, told: &Told, report: &Report) -> Vec<String> {
     if let Some(rounds) = told.rounds {
         time += &format!(" in {rounds} rounds");
     }
-    let downtime = told.downtime_ms.or(match totals.switchover_ms {
-        0 => None,
-        known => Some(known),
-    });
-    if let Some(downtime) = downtime {
-        time += &format!(", of which the VM stood still {downtime} ms");
-    }
+    time += &match (told.downtime_ms, totals.switchover_ms) {
+        (Some(ms), _) => format!(", of which the VM stood still {ms} ms"),
+        (None, 0) => String::new(),
+        (None, ms) => format!(", of which the VM stood still {ms} ms or more"),
+    };
     let saved = totals.stream_bytes.saturating_sub(totals.wire_bytes);
     let mut lines = vec![
         time,
@@ -241,19 +231,6 @@ fn lines(seconds: f64, told: &Told, report: &Report) -> Vec<String> {
         lines.push(format!("Peer:    {}", printable(&report.peer)));
     }
     lines
-}
-
-/// What a proxy counted that did not come to its end.
-pub fn unfinished(totals: Snapshot) -> Report {
-    Report {
-        totals,
-        completed: false,
-        destination: None,
-        opaque: Vec::new(),
-        sources: Vec::new(),
-        threads: Vec::new(),
-        peer: String::new(),
-    }
 }
 
 /// Pages of zeroes, in either form.

@@ -34,7 +34,6 @@ use crate::progress::{
     TICK, //
 };
 use crate::report::{
-    self,
     zero,
     Role,
     Summary, //
@@ -47,9 +46,6 @@ use crate::units::{
 
 /// How long to wait for an end that was asked for, before looking again.
 const REST: Duration = Duration::from_millis(20);
-
-/// Seconds that the end of a migration may take which cannot be cancelled safely.
-const PATIENCE: f64 = 60.0;
 
 /// What is said when it cannot.
 const CANNOT_CANCEL: &str = "cannot cancel now: the destination may have everything that it needs \
@@ -68,8 +64,6 @@ pub trait Running {
     fn refuses(&self) -> bool;
     /// Ends it even so.
     fn force(&self);
-    /// Seconds after which it is ended even so, if nobody asks for it.
-    fn patience(&self) -> Option<f64>;
 }
 
 /// A proxy that came to an end.
@@ -84,23 +78,17 @@ pub struct Finished {
     pub shown: Result<(), Error>,
 }
 
-/// A proxy, and when QEMU connected to it.
+/// A proxy that is watched.
 struct Watched {
     /// The proxy.
     handle: Handle,
-    /// Its second of that moment.
-    began: Option<f64>,
     /// Whether it did not end when it was told to.
     refused: Cell<bool>,
 }
 
 impl Running for Watched {
     fn look(&mut self) -> Moment {
-        let snapshot = self.handle.progress().snapshot();
-        if snapshot.phase != Phase::Waiting {
-            self.began.get_or_insert(snapshot.seconds);
-        }
-        moment(&snapshot, self.began)
+        moment(&self.handle.progress().snapshot())
     }
 
     fn is_over(&self) -> bool {
@@ -118,17 +106,11 @@ impl Running for Watched {
     fn force(&self) {
         self.handle.cancel();
     }
-
-    fn patience(&self) -> Option<f64> {
-        // After postcopy has begun, the VM is lost without its source.
-        let postcopy = self.handle.progress().phase() == Phase::Postcopy;
-        (!postcopy).then_some(PATIENCE)
-    }
 }
 
 /// Shows how far `running` is until it is over, or as long as that can be shown. A signal cancels
-/// it. When that is not safe it is said, and a second signal cancels it all the same, as does the
-/// end of its patience.
+/// it. When that is not safe it is said, and its end is waited for; a second signal cancels it all
+/// the same.
 ///
 /// # Errors
 ///
@@ -143,7 +125,7 @@ pub fn watch(
     host.clock().catch_signals();
     let mut display = Display::new(show.quiet, console);
     let mut shown = Ok(());
-    let mut refused = None;
+    let mut refused = false;
     loop {
         // In this order, so that the last look sees the end.
         let over = running.is_over();
@@ -155,17 +137,13 @@ pub fn watch(
         if over {
             break;
         }
-        if running.refuses() && refused.is_none() {
-            refused = Some(moment.seconds);
+        if running.refuses() && !refused {
+            refused = true;
             shown = shown.and_then(|()| display.aside(|| console.warn(CANNOT_CANCEL)));
-        }
-        let waited = refused.map_or(0.0, |since| moment.seconds - since);
-        if running.patience().is_some_and(|limit| waited >= limit) {
-            running.force();
         }
         match host.clock().pause(TICK) {
             Pause::Elapsed => (),
-            Pause::Interrupted if refused.is_some() => running.force(),
+            Pause::Interrupted if refused => running.force(),
             Pause::Interrupted => {
                 running.cancel();
                 // A pause may not last any more.
@@ -187,19 +165,14 @@ pub fn follow(
 ) -> Finished {
     let mut watched = Watched {
         handle,
-        began: None,
         refused: Cell::new(false),
     };
     let shown = watch(&mut watched, show, notices, host, console);
-    let progress = watched.handle.progress();
-    let (report, verdict) = match watched.handle.wait() {
-        Ok(report) => (report, Ok(())),
-        Err(error) => (report::unfinished(progress.snapshot()), Err(error.into())),
-    };
+    let (report, verdict) = watched.handle.end();
     Finished {
-        seconds: report.totals.seconds - watched.began.unwrap_or(0.0),
+        seconds: report.totals.active_seconds,
         report,
-        verdict,
+        verdict: verdict.map_err(Error::from),
         shown,
     }
 }
@@ -242,11 +215,11 @@ pub fn conclude(
     }
 }
 
-/// What the counters say of a migration that began at second `began`.
-pub fn moment(snapshot: &Snapshot, began: Option<f64>) -> Moment {
+/// What the counters say.
+pub fn moment(snapshot: &Snapshot) -> Moment {
     Moment {
         phase: phase_name(snapshot.phase),
-        seconds: snapshot.seconds - began.unwrap_or(0.0),
+        seconds: snapshot.active_seconds,
         ram_bytes: snapshot.ram_bytes,
         left_bytes: None,
         stream_bytes: snapshot.stream_bytes,
@@ -327,5 +300,97 @@ pub fn rate_limit(rate: Option<Rate>) -> Option<RateLimit> {
 impl From<proxy::Error> for Error {
     fn from(error: proxy::Error) -> Self {
         Self::Migration(Box::new(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::console::Live;
+    use crate::device;
+    use std::sync::atomic::{
+        AtomicUsize,
+        Ordering, //
+    };
+    use std::sync::Arc;
+
+    /// A clock that does not wait; so many signals come first.
+    struct Signals(AtomicUsize);
+
+    impl Clock for Signals {
+        fn now(&self) -> Duration {
+            Duration::ZERO
+        }
+
+        fn pause(&self, _: Duration) -> Pause {
+            let left = self.0.load(Ordering::Relaxed);
+            self.0.store(left.saturating_sub(1), Ordering::Relaxed);
+            match left {
+                0 => Pause::Elapsed,
+                _ => Pause::Interrupted,
+            }
+        }
+
+        fn catch_signals(&self) {}
+    }
+
+    /// A migration whose VM may have been handed over, and that ends after some looks at it, with
+    /// ten minutes between them.
+    #[derive(Default)]
+    struct Late {
+        looks: u32,
+        refused: Cell<bool>,
+        forced: Cell<bool>,
+    }
+
+    impl Running for Late {
+        fn look(&mut self) -> Moment {
+            self.looks += 1;
+            Moment {
+                seconds: 600.0 * f64::from(self.looks),
+                ..Moment::default()
+            }
+        }
+
+        fn is_over(&self) -> bool {
+            self.looks == 5 || self.forced.get()
+        }
+
+        fn cancel(&self) {
+            self.refused.set(true);
+        }
+
+        fn refuses(&self) -> bool {
+            self.refused.get()
+        }
+
+        fn force(&self) {
+            self.forced.set(true);
+        }
+    }
+
+    #[test]
+    fn only_a_second_signal_ends_what_may_be_handed_over() {
+        for (signals, forced) in [(1, false), (2, true)] {
+            let clock = Arc::new(Signals(AtomicUsize::new(signals)));
+            let host = Host::new("/", Arc::new(device::Running), clock);
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let mut console = Console {
+                out: &mut out,
+                err: &mut err,
+                screen: None,
+                live: Live::Nothing,
+            };
+            let show = ShowOptions {
+                json: false,
+                quiet: true,
+            };
+            let (_, notices) = Notices::new();
+            let mut late = Late::default();
+            watch(&mut late, show, &notices, &host, &mut console).unwrap();
+            assert_eq!(late.forced.get(), forced);
+            assert!(String::from_utf8(err).unwrap().contains(CANNOT_CANCEL));
+        }
     }
 }

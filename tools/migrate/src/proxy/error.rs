@@ -81,7 +81,7 @@ pub enum Error {
         what: String,
     },
     /// The other proxy did not send a page that was asked for.
-    #[error("Channel {channel}, stream offset {offset}: page {reference} was asked for and did not come within {} s", waited.as_secs_f64())]
+    #[error("Channel {channel}, stream offset {offset}: page {reference} was asked for and did not come, nor anything else of the stream, within {} s", waited.as_secs_f64())]
     Unhealed {
         /// Number of the connection.
         channel: u16,
@@ -95,6 +95,16 @@ pub enum Error {
     /// A source of pages did not answer.
     #[error("Channel {channel}, stream offset {offset}: no answer from the sources of pages within {} s", waited.as_secs_f64())]
     PagesStuck {
+        /// Number of the connection.
+        channel: u16,
+        /// How far the stream was.
+        offset: u64,
+        /// For how long.
+        waited: Duration,
+    },
+    /// The guest stands still, and the destination takes nothing.
+    #[error("Channel {channel}, stream offset {offset}: the guest stood still, and the destination took nothing for {} s", waited.as_secs_f64())]
+    Stalled {
         /// Number of the connection.
         channel: u16,
         /// How far the stream was.
@@ -238,9 +248,10 @@ impl Error {
     pub(crate) fn code(&self) -> ErrorCode {
         match self {
             Self::Cancelled => ErrorCode::CANCELLED,
-            Self::Silence { .. } | Self::Unhealed { .. } | Self::PagesStuck { .. } => {
-                ErrorCode::SILENCE
-            }
+            Self::Silence { .. }
+            | Self::Unhealed { .. }
+            | Self::PagesStuck { .. }
+            | Self::Stalled { .. } => ErrorCode::SILENCE,
             Self::Protocol { .. }
             | Self::Link { .. }
             | Self::Connect { .. }

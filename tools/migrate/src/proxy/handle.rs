@@ -88,7 +88,7 @@ impl Handle {
 
     /// Whether the destination may have all that it needs to run the guest.
     pub fn handed_over(&self) -> bool {
-        self.session.progress.was_complete() || self.session.destination().0 == Some(0)
+        self.session.handed_over()
     }
 
     /// Whether [`Handle::wait`] would return at once.
@@ -103,9 +103,24 @@ impl Handle {
     /// Why the migration did not come to its end. [`Error::Unsure`] is the only one after which
     /// the guest may run at the destination.
     pub fn wait(self) -> Result<Report, Error> {
+        let (report, verdict) = self.end();
+        verdict.map(|()| report)
+    }
+
+    /// As [`Handle::wait`], and says what was done even if that was not the end to come to.
+    pub fn end(self) -> (Report, Result<(), Error>) {
         self.session.wait();
         self.end_listener();
         self.session.pool.finish();
+        let verdict = self.verdict();
+        if verdict.is_ok() {
+            self.session.progress.enter(Phase::Ended);
+        }
+        (self.report(verdict.is_ok()), verdict)
+    }
+
+    /// Whether the migration, which is over, came to its end.
+    fn verdict(&self) -> Result<(), Error> {
         if let Some(error) = self.session.stop.take() {
             return Err(self.judge(error));
         }
@@ -117,8 +132,7 @@ impl Handle {
                 destination,
             }));
         }
-        self.session.progress.enter(Phase::Ended);
-        Ok(self.report(destination))
+        Ok(())
     }
 
     /// Says what is not certain after `error`.
@@ -133,12 +147,12 @@ impl Handle {
     }
 
     /// What was done.
-    fn report(&self, destination: Option<u32>) -> Report {
+    fn report(&self, completed: bool) -> Report {
         let session = &self.session;
         Report {
             totals: session.progress.snapshot(),
-            completed: destination == Some(0),
-            destination,
+            completed,
+            destination: session.destination().0,
             opaque: session.opaque(),
             sources: self.sources.as_ref().map_or_else(Vec::new, |count| count()),
             threads: session.roster.times(),

@@ -23,7 +23,8 @@ pub enum Phase {
     Waiting,
     /// RAM waits for the receiver's filter.
     Filter,
-    /// RAM is copied while the guest runs.
+    /// RAM is copied while the guest runs. A receiver does not understand the stream and stays here
+    /// from its first block on.
     Ram,
     /// The guest stands still.
     Switchover,
@@ -58,7 +59,8 @@ macro_rules! counters {
             began: Instant,
             /// The phase, by its number.
             phase: AtomicU8,
-            /// Milliseconds after the beginning at which the guest stopped; 0 before.
+            /// Milliseconds after the beginning at which the guest was known to stand still; 0
+            /// before.
             stopped_ms: AtomicU64,
             /// Milliseconds after the beginning at which QEMU connected; 0 before.
             connected_ms: AtomicU64,
@@ -142,7 +144,7 @@ counters! {
     healed,
     /// Pages that the filter holds.
     filter_pages,
-    /// Bytes of the filter.
+    /// Bytes between the proxies that the filter took, without those of TLS.
     filter_bytes,
     /// Channels whose rest goes as plain bytes because something in it is unknown.
     opaque_channels,
@@ -152,8 +154,8 @@ counters! {
     filter_wait_ms,
     /// Bytes of QEMU's stream on their way.
     in_flight_bytes,
-    /// Milliseconds from the guest's stop to the destination's word that it has everything,
-    /// begun ones included; 0 before.
+    /// Milliseconds from the first sign of the guest's stop in the stream to the destination's word
+    /// that it has everything, begun ones included; 0 before, and at the receiver.
     switchover_ms,
 }
 
@@ -192,11 +194,19 @@ impl Progress {
 
     /// Goes on to `phase`; never back.
     pub(crate) fn enter(&self, phase: Phase) {
-        let before = self.phase.fetch_max(phase as u8, Ordering::Relaxed);
-        let stops = phase >= Phase::Switchover && phase < Phase::Ended;
-        if stops && before < Phase::Switchover as u8 {
-            self.stopped_ms.store(self.elapsed_ms(), Ordering::Relaxed);
+        self.phase.fetch_max(phase as u8, Ordering::Relaxed);
+        if phase >= Phase::Switchover && phase < Phase::Ended {
+            self.stopped();
         }
+    }
+
+    /// Notes that the guest stands still.
+    pub(crate) fn stopped(&self) {
+        let now = self.elapsed_ms();
+        // The first sign counts; the others follow.
+        let _ = self
+            .stopped_ms
+            .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Notes that what follows of the main stream is not understood.
@@ -289,7 +299,7 @@ pub struct SourceCount {
 pub struct Report {
     /// The counters.
     pub totals: Snapshot,
-    /// Whether the destination QEMU itself said that the migration is good.
+    /// Whether it came to its end, and the destination QEMU itself said that it is good.
     pub completed: bool,
     /// What the destination QEMU said: 0 is good; empty if that could not be read.
     pub destination: Option<u32>,
@@ -336,6 +346,16 @@ mod tests {
             (0.015..seen.seconds).contains(&seen.active_seconds),
             "{seen:?}"
         );
+    }
+
+    #[test]
+    fn the_first_sign_of_the_stop_counts() {
+        let progress = Progress::new();
+        progress.stopped();
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        progress.enter(Phase::Switchover);
+        progress.arrived();
+        assert!(progress.snapshot().switchover_ms >= 25);
     }
 
     #[test]

@@ -245,6 +245,11 @@ impl Session {
         ledger.destination.is_some() || ledger.unreadable
     }
 
+    /// Whether the destination may have all that it needs to run the guest.
+    pub fn handed_over(&self) -> bool {
+        self.progress.was_complete() || self.destination().0 == Some(0)
+    }
+
     /// Notes where a channel turns opaque.
     pub fn note_opaque(&self, note: OpaqueNote) {
         self.progress.opaque_channels.add(1);
@@ -384,6 +389,15 @@ impl Channel {
                 offset: self.position(),
                 reason: chain(error),
             },
+        }
+    }
+
+    /// The error for a destination that takes nothing while the guest stands still.
+    pub fn stalled(&self) -> Error {
+        Error::Stalled {
+            channel: self.number,
+            offset: self.position(),
+            waited: self.session.limits.silence,
         }
     }
 

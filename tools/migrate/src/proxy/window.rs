@@ -12,7 +12,10 @@ use std::sync::{
     MutexGuard,
     PoisonError, //
 };
-use std::time::Duration;
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 /// What a block costs beside its own bytes: the receiver's bookkeeping of a block.
 pub const BLOCK_CHARGE: u64 = 1024;
@@ -37,12 +40,14 @@ pub struct Window {
 }
 
 /// What was sent and what has arrived.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     /// Sent so far.
     sent: Amount,
     /// Acknowledged so far.
     acked: Amount,
+    /// When more was acknowledged, or something was sent while nothing was under way.
+    moved: Instant,
     /// Nobody shall wait any more.
     closed: bool,
 }
@@ -60,7 +65,12 @@ impl Window {
     pub fn new(limit: Amount) -> Self {
         Self {
             limit,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                sent: Amount::default(),
+                acked: Amount::default(),
+                moved: Instant::now(),
+                closed: false,
+            }),
             changed: Condvar::new(),
         }
     }
@@ -83,6 +93,9 @@ impl Window {
         if state.closed {
             return Err(Closed);
         }
+        if state.acked == state.sent {
+            state.moved = Instant::now();
+        }
         state.sent.stream = state.sent.stream.saturating_add(amount.stream);
         state.sent.wire = state.sent.wire.saturating_add(amount.wire);
         Ok(())
@@ -99,7 +112,10 @@ impl Window {
         if !grows || acked.stream > state.sent.stream || acked.wire > state.sent.wire {
             return Err(BadAck);
         }
-        state.acked = acked;
+        if acked != state.acked {
+            state.acked = acked;
+            state.moved = Instant::now();
+        }
         self.changed.notify_all();
         Ok(())
     }
@@ -124,21 +140,34 @@ impl Window {
         }
     }
 
-    /// Waits until the first `stream` bytes are acknowledged, or `patience` is at its end.
+    /// Waits until the first `stream` bytes are acknowledged, or `patience` is at its end; says
+    /// whether they are.
     ///
     /// # Errors
     ///
     /// The channel has ended before that.
-    pub fn reach(&self, stream: u64, patience: Duration) -> Result<(), Closed> {
+    pub fn reach(&self, stream: u64, patience: Duration) -> Result<bool, Closed> {
         let not_yet = |state: &mut State| !state.closed && state.acked.stream < stream;
         let (state, _) = self
             .changed
             .wait_timeout_while(self.lock(), patience, not_yet)
             .unwrap_or_else(PoisonError::into_inner);
-        if state.closed && state.acked.stream < stream {
+        let reached = state.acked.stream >= stream;
+        if state.closed && !reached {
             return Err(Closed);
         }
-        Ok(())
+        Ok(reached)
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_drained(&self) -> bool {
+        let state = self.lock();
+        state.acked == state.sent
+    }
+
+    /// When more was acknowledged last, or something was sent while nothing was under way.
+    pub fn moved(&self) -> Instant {
+        self.lock().moved
     }
 
     /// Wakes everybody who waits; the channel has failed.
@@ -225,17 +254,37 @@ mod tests {
         let window = Arc::new(Window::new(LIMIT));
         window.reserve(amount(90, 9)).unwrap();
         let other = Arc::clone(&window);
-        let waiter = thread::spawn(move || other.reach(50, Duration::MAX).is_ok());
+        let waiter = thread::spawn(move || other.reach(50, Duration::MAX).unwrap());
         window.acknowledge(amount(49, 5)).unwrap();
         thread::sleep(Duration::from_millis(20));
         assert!(!waiter.is_finished());
         window.acknowledge(amount(50, 5)).unwrap();
         assert!(waiter.join().unwrap());
-        assert!(window.reach(51, Duration::from_millis(1)).is_ok());
+        assert!(!window.reach(51, Duration::from_millis(1)).unwrap());
         // A channel closes its account when it has ended in order, too.
         window.close();
-        assert!(window.reach(50, Duration::MAX).is_ok());
+        assert!(window.reach(50, Duration::MAX).unwrap());
         assert!(window.reach(51, Duration::MAX).is_err());
+    }
+
+    #[test]
+    fn only_more_that_is_acknowledged_is_a_move() {
+        let window = Window::new(LIMIT);
+        let pause = || thread::sleep(Duration::from_millis(2));
+        let made = window.moved();
+        assert!(window.is_drained());
+        pause();
+        window.reserve(amount(10, 1)).unwrap();
+        let sent = window.moved();
+        assert!(sent > made && !window.is_drained());
+        pause();
+        window.reserve(amount(10, 1)).unwrap();
+        window.acknowledge(amount(0, 0)).unwrap();
+        assert_eq!(window.moved(), sent);
+        window.acknowledge(amount(1, 1)).unwrap();
+        assert!(window.moved() > sent && !window.is_drained());
+        window.acknowledge(amount(20, 2)).unwrap();
+        assert!(window.is_drained());
     }
 
     #[test]

@@ -234,13 +234,15 @@ impl Course<'_> {
         };
         // While the guest is handed over, a cancelled source starts its guest again although the
         // destination may have started it too. The end is near then, one way or the other. The
-        // source may go on to that moment before it hears the command, so the proxy comes first.
+        // source may go on to that moment before it hears the command, so the proxy comes first:
+        // it knows what has left for the destination, which may be much less than the source has
+        // written. But in postcopy the source cannot start its guest again.
         if self.watcher.forced() {
             self.proxy.cancel();
             self.cancelled = Some((Instant::now(), why));
             return;
         }
-        if self.late || !self.proxy.cancel_early() {
+        if self.last.status.is_postcopy() || !self.proxy.cancel_early() {
             self.watcher.cannot_cancel();
             return;
         }

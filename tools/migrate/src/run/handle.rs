@@ -111,12 +111,10 @@ pub struct Snapshot {
 pub struct Report {
     /// What came of it.
     pub outcome: Outcome,
-    /// What the proxy did, if it came to its end.
-    pub proxy: Option<proxy::Report>,
-    /// Why it did not.
+    /// What the proxy did.
+    pub proxy: proxy::Report,
+    /// Why it did not come to its end.
     pub proxy_error: Option<String>,
-    /// What the proxy had done, in any case.
-    pub totals: proxy::Snapshot,
 }
 
 /// Begins a migration.
@@ -165,7 +163,6 @@ pub fn start(options: Options) -> Result<Handle, Error> {
 
 /// Waits for the proxy, and puts everything together.
 fn finish(result: Result<Outcome, Error>, proxy: proxy::Handle) -> Result<Report, Error> {
-    let progress = proxy.progress();
     let outcome = match result {
         Ok(outcome) => outcome,
         Err(error) => {
@@ -175,15 +172,11 @@ fn finish(result: Result<Outcome, Error>, proxy: proxy::Handle) -> Result<Report
             return Err(error);
         }
     };
-    let (report, error) = match proxy.wait() {
-        Ok(report) => (Some(report), None),
-        Err(error) => (None, Some(chain(&error))),
-    };
+    let (report, verdict) = proxy.end();
     Ok(Report {
         outcome,
         proxy: report,
-        proxy_error: error,
-        totals: progress.snapshot(),
+        proxy_error: verdict.err().map(|error| chain(&error)),
     })
 }
 

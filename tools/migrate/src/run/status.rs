@@ -88,11 +88,15 @@ impl Status {
         self.is_end() || *self == Self::None
     }
 
-    /// Whether the guest may have been handed over already, so that cancelling could leave one
-    /// at each side.
+    /// Whether the guest may have been handed over already.
     pub fn is_late(&self) -> bool {
+        *self == Self::Device || self.is_postcopy()
+    }
+
+    /// Whether the source may not be able to run the guest again.
+    pub fn is_postcopy(&self) -> bool {
         match self {
-            Self::Device | Self::PostcopyActive | Self::PostcopyPaused => true,
+            Self::PostcopyActive | Self::PostcopyPaused => true,
             // Before RAM begins.
             Self::Other(name) => name != "wait-unplug",
             _ => false,

@@ -175,6 +175,76 @@ fn a_destination_that_does_not_read_holds_the_source_back() {
     finish(pair.receiver).unwrap();
 }
 
+/// Both ends notice silence in a time that a test can wait for, and are never silent themselves.
+fn alive() -> Setup {
+    let mut setup = Setup::default();
+    for limits in [&mut setup.send, &mut setup.receive] {
+        limits.silence = SILENCE;
+        limits.ping = PING;
+    }
+    setup
+}
+
+#[test]
+fn a_guest_that_stands_still_does_not_wait_for_a_destination_that_hangs() {
+    let (_dir, listener, pair) = manual(alive());
+    let mut source = UnixStream::connect(&pair.path).unwrap();
+    let _destination = taken(&listener, &pair).unwrap();
+    source.write_all(&stream(&pages(1000, 45), 3)).unwrap();
+    let error = finish(pair.sender).unwrap_err();
+    assert!(matches!(error, Error::Stalled { .. }), "{error}");
+    finish(pair.receiver).unwrap_err();
+}
+
+#[test]
+fn a_guest_that_stands_still_waits_for_a_destination_that_is_slow() {
+    let mut setup = alive();
+    // So small that each block is acknowledged, and all of RAM fits in it.
+    setup.send.stream_window = 4 << 20;
+    let (_dir, listener, pair) = manual(setup);
+    let mut source = UnixStream::connect(&pair.path).unwrap();
+    let mut destination = taken(&listener, &pair).unwrap();
+    let stream = stream(&pages(900, 46), 3);
+    source.write_all(&stream).unwrap();
+    let progress = pair.sender.progress();
+    until(|| progress.phase() == Phase::Switchover);
+    // All together take longer than nothing may be taken.
+    for part in stream.chunks(stream.len() / 10) {
+        thread::sleep(SILENCE / 8);
+        destination.read_exact(&mut vec![0; part.len()]).unwrap();
+    }
+    destination.write_all(&SHUT).unwrap();
+    source.read_exact(&mut [0; 8]).unwrap();
+    drop((source, destination));
+    finish(pair.sender).unwrap();
+    finish(pair.receiver).unwrap();
+}
+
+#[test]
+fn a_guest_that_may_leave_by_postcopy_waits_for_a_destination_that_hangs() {
+    let mut synth = Synth::begin(Vec::new(), 1 << 30).unwrap();
+    synth.part().unwrap();
+    for (n, page) in pages(1000, 47).iter().enumerate() {
+        synth.page((n * PAGE) as u64, page).unwrap();
+    }
+    synth.close().unwrap();
+    synth.last().unwrap();
+    let mut stream = synth.cut();
+    // Only the command: what follows may be a package.
+    stream.truncate(stream.len() - 5);
+    let (_dir, listener, pair) = manual(alive());
+    let mut source = UnixStream::connect(&pair.path).unwrap();
+    let _destination = taken(&listener, &pair).unwrap();
+    source.write_all(&stream).unwrap();
+    let progress = pair.sender.progress();
+    until(|| progress.phase() == Phase::Switchover);
+    thread::sleep(SILENCE + Duration::from_secs(1));
+    assert!(!pair.sender.finished());
+    pair.sender.cancel();
+    finish(pair.sender).unwrap_err();
+    finish(pair.receiver).unwrap_err();
+}
+
 #[test]
 fn a_source_of_pages_that_hangs_is_not_waited_for() {
     let all = pages(100, 44);
@@ -540,6 +610,16 @@ fn after_the_switchover_only_certain_references_are_used() {
     assert!(sent.totals.switchover_ms > 0);
 }
 
+#[test]
+fn what_the_filter_took_is_known_at_both_ends() {
+    let pages = pages(4, 44);
+    let shelf = Shelf::of(pages.iter().map(Vec::as_slice));
+    let stream = stream(&pages, 3);
+    let (sent, received) = crate::common::moves(Setup::default().holding(shelf), &stream);
+    assert!(sent.totals.filter_bytes > 0);
+    assert_eq!(sent.totals.filter_bytes, received.totals.filter_bytes);
+}
+
 /// The end of a section of RAM.
 const RAM_ENDS: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0x10, 0x7e, 0, 0, 0, 1];
 
@@ -608,6 +688,29 @@ fn after_the_switchover_no_channel_uses_uncertain_references() {
     assert!(sent.opaque.is_empty(), "{:?}", sent.opaque);
     assert_eq!(sent.totals.pages_referenced, 2);
     assert_eq!(sent.totals.pages_sent, 1);
+}
+
+#[test]
+fn a_guest_that_stands_still_does_not_wait_for_another_channel_that_hangs() {
+    let mut synth = Synth::begin(Vec::new(), 1 << 20).unwrap();
+    synth.last().unwrap();
+    let stopped = synth.cut();
+    let (before, switchover) = stopped.split_at(stopped.len() - 10);
+    let (_dir, listener, pair) = manual(alive());
+    let mut main = UnixStream::connect(&pair.path).unwrap();
+    main.write_all(before).unwrap();
+    let _there = taken(&listener, &pair).unwrap();
+    let mut other = UnixStream::connect(&pair.path).unwrap();
+    let _other_there = taken(&listener, &pair).unwrap();
+    other.write_all(&channel_head()).unwrap();
+    for page in pages(500, 48) {
+        other.write_all(&packet(&page)).unwrap();
+    }
+    // QEMU ends RAM on the main channel when the others have taken theirs.
+    main.write_all(switchover).unwrap();
+    let error = finish(pair.sender).unwrap_err();
+    assert!(matches!(error, Error::Stalled { .. }), "{error}");
+    finish(pair.receiver).unwrap_err();
 }
 
 #[test]

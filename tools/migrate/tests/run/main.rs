@@ -542,6 +542,7 @@ fn a_request_before_the_beginning_begins_nothing() {
 fn nothing_is_cancelled_while_the_guest_is_handed_over() {
     let mut scene = Scene::new(completing(), Some(receiving()));
     scene.watcher.at = Some("device");
+    scene.proxy.handed_over = AtomicBool::new(true);
     let outcome = scene.drive().unwrap();
     assert_eq!(outcome.ending, Ending::Completed);
     assert!(!scene.commands().contains(&"migrate_cancel".to_owned()));
@@ -552,6 +553,44 @@ fn nothing_is_cancelled_while_the_guest_is_handed_over() {
     scene.proxy.handed_over = AtomicBool::new(true);
     scene.drive().unwrap();
     assert!(!scene.commands().contains(&"migrate_cancel".to_owned()));
+}
+
+#[test]
+fn a_guest_that_stands_still_is_cancelled_until_it_leaves() {
+    for timeout in [None, Some(Duration::from_millis(50))] {
+        // QEMU 10 says so as soon as its guest stands still.
+        let mut source = Qemu::source(&[step("device", "finish-migrate")]);
+        source.cancelled = Some(vec![step("cancelled", "running")]);
+        let mut there = waiting();
+        there.dies_at = Some("dead");
+        there.steps = vec![step("dead", "inmigrate")].into();
+        let mut scene = Scene::new(source, Some(there));
+        scene.watcher.at = timeout.is_none().then_some("device");
+        scene.plan.timeout = timeout;
+        let outcome = scene.drive().unwrap();
+        let expected = match timeout {
+            None => Ending::Cancelled,
+            Some(_) => Ending::Failed {
+                reason: "it took longer than allowed".to_owned(),
+            },
+        };
+        assert_eq!(outcome.ending, expected);
+        assert_eq!(outcome.guest.place, Place::Source);
+        assert!(!scene.watcher.refused.load(Ordering::Relaxed));
+    }
+}
+
+#[test]
+fn a_guest_in_postcopy_is_not_cancelled() {
+    let source = Qemu::source(&[
+        step("postcopy-active", "finish-migrate"),
+        step("completed", "postmigrate"),
+    ]);
+    let mut scene = Scene::new(source, Some(receiving()));
+    scene.watcher.at = Some("postcopy-active");
+    assert_eq!(scene.drive().unwrap().ending, Ending::Completed);
+    assert!(scene.watcher.refused.load(Ordering::Relaxed));
+    assert!(!scene.proxy.cancelled.load(Ordering::Relaxed));
 }
 
 /// A migration that takes too long while its source gives no answers.

@@ -192,7 +192,8 @@ pub struct Run {
     /// How long the VM may stand still, in ms, 1 to 2000000
     #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=2_000_000))]
     pub downtime_ms: u64,
-    /// What the link between the hosts carries: 1Gbit [default: what QEMU measures at the proxy]
+    /// What the link between the hosts carries, if less than --limit-rate: 1Gbit [default: what
+    /// QEMU measures at the proxy]
     #[arg(long, value_name = "RATE")]
     pub link_rate: Option<Rate>,
     /// Give up after so many seconds, and let the VM run on where it is

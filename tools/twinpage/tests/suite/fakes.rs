@@ -86,6 +86,8 @@ pub struct State {
     next_id: u32,
     /// The time.
     now: Duration,
+    /// How much of it passes with each look at the clock.
+    pub look: Duration,
     /// What is still to happen; a signal comes when nothing is left.
     pub steps: VecDeque<Step>,
     /// A signal came.
@@ -202,7 +204,11 @@ impl Device for FakeDevice {
 
 impl Clock for FakeClock {
     fn now(&self) -> Duration {
-        self.1.lock().unwrap().now
+        let mut state = self.1.lock().unwrap();
+        let now = state.now;
+        let look = state.look;
+        state.now += look;
+        now
     }
 
     fn pause(&self, duration: Duration) -> Pause {

@@ -35,6 +35,7 @@ use crate::machine::{
     Ran, //
 };
 use crate::qemu;
+use crate::synth::Synth;
 
 /// Both ends of a migration of `stream`; the options go to each. Gives the results of sender and
 /// receiver, what the source got back, and whether the destination got the stream.
@@ -172,6 +173,81 @@ fn progress_is_lines_without_a_terminal() {
         received.err
     );
     assert!(sent.err.contains(" of RAM, "), "{}", sent.err);
+    assert!(
+        received.err.contains("] RAM, ") && received.err.contains(" of QEMU's stream, "),
+        "{}",
+        received.err
+    );
+}
+
+#[test]
+fn time_counts_from_the_connection() {
+    let (source, destination) = (Machine::new(), Machine::new());
+    let [receive, send] = lines(&source, &destination, "--insecure --json --quiet");
+    let qemu_to = qemu::destination(destination.path("/to.sock"));
+    let qemu_from = qemu::source(source.path("/from.sock"), qemu::stream(1));
+    let received = thread::scope(|scope| {
+        let received = scope.spawn(|| destination.live(&receive));
+        qemu::appears(&destination.path("/link.sock"));
+        thread::sleep(Duration::from_secs(1));
+        source.live(&send).good();
+        received.join().unwrap().good()
+    });
+    assert!(qemu::is_good(&qemu_from.join().unwrap()));
+    qemu_to.join().unwrap();
+    let report: Value = serde_json::from_str(&received).unwrap();
+    let all = report["totals"]["seconds"].as_f64().unwrap();
+    let seconds = report["seconds"].as_f64().unwrap();
+    // However long the migration took, the wait is not in it.
+    assert!(seconds > 0.0 && all - seconds > 0.9, "{report}");
+}
+
+#[test]
+fn failure_says_what_is_known() {
+    let (source, destination) = (Machine::new(), with_merged(60));
+    let options = "--insecure --json --quiet --domain 7";
+    let [receive, send] = lines(&source, &destination, options);
+    let mut synth = Synth::begin(Vec::new(), 1 << 20).unwrap();
+    synth.part().unwrap();
+    synth.page(0, &qemu::content(1)).unwrap();
+    synth.close().unwrap();
+    let mut stream = synth.cut();
+    stream.extend(b"a section of no known type");
+    let bytes = stream.len();
+    let listener = UnixListener::bind(destination.path("/to.sock")).unwrap();
+    // It leaves with everything, and does not say whether it has it.
+    let leaves = thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        socket.read_exact(&mut vec![0; bytes])
+    });
+    let qemu_from = qemu::source(source.path("/from.sock"), stream);
+    let (sent, received) = thread::scope(|scope| {
+        let received = scope.spawn(|| destination.live(&receive));
+        qemu::appears(&destination.path("/link.sock"));
+        let sent = source.live(&send);
+        (sent, received.join().unwrap())
+    });
+    assert!(!qemu::is_good(&qemu_from.join().unwrap()));
+    leaves.join().unwrap().unwrap();
+    let err = sent.bad(5);
+    assert_ne!(received.code, 0, "{received:?}");
+    let [sent, received]: [Value; 2] =
+        [&sent, &received].map(|ran| serde_json::from_str(&ran.text()).unwrap());
+    for report in [&sent, &received] {
+        assert_eq!(report["completed"], false, "{report}");
+        let peer = report["peer"].as_str().unwrap();
+        assert!(peer.starts_with("twinpage"), "{report}");
+        assert!(!report["threads"].as_array().unwrap().is_empty());
+    }
+    let opaque = &sent["opaque"][0];
+    let notice = format!(
+        "channel 0 goes as plain bytes from offset {} on: it {}\n",
+        opaque["offset"],
+        opaque["reason"].as_str().unwrap()
+    );
+    assert_eq!(err.matches(&notice).count(), 1, "{err}");
+    assert_eq!(received["sources"][0]["name"], "module", "{received}");
+    assert_eq!(received["sources"][0]["hits"], 1, "{received}");
 }
 
 /// Output that breaks at the first text with these words in it.

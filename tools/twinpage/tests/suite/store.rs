@@ -8,6 +8,7 @@ use std::io::{
     Write, //
 };
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use serde_json::Value;
 use twinpage::digest::Digest;
@@ -229,6 +230,24 @@ fn stat_verify_and_gc_say_what_they_found() {
     let gone: Value = serde_json::from_str(&gone).unwrap();
     assert_eq!(gone["pages_dropped"], 30);
     assert_eq!(pages(&machine), 0);
+}
+
+#[test]
+fn long_work_says_how_far_it_is() {
+    let machine = Machine::new();
+    machine.state.lock().unwrap().look = Duration::from_secs(6);
+    let a = image(&machine, "/a", 0..30);
+    let build = format!("build --public --raw-image {a}");
+    for (command, line) in [
+        (build.as_str(), format!(" s] {a}, 100 %\n")),
+        ("verify", " s] verifying, 100 %\n".to_owned()),
+        ("gc --max-size 0", " s] collecting, 100 %\n".to_owned()),
+    ] {
+        let ran = store(&machine, command);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert!(ran.err.contains(&line), "{command}: {ran:?}");
+        store(&machine, &format!("{command} --quiet")).good();
+    }
 }
 
 #[test]

@@ -57,8 +57,12 @@ impl Back {
             let incoming = self.inbox.next();
             let incoming = incoming.map_err(|broken| broken.into_error(&self.flow.channel))?;
             let progress = &self.flow.channel.session.progress;
-            progress.return_wire_bytes.add(self.inbox.bytes() - before);
+            let bytes = self.inbox.bytes() - before;
             before = self.inbox.bytes();
+            progress.return_wire_bytes.add(bytes);
+            if matches!(incoming, Some(Incoming::Message(Message::Filter(_)))) {
+                progress.filter_bytes.add(bytes);
+            }
             match incoming {
                 None => return Ok(()),
                 Some(Incoming::Message(message)) => self.take(message)?,
@@ -66,6 +70,18 @@ impl Back {
                     return Err(self.flow.channel.protocol("a block from the receiver"))
                 }
             }
+            self.judge();
+        }
+    }
+
+    /// Fails the session if the guest stands still and nothing arrives, as long as it runs on at
+    /// the source then. A receiver that says nothing at all is the link's to notice.
+    fn judge(&self) {
+        let channel = &self.flow.channel;
+        let session = &channel.session;
+        if self.flow.lanes.stalled() >= session.limits.silence {
+            let early = || !session.handed_over();
+            session.stop.fail_if(channel.stalled(), early);
         }
     }
 

@@ -11,10 +11,14 @@ use std::sync::{
     Arc,
     Mutex,
     MutexGuard,
+    OnceLock,
     PoisonError, //
 };
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 use twinpage_wire::{
     Agreed,
@@ -149,7 +153,12 @@ pub struct Flow {
 
 /// How far each channel of a session is.
 #[derive(Default)]
-pub struct Lanes(Mutex<Vec<Lane>>);
+pub struct Lanes {
+    /// The channels.
+    list: Mutex<Vec<Lane>>,
+    /// Since when the guest stands still until RAM is complete.
+    stopped: OnceLock<Instant>,
+}
 
 /// How far a channel is: what QEMU has written, and what has arrived of it.
 type Lane = (Arc<Inflow>, Arc<Window>);
@@ -160,26 +169,70 @@ impl Lanes {
         self.lock().push(lane);
     }
 
-    /// Waits until what QEMU has written so far has arrived, on all channels but that of `own`. Of a
-    /// packet that QEMU leaves unfinished the start may stay here: nothing is waited for longer
-    /// than `patience`.
+    /// Waits until what QEMU has written so far has arrived on all channels but that of `own`, as
+    /// long as some channel moves at least once in `patience`; says whether it has. Of a packet that
+    /// QEMU leaves unfinished the start stays here, and never arrives.
     ///
     /// # Errors
     ///
     /// One has failed.
-    pub fn arrive(&self, own: &Arc<Window>, patience: Duration) -> Result<(), Closed> {
+    pub fn arrive(&self, own: &Arc<Window>, patience: Duration) -> Result<bool, Closed> {
+        let began = Instant::now();
         let lanes = self.lock().clone();
-        let mut others = lanes
+        let others: Vec<_> = lanes
             .iter()
             .filter(|(_, window)| !Arc::ptr_eq(window, own))
-            .map(|(inflow, window)| (inflow.written(), window));
-        others.try_for_each(|(written, window)| window.reach(written, patience))
+            .map(|(inflow, window)| (inflow.written(), window))
+            .collect();
+        for (written, window) in others {
+            loop {
+                let left = patience.saturating_sub(moved(&lanes, began).elapsed());
+                if window.reach(written, left)? {
+                    break;
+                }
+                if left.is_zero() {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether QEMU has written to another channel than that of `own`.
+    pub fn are_shared(&self, own: &Arc<Window>) -> bool {
+        let lanes = self.lock();
+        let mut others = lanes.iter().filter(|(_, window)| !Arc::ptr_eq(window, own));
+        others.any(|(inflow, _)| inflow.written() > 0)
+    }
+
+    /// Notes that the guest stands still until RAM is complete.
+    pub fn stop(&self) {
+        self.stopped.get_or_init(Instant::now);
+    }
+
+    /// For how long the guest has stood still and nothing of what is under way was acknowledged, on
+    /// any channel.
+    pub fn stalled(&self) -> Duration {
+        let Some(stopped) = self.stopped.get() else {
+            return Duration::ZERO;
+        };
+        let lanes = self.lock();
+        match lanes.iter().all(|(_, window)| window.is_drained()) {
+            true => Duration::ZERO,
+            false => moved(&lanes, *stopped).elapsed(),
+        }
     }
 
     /// The list, also after a panic elsewhere: it only grows.
     fn lock(&self) -> MutexGuard<'_, Vec<Lane>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// When one of `lanes` moved last, or `since` if that is later.
+fn moved(lanes: &[Lane], since: Instant) -> Instant {
+    let times = lanes.iter().map(|(_, window)| window.moved());
+    times.fold(since, Instant::max)
 }
 
 /// Starts the threads of a channel.
@@ -266,6 +319,7 @@ fn encoder(
         }),
         dictionary: SenderDictionary::new(agreed.dictionary_pages),
         filter_wait: sender.filter_wait,
+        notice: Arc::clone(&sender.notice),
         mode: Mode::Any,
         filter: None,
         position: 0,
@@ -294,5 +348,115 @@ fn read(channel: &Channel, reader: Reader<Counted>) {
             offset,
             source,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    /// A channel to which QEMU has written `bytes`, which are under way, and QEMU's end of it.
+    fn lane(bytes: u8) -> (Lane, UnixStream) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(&vec![0; bytes.into()]).unwrap();
+        let qemu = Qemu::socket(ours).unwrap();
+        let inflow = Counted::new(qemu.reader, &qemu.closer).inflow();
+        let window = Window::new(amount(100));
+        window.reserve(amount(bytes)).unwrap();
+        ((inflow, Arc::new(window)), theirs)
+    }
+
+    fn amount(bytes: u8) -> Amount {
+        Amount {
+            stream: bytes.into(),
+            wire: bytes.into(),
+        }
+    }
+
+    /// Channels with so many bytes each.
+    fn lanes(bytes: &[u8]) -> (Lanes, Vec<Arc<Window>>, Vec<UnixStream>) {
+        let lanes = Lanes::default();
+        let (mut windows, mut sockets) = (Vec::new(), Vec::new());
+        for &bytes in bytes {
+            let (lane, socket) = lane(bytes);
+            windows.push(Arc::clone(&lane.1));
+            sockets.push(socket);
+            lanes.add(lane);
+        }
+        (lanes, windows, sockets)
+    }
+
+    #[test]
+    fn channels_that_stand_still_are_waited_for_together() {
+        let (lanes, windows, _sockets) = lanes(&[1; 20]);
+        let patience = Duration::from_secs(1);
+        let began = Instant::now();
+        assert!(!lanes.arrive(&windows[0], patience).unwrap());
+        // The others got no time of their own, of which that would be half.
+        assert!((patience..patience * 10).contains(&began.elapsed()));
+        windows[1..].iter().for_each(|window| {
+            window.acknowledge(amount(1)).unwrap();
+        });
+        assert!(lanes.arrive(&windows[0], patience).unwrap());
+    }
+
+    #[test]
+    fn a_slow_channel_is_waited_for_as_long_as_some_channel_moves() {
+        let (lanes, windows, _sockets) = lanes(&[0, 1, 9]);
+        // More than a thread of a busy machine runs late.
+        let patience = Duration::from_secs(4);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for acked in 1..=9 {
+                    thread::sleep(patience / 8);
+                    windows[2].acknowledge(amount(acked)).unwrap();
+                }
+                windows[1].acknowledge(amount(1)).unwrap();
+            });
+            assert!(lanes.arrive(&windows[0], patience).unwrap());
+        });
+    }
+
+    #[test]
+    fn a_packet_that_is_not_finished_does_not_count_as_arrived() {
+        let (lanes, windows, mut sockets) = lanes(&[0, 1]);
+        windows[1].acknowledge(amount(1)).unwrap();
+        // It stays with the reader, and so never is under way.
+        sockets[1].write_all(&[0]).unwrap();
+        assert!(!lanes
+            .arrive(&windows[0], Duration::from_millis(100))
+            .unwrap());
+    }
+
+    #[test]
+    fn only_a_guest_that_stands_still_is_stalled_and_only_if_nothing_moves() {
+        let (lanes, windows, _sockets) = lanes(&[2, 2]);
+        thread::sleep(Duration::from_millis(20));
+        assert_eq!(lanes.stalled(), Duration::ZERO);
+        let stopped = Instant::now();
+        lanes.stop();
+        assert!(lanes.stalled() <= stopped.elapsed());
+        thread::sleep(Duration::from_millis(20));
+        assert!(lanes.stalled() >= Duration::from_millis(20));
+        let moved = Instant::now();
+        windows[1].acknowledge(amount(1)).unwrap();
+        assert!(lanes.stalled() <= moved.elapsed());
+        thread::sleep(Duration::from_millis(20));
+        windows[1].acknowledge(amount(1)).unwrap();
+        assert!(lanes.stalled() >= Duration::from_millis(20));
+        windows.iter().for_each(|window| {
+            window.acknowledge(amount(2)).unwrap();
+        });
+        assert_eq!(lanes.stalled(), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_channel_that_only_waits_for_postcopy_shares_nothing() {
+        let (lanes, windows, _sockets) = lanes(&[1, 0]);
+        assert!(!lanes.are_shared(&windows[0]));
+        assert!(lanes.are_shared(&windows[1]));
     }
 }

@@ -67,6 +67,8 @@ pub struct Encoder {
     pub dictionary: SenderDictionary,
     /// How long RAM waits for the receiver's filter.
     pub filter_wait: Duration,
+    /// Hears where the channel turns opaque.
+    pub notice: Arc<dyn Fn(&str) + Send + Sync>,
     /// How pages may travel now.
     pub mode: Mode,
     /// The filter, once it is there.
@@ -167,6 +169,10 @@ impl Encoder {
         let mut at = 0;
         for piece in &chunk.pieces {
             let length = piece_bytes(piece);
+            if self.mode == Mode::Certain && is_page(piece) {
+                // No package of postcopy follows.
+                self.flow.lanes.stop();
+            }
             match piece {
                 Piece::Literal(_) => self.literal(chunk.bytes(at, length), &mut tally)?,
                 Piece::Zero { offset } => {
@@ -292,6 +298,11 @@ impl Encoder {
             Mark::Switchover => {
                 progress.enter(Phase::Switchover);
                 self.restrict(Mode::Certain);
+                // RAM goes over several channels, and QEMU may wait for one of them: the one that
+                // only postcopy uses is silent until then.
+                if self.flow.lanes.are_shared(&self.flow.window) {
+                    self.flow.lanes.stop();
+                }
             }
             Mark::RamEnd => {
                 self.await_ram()?;
@@ -307,10 +318,14 @@ impl Encoder {
                 if channel == 0 {
                     progress.lose_sight();
                 }
+                let (offset, reason) = (opaque.offset, opaque.reason.to_string());
+                (self.notice)(&format!(
+                    "channel {channel} goes as plain bytes from offset {offset} on: it {reason}"
+                ));
                 self.flow.channel.session.note_opaque(OpaqueNote {
                     channel,
-                    offset: opaque.offset,
-                    reason: opaque.reason.to_string(),
+                    offset,
+                    reason,
                 });
             }
             Mark::Ended => progress.enter(Phase::Device),
@@ -328,12 +343,16 @@ impl Encoder {
         if self.flow.channel.number != 0 || self.mode == Mode::Urgent {
             return Ok(());
         }
+        self.flow.lanes.stop();
         self.flush()?;
         self.flow.window.drain().map_err(|_| Halt::Stopped)?;
         // Of what QEMU writes to the other channels, all that is RAM was written before this.
         let patience = self.flow.channel.session.limits.silence;
         let arrived = self.flow.lanes.arrive(&self.flow.window, patience);
-        arrived.map_err(|_| Halt::Stopped)
+        match arrived.map_err(|_| Halt::Stopped)? {
+            true => Ok(()),
+            false => Err(Halt::Failed(self.flow.channel.stalled())),
+        }
     }
 
     /// Whether the source has given up. It may leave once the destination has answered.
@@ -430,6 +449,11 @@ impl Encoder {
     fn failed(&self, error: impl ToString) -> Halt {
         Halt::Failed(self.flow.channel.protocol(error.to_string()))
     }
+}
+
+/// Whether a piece is a page of the guest.
+fn is_page(piece: &Piece) -> bool {
+    matches!(piece, Piece::Zero { .. } | Piece::Page { .. })
 }
 
 /// A page in a chunk.

@@ -70,6 +70,8 @@ pub struct Options {
     pub domain: String,
     /// How long RAM waits for the receiver's filter.
     pub filter_wait: Duration,
+    /// Called with what should be known while the migration goes on.
+    pub notice: Arc<dyn Fn(&str) + Send + Sync>,
     /// Limits.
     pub limits: Limits,
 }
@@ -85,6 +87,7 @@ impl Options {
             compression: Some(1),
             domain: String::new(),
             filter_wait: Duration::from_secs(30),
+            notice: Arc::new(|_| ()),
             limits: Limits::default(),
         }
     }
@@ -112,6 +115,8 @@ pub(crate) struct Sender {
     domain: String,
     /// How long RAM waits for the filter.
     filter_wait: Duration,
+    /// Hears what should be known at once.
+    notice: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 /// Between two looks at whether the session is over, while no connection comes.
@@ -141,6 +146,7 @@ pub fn start(options: Options) -> Result<Handle, Error> {
         compression: options.compression,
         domain: options.domain,
         filter_wait: options.filter_wait,
+        notice: options.notice,
     });
     let (address, listener) = match options.input {
         Input::Listener(listener, path) => {

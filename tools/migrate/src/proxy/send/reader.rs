@@ -94,6 +94,10 @@ impl<R: Read> Reader<R> {
             }
             rest.clear();
             rest.extend_from_slice(&buffer[used..total]);
+            if has(&pieces, |mark| matches!(mark, Mark::Switchover)) {
+                // Now: the encoder may have seconds of work before it comes to that.
+                self.session.progress.stopped();
+            }
             return_path |= has(&pieces, |mark| matches!(mark, Mark::ReturnPath));
             if !return_path && has(&pieces, |mark| matches!(mark, Mark::RamStart { .. })) {
                 return End::NoReturnPath;
@@ -145,4 +149,29 @@ fn opaque(pieces: &[Piece]) -> Option<Opaque> {
         Piece::Mark(Mark::Opaque(opaque)) => Some(*opaque),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::limits::Limits;
+    use std::sync::mpsc::sync_channel;
+
+    #[test]
+    fn the_stop_is_known_before_the_encoder_comes_to_it() {
+        // A configuration, and the commands that open the return path and begin the switchover.
+        let stream = b"QEVM\0\0\0\x03\x07\0\0\0\x07pc-10.0\x08\0\x01\0\0\x08\0\x0b\0\0";
+        let session = Session::new(Limits::default()).unwrap();
+        let (queue, _parcels) = sync_channel(QUEUE_CHUNKS);
+        let reader = Reader {
+            source: &stream[..],
+            main: true,
+            session: Arc::clone(&session),
+            shelf: Arc::default(),
+            queue,
+        };
+        assert!(matches!(reader.run(), End::GivenUp(_)));
+        session.progress.arrived();
+        assert!(session.progress.snapshot().switchover_ms > 0);
+    }
 }

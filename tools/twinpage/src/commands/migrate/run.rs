@@ -22,7 +22,10 @@ use crate::console::{
 };
 use crate::error::Error;
 use crate::host::Host;
-use crate::notices::Notices;
+use crate::notices::{
+    Notices,
+    Speaker, //
+};
 use crate::progress::Moment;
 use crate::report::{
     self,
@@ -39,8 +42,8 @@ use super::send::Prepared;
 
 /// Runs the command.
 pub fn run(arguments: &Run, host: &Host, console: &mut Console<'_>) -> Result<(), Error> {
-    let mut whole = Whole(run::start(options(arguments)?)?);
-    let (_, notices) = Notices::new();
+    let (speaker, notices) = Notices::new();
+    let mut whole = Whole(run::start(options(arguments, speaker)?)?);
     let shown = session::watch(&mut whole, arguments.show, &notices, host, console);
     let report = whole.0.wait()?;
     let mut notes = report.outcome.notes.iter();
@@ -73,16 +76,12 @@ impl Running for Whole {
     fn force(&self) {
         self.0.force();
     }
-
-    fn patience(&self) -> Option<f64> {
-        // The monitors say how it goes on.
-        None
-    }
 }
 
-/// What is to be done.
-fn options(arguments: &Run) -> Result<run::Options, Error> {
+/// What is to be done; the `speaker` says what the proxy notices.
+fn options(arguments: &Run, speaker: Speaker) -> Result<run::Options, Error> {
     let prepared = Prepared::new(&arguments.options)?;
+    let rates = [arguments.link_rate, arguments.options.limit_rate];
     Ok(run::Options {
         from: arguments.from.clone(),
         to: arguments.to_qmp.clone(),
@@ -90,9 +89,9 @@ fn options(arguments: &Run) -> Result<run::Options, Error> {
             .incoming
             .as_ref()
             .map(|path| format!("unix:{}", path.display())),
-        send: Box::new(|input| prepared.options(input)),
+        send: Box::new(|input| prepared.options(input, speaker)),
         downtime: Duration::from_millis(arguments.downtime_ms),
-        link_rate: arguments.link_rate.map(|rate| rate.0),
+        link_rate: rates.into_iter().flatten().min().map(|rate| rate.0),
         resume: match arguments.start {
             true => Resume::Start,
             false => Resume::Leave,
@@ -104,7 +103,7 @@ fn options(arguments: &Run) -> Result<run::Options, Error> {
 /// What proxy and QEMU say.
 fn moment(snapshot: &Snapshot) -> Moment {
     let qemu = &snapshot.migration;
-    let proxy = session::moment(&snapshot.proxy, None);
+    let proxy = session::moment(&snapshot.proxy);
     Moment {
         ram_bytes: qemu.total_bytes.unwrap_or(proxy.ram_bytes),
         left_bytes: qemu.remaining_bytes,
@@ -117,13 +116,11 @@ fn moment(snapshot: &Snapshot) -> Moment {
 /// Shows what became of it: in words only if it went well, since the error says the rest.
 fn show(report: &Report, format: Format, console: &mut Console<'_>) -> Result<(), Error> {
     let qemu = &report.outcome.migration;
-    let counted = report.proxy.clone();
-    let counted = counted.unwrap_or_else(|| report::unfinished(report.totals.clone()));
     // CAST: For display.
     let seconds = qemu.total_ms.map(|ms| ms as f64 / 1e3);
     let result = report::Summary {
         role: Role::Run,
-        seconds: seconds.unwrap_or(report.totals.seconds),
+        seconds: seconds.unwrap_or(report.proxy.totals.active_seconds),
         told: Told {
             downtime_ms: qemu.downtime_ms,
             total_ms: qemu.total_ms,
@@ -131,7 +128,7 @@ fn show(report: &Report, format: Format, console: &mut Console<'_>) -> Result<()
         },
         outcome: Some(&report.outcome),
         proxy_error: report.proxy_error.clone(),
-        report: &counted,
+        report: &report.proxy,
     };
     match format == Format::Json || report.outcome.ending == Ending::Completed {
         true => result.show(format, console),
@@ -166,11 +163,36 @@ fn judge(outcome: &Outcome, proxy_error: Option<&str>) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::migrate::Migrate;
+    use crate::cli::{
+        Cli,
+        Command, //
+    };
     use crate::error::Exit;
+    use clap::Parser;
     use twinpage_migrate::run::{
         Guest,
         Migration, //
     };
+
+    #[test]
+    fn qemu_learns_the_lowest_rate() {
+        for (rates, expected) in [
+            ("", None),
+            ("--link-rate 1Gbit", Some(125_000_000)),
+            ("--limit-rate 100Mbit", Some(12_500_000)),
+            ("--link-rate 1Gbit --limit-rate 100Mbit", Some(12_500_000)),
+        ] {
+            let line = format!("twinpage migrate run --from /q --to b --insecure {rates}");
+            let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+            let Command::Migrate(Migrate::Run(arguments)) = cli.command else {
+                panic!("{line}");
+            };
+            let (speaker, _) = Notices::new();
+            let options = options(&arguments, speaker).unwrap();
+            assert_eq!(options.link_rate, expected, "{line}");
+        }
+    }
 
     #[test]
     fn code_1_is_only_for_a_vm_at_the_source() {

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{
     chownat,
@@ -45,8 +46,14 @@ use crate::console::{
 };
 use crate::error::Error;
 use crate::host::Host;
-use crate::notices::Notices;
-use crate::report::Role;
+use crate::notices::{
+    Notices,
+    Speaker, //
+};
+use crate::report::{
+    printable,
+    Role, //
+};
 use crate::security;
 use crate::session;
 
@@ -59,7 +66,8 @@ pub fn run(arguments: &Send, host: &Host, console: &mut Console<'_>) -> Result<(
         Some(path) => listen(path, arguments.socket_user.as_deref(), host)?,
         None => standard_streams()?,
     };
-    let handle = send::start(prepared.options(input))?;
+    let (speaker, notices) = Notices::new();
+    let handle = send::start(prepared.options(input, speaker))?;
     if let (Some(path), false) = (&arguments.listen, arguments.show.quiet) {
         let path = path.display();
         writeln!(
@@ -67,7 +75,6 @@ pub fn run(arguments: &Send, host: &Host, console: &mut Console<'_>) -> Result<(
             "twinpage: waiting for QEMU: migrate unix:{path}"
         )?;
     }
-    let (_, notices) = Notices::new();
     let finished = session::follow(handle, arguments.show, &notices, host, console);
     let format = Format::of(arguments.show.json);
     match arguments.stdio {
@@ -101,12 +108,13 @@ impl Prepared {
         })
     }
 
-    /// What the proxy is to do with `input`.
-    pub fn options(self, input: send::Input) -> send::Options {
+    /// What the proxy is to do with `input`; the `speaker` says what it notices.
+    pub fn options(self, input: send::Input, speaker: Speaker) -> send::Options {
         let mut send = send::Options::new(input, self.options.to.clone(), self.security);
         send.rate = session::rate_limit(self.options.limit_rate);
         send.compression = self.options.level.0;
         send.domain = domain_text(self.options.domain.as_ref());
+        send.notice = Arc::new(move |text| speaker.say(printable(text)));
         send.limits = self.limits;
         send
     }

@@ -141,7 +141,8 @@ pub fn run(arguments: &Build, host: &Host, console: &mut Console<'_>) -> Result<
         targets
             .all
             .extend(into_fleet.as_mut().map(|one| one as &mut dyn Admit));
-        let inputs = read(arguments, &vms, &mut targets, host, console)?;
+        let mut watcher = Watcher::new(arguments.show, "reading", host, console);
+        let inputs = read(arguments, &vms, &mut targets, host, &mut watcher)?;
         targets
             .all
             .iter_mut()
@@ -228,7 +229,7 @@ fn read(
     vms: &[Vm],
     targets: &mut Targets<'_>,
     host: &Host,
-    console: &mut Console<'_>,
+    watcher: &mut Watcher<'_>,
 ) -> Result<Vec<Taken>, Error> {
     let mut taken = Vec::new();
     let named = arguments
@@ -240,7 +241,7 @@ fn read(
         .chain(arguments.dumps.iter().map(dump));
     for (path, input) in files {
         let name = path.display().to_string();
-        let mut watcher = Watcher::new(arguments.show, &name, host, console);
+        watcher.begin(&name);
         let mut watch = |progress| watcher.see(progress);
         let read = match &named {
             None => load(&input, targets.trust, &mut targets.all, &mut watch)?,
@@ -261,9 +262,9 @@ fn read(
             .clone()
             .unwrap_or_else(|| SourceId::new(process::owner(host, vm.stats.pid)));
         let name = format!("VM {} ({})", vm.stats.id, vm.name);
-        let mut watcher = Watcher::new(arguments.show, &name, host, console);
+        watcher.begin(&name);
         taken.push(Taken {
-            pages: read_vm(vm, &source, targets, host, &mut watcher)?,
+            pages: read_vm(vm, &source, targets, host, watcher)?,
             name,
             format: "merged pages".to_owned(),
             zero: 0,

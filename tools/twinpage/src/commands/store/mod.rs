@@ -2,6 +2,7 @@
 
 //! `twinpage store`: canonical pages, kept for migrations to this host or fleet.
 
+use std::io::Write;
 use std::ops::ControlFlow;
 
 use twinpage_store::Progress;
@@ -12,7 +13,10 @@ use crate::clock::Pause;
 use crate::console::Console;
 use crate::error::Error;
 use crate::host::Host;
-use crate::progress::Steps;
+use crate::progress::{
+    Step,
+    Steps, //
+};
 
 mod build;
 mod gc;
@@ -36,26 +40,39 @@ pub fn run(command: &Store, host: &Host, console: &mut Console<'_>) -> Result<()
 struct Watcher<'a> {
     /// The machine, for its clock.
     host: &'a Host,
-    /// The bar.
+    /// The bar or lines.
     steps: Steps,
+    /// Where lines go.
+    err: &'a mut dyn Write,
     /// What is done, in words.
     what: String,
 }
 
 impl<'a> Watcher<'a> {
     /// Watches from now on; `what` is done.
-    fn new(show: ShowOptions, what: &str, host: &'a Host, console: &Console<'_>) -> Self {
+    fn new(show: ShowOptions, what: &str, host: &'a Host, console: &'a mut Console<'_>) -> Self {
         host.clock().catch_signals();
         Self {
             host,
-            steps: Steps::new(show.quiet, console),
+            steps: Steps::new(show.quiet, console, host.clock().now()),
+            err: &mut *console.err,
             what: what.to_owned(),
         }
     }
 
+    /// Takes note that `what` is done from now on.
+    fn begin(&mut self, what: &str) {
+        self.what = what.to_owned();
+    }
+
     /// Takes note of progress.
     fn see(&mut self, progress: Progress) -> ControlFlow<()> {
-        self.steps.show(progress.done, progress.total, &self.what);
+        let step = Step {
+            what: &self.what,
+            done: progress.done,
+            total: progress.total,
+        };
+        self.steps.show(step, self.host.clock().now(), self.err);
         match self.host.clock().pause(std::time::Duration::ZERO) {
             Pause::Elapsed => ControlFlow::Continue(()),
             Pause::Interrupted => ControlFlow::Break(()),
