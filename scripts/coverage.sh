@@ -139,22 +139,14 @@ report() {
 	say "lines of the $1 that were not reached: $missed"
 }
 
-report_engine() {
-	report engine
-}
-
-report_module() {
-	report module
-}
-
 [ $# -gt 0 ] || set -- engine module
 for name in "$@"; do
-	declare -F "report_$name" >/dev/null ||
+	declare -F "${name}_lines" >/dev/null ||
 		die "coverage.sh knows engine and module, not '$name'"
 done
 rm -rf "$WORK"
 mkdir -p "$LOG" "$WORK" "$REPORT"
 "$TOP/scripts/prepare.sh" root >/dev/null
 for name in "$@"; do
-	"report_$name"
+	report "$name"
 done

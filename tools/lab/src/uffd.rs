@@ -233,7 +233,7 @@ impl Watcher {
     /// The kernel's, or a message that is no fault.
     pub fn answer(&self, done: &AtomicBool) -> io::Result<usize> {
         let faults = AtomicUsize::new(0);
-        self.count(done, &faults)?;
+        self.answer_counting(done, &faults)?;
         Ok(faults.into_inner())
     }
 
@@ -242,7 +242,7 @@ impl Watcher {
     /// # Errors
     ///
     /// As [`Watcher::answer`].
-    pub fn count(&self, done: &AtomicBool, faults: &AtomicUsize) -> io::Result<()> {
+    pub fn answer_counting(&self, done: &AtomicBool, faults: &AtomicUsize) -> io::Result<()> {
         loop {
             match self.fault()? {
                 Some(fault) => {

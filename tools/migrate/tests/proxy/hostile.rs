@@ -54,6 +54,7 @@ use twinpage_wire::{
     Incoming,
     Message,
     Op,
+    Page,
     Purpose,
     Role,
     Sealer,
@@ -312,16 +313,20 @@ fn a_page_that_nobody_asked_for_is_refused() {
     victim.ended("not asked for", b"");
 }
 
+/// Refers to a page that nobody has.
+fn refer(enemy: &mut Enemy, blocks: &mut BlockWriter, page: &Page) {
+    let reference = Op::Reference {
+        header: None,
+        digest: &Digest::of(page),
+    };
+    enemy.send(block(blocks, &[reference]));
+}
+
 #[test]
 fn a_page_that_never_comes_is_not_waited_for_without_end() {
     // Much longer than a thread of a busy machine may be late with a ping.
     let (victim, mut enemy) = receiver_within(limits_with(Duration::from_secs(5)));
-    let digest = Digest::of(&[1; 4096]);
-    let reference = Op::Reference {
-        header: None,
-        digest: &digest,
-    };
-    enemy.send(block(&mut writer(), &[reference]));
+    refer(&mut enemy, &mut writer(), &[1; 4096]);
     let end = Instant::now() + LIMIT;
     while !victim.handle.finished() {
         assert!(Instant::now() < end, "it is waited for without end");
@@ -332,14 +337,18 @@ fn a_page_that_never_comes_is_not_waited_for_without_end() {
     victim.ended("was asked for and did not come", b"");
 }
 
-/// Waits until QEMU has so many bytes of the stream.
-fn until_written(enemy: &mut Enemy, bytes: u64) {
+/// Sends the page that was asked for, and leaves once QEMU has all that is expected.
+fn heal_and_end(victim: Victim, mut enemy: Enemy, page: &Page, expected: &[u8]) {
+    let bytes = expected.len() as u64;
+    enemy.send(Frame::heal(0, page));
     loop {
         match enemy.hear().expect("an ACK") {
-            Incoming::Message(Message::Ack { stream_bytes, .. }) if stream_bytes >= bytes => return,
+            Incoming::Message(Message::Ack { stream_bytes, .. }) if stream_bytes >= bytes => break,
             _ => (),
         }
     }
+    enemy.writer.finish().unwrap();
+    victim.ended("too early", expected);
 }
 
 #[test]
@@ -348,12 +357,7 @@ fn a_page_behind_a_slow_backlog_is_waited_for() {
     let silence = Duration::from_secs(5);
     let (victim, mut enemy) = receiver_within(limits_with(silence));
     let (page, mut blocks) = ([1; 4096], writer());
-    let digest = Digest::of(&page);
-    let reference = Op::Reference {
-        header: None,
-        digest: &digest,
-    };
-    enemy.send(block(&mut blocks, &[reference]));
+    refer(&mut enemy, &mut blocks, &page);
     let mut expected = page.to_vec();
     let end = Instant::now() + silence + silence / 2;
     while Instant::now() < end {
@@ -361,10 +365,7 @@ fn a_page_behind_a_slow_backlog_is_waited_for() {
         expected.push(b'x');
         thread::sleep(Duration::from_millis(200));
     }
-    enemy.send(Frame::heal(0, &page));
-    until_written(&mut enemy, expected.len() as u64);
-    enemy.writer.finish().unwrap();
-    victim.ended("too early", &expected);
+    heal_and_end(victim, enemy, &page, &expected);
 }
 
 #[test]
@@ -372,12 +373,7 @@ fn blocks_that_take_much_memory_wait_and_arrive() {
     const RECORDS: u64 = 20_000;
     let (victim, mut enemy) = receiver();
     let (page, mut blocks) = ([1; 4096], writer());
-    let digest = Digest::of(&page);
-    let reference = Op::Reference {
-        header: None,
-        digest: &digest,
-    };
-    enemy.send(block(&mut blocks, &[reference]));
+    refer(&mut enemy, &mut blocks, &page);
     let mut expected = page.to_vec();
     // Within the windows, but twice the memory of two windows of 4 MiB.
     for n in 0..20 {
@@ -391,10 +387,7 @@ fn blocks_that_take_much_memory_wait_and_arrive() {
             write_zeros(n * 0x2000, 1, &mut expected);
         }
     }
-    enemy.send(Frame::heal(0, &page));
-    until_written(&mut enemy, expected.len() as u64);
-    enemy.writer.finish().unwrap();
-    victim.ended("too early", &expected);
+    heal_and_end(victim, enemy, &page, &expected);
 }
 
 #[test]
@@ -414,14 +407,9 @@ fn a_page_of_the_dictionary_that_is_not_there_is_refused() {
 #[test]
 fn more_than_the_window_is_refused() {
     let (victim, mut enemy) = receiver();
-    let digest = Digest::of(&[1; 4096]);
     // The first reference is missing, so nothing is acknowledged and all that follows piles up.
     let mut blocks = writer();
-    let reference = Op::Reference {
-        header: None,
-        digest: &digest,
-    };
-    enemy.send(block(&mut blocks, &[reference]));
+    refer(&mut enemy, &mut blocks, &[1; 4096]);
     for n in 0..40u64 {
         let zeros = Op::Zeros {
             first: n << 32,
@@ -437,13 +425,8 @@ fn more_than_the_window_is_refused() {
 #[test]
 fn more_blocks_than_the_window_are_refused_even_if_small() {
     let (victim, mut enemy) = receiver();
-    let digest = Digest::of(&[1; 4096]);
     let mut blocks = writer();
-    let reference = Op::Reference {
-        header: None,
-        digest: &digest,
-    };
-    enemy.send(block(&mut blocks, &[reference]));
+    refer(&mut enemy, &mut blocks, &[1; 4096]);
     for _ in 0..8000 {
         enemy.send(block(&mut blocks, &[Op::Literal(b"x")]));
     }

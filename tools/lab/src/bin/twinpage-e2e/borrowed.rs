@@ -50,6 +50,7 @@ use twinpage_lab::{
 
 use crate::host::{
     fill,
+    key,
     pipe,
     saved_pages,
     Guest,
@@ -71,11 +72,6 @@ pub const TESTS: &[Test] = &[
 ];
 
 const PAGES: usize = 64;
-
-/// What twins are filled with.
-fn key(page: usize) -> u64 {
-    page as u64 + 1
-}
 
 /// The bytes of a page of twins.
 fn bytes_of(page: usize) -> Vec<u8> {

@@ -29,15 +29,13 @@ use twinpage_lab::wait;
 use crate::host::{
     fails_with,
     in_child,
+    key,
     Guest,
     Host,
     CONVERGE,
     DOMAIN, //
 };
-use crate::owner::{
-    key,
-    Owner, //
-};
+use crate::owner::Owner;
 
 pub const TESTS: &[Test] = &[
     Test {

@@ -31,16 +31,14 @@ use twinpage_lab::{
 };
 
 use crate::host::{
+    key,
     saved_pages,
     Host,
     CONVERGE,
     DOMAIN,
     PRIVATE, //
 };
-use crate::owner::{
-    key,
-    Owner, //
-};
+use crate::owner::Owner;
 use crate::pins::trace;
 
 const PAGES: usize = 512;

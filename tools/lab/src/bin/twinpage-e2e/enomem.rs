@@ -45,6 +45,7 @@ use crate::faults::{
 use crate::host::{
     fails_with,
     hurry,
+    key,
     saved_pages,
     Guest,
     Host,
@@ -91,10 +92,6 @@ pub const TESTS: &[Test] = &[
 ];
 
 const PAGES: usize = 16;
-
-fn key(page: usize) -> u64 {
-    page as u64 + 1
-}
 
 /// Loads the module and lets it rest often: fresh pages are free to merge only after that, and a few
 /// pages are looked at thousands of times in a batch of the usual size.

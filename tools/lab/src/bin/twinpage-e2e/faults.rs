@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Lets the kernel's allocations fail, one at a time (`Documentation/fault-injection` of the kernel).
+//! Lets the kernel's allocations fail: the n-th of a thread, or all that a place asks for
+//! (`Documentation/fault-injection` of the kernel).
 
 use std::fs::{
     self,
@@ -36,7 +37,7 @@ pub struct Attempt<T> {
     pub failed: bool,
 }
 
-/// Skips a test where they are not.
+/// Skips a test where allocations cannot be made to fail.
 fn are_possible() -> Outcome {
     match faults::possible() {
         true => Ok(()),
@@ -77,8 +78,9 @@ impl Refusal {
         let settings = settings
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()));
-        let _settings = Changed::to(settings)?;
-        let refusal = Refusal { _settings };
+        let refusal = Refusal {
+            _settings: Changed::to(settings)?,
+        };
         refusal.reaches("thread-self")?;
         Ok(refusal)
     }

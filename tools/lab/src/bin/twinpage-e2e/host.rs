@@ -59,6 +59,12 @@ pub const DOMAIN: u64 = 77;
 /// The domain of VMs that share with no other.
 pub const PRIVATE: u64 = 0;
 
+/// The content of a page that all VMs of a test have, unless it says otherwise; no page is like
+/// another.
+pub fn key(page: usize) -> u64 {
+    page as u64 + 1
+}
+
 /// The loaded module.
 pub struct Host {
     device: Device,
@@ -104,7 +110,7 @@ impl Host {
             self.guest(pages, Backing::Small, DOMAIN)?,
         ];
         for twin in &twins {
-            twin.fill_with(|page| page as u64 + 1);
+            twin.fill_with(key);
         }
         Ok(twins)
     }

@@ -40,6 +40,7 @@ use twinpage_lab::{
 
 use crate::host::{
     in_child,
+    key,
     pipe,
     Child,
     Guest,
@@ -47,11 +48,6 @@ use crate::host::{
     CONVERGE,
     DOMAIN, //
 };
-
-/// The content of each page of an [`Owner`].
-pub fn key(page: usize) -> u64 {
-    page as u64 + 1
-}
 
 /// A VM in a process of its own, which waits.
 pub struct Owner {

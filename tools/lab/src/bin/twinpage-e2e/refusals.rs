@@ -35,6 +35,7 @@ use crate::enomem::{
 };
 use crate::faults::Refusal;
 use crate::host::{
+    key,
     saved_pages,
     Guest,
     Host, //
@@ -59,10 +60,6 @@ const SLOTS: usize = 40;
 
 /// How long the module may try before the next thing is asked of it: it tries again and again.
 const TRIES: Duration = Duration::from_secs(5);
-
-fn key(page: usize) -> u64 {
-    page as u64 + 1
-}
 
 /// A place in the code of the module.
 struct Place {
@@ -211,18 +208,18 @@ impl Twins {
         ensure!(ids.len() == 2, "no memory, though there is some");
         host.until_saved(&[&self.guests[0], &self.guests[1]], PAGES)?;
         self.check()?;
-        self.detach(host, ids)?;
+        detach(host, ids)?;
         ensure!(self.saved()? == 0, "pages are still merged");
         Ok(())
     }
+}
 
-    fn detach(&self, host: &Host, ids: Vec<u32>) -> Outcome {
-        for id in ids {
-            let detached = host.device().detach(id, Merged::Unmerge);
-            detached.map_err(|(error, _)| error)?;
-        }
-        Ok(())
+fn detach(host: &Host, ids: Vec<u32>) -> Outcome {
+    for id in ids {
+        let detached = host.device().detach(id, Merged::Unmerge);
+        detached.map_err(|(error, _)| error)?;
     }
+    Ok(())
 }
 
 /// Uses the module, and loads it before if `fresh`, while one of its places gets no memory, and then
@@ -241,7 +238,7 @@ fn refuse(place: &Place, address: u64, domain: u64, fresh: bool) -> Result<u64, 
     if loaded {
         ensure!(place.address()? == address, "the module has moved");
         let host = Host::hurried()?;
-        twins.detach(&host, stay)?;
+        detach(&host, stay)?;
         twins.merge(&host, domain)?;
     }
     ensure!(loaded || times > 0, "no memory, though there is some");

@@ -31,6 +31,7 @@ use twinpage_lab::{
 
 use crate::host::{
     common_frames,
+    key,
     saved_pages,
     Guest,
     Host,
@@ -56,11 +57,6 @@ const LONG_MS: u64 = 4000;
 
 /// The longest back-off that there is, twice: it may begin anew when the last writes are seen.
 const PATIENCE: Duration = Duration::from_secs(150);
-
-/// What page `page` of every VM holds.
-fn key(page: usize) -> u64 {
-    page as u64 + 1
-}
 
 /// Writes to all pages, what they hold already, until told to stop.
 fn rewrite(memory: &Memory, stop: &AtomicBool) {

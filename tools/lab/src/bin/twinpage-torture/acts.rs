@@ -458,7 +458,7 @@ fn watched(
     let (done, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     let nobody = || answered.load(Ordering::Acquire) == 0;
     std::thread::scope(|scope| {
-        let answers = scope.spawn(|| watcher.count(&done, &answered));
+        let answers = scope.spawn(|| watcher.answer_counting(&done, &answered));
         let result = meanwhile();
         let end = Instant::now() + COMES_BY;
         while result.is_ok() && nobody() && Instant::now() < end {
