@@ -30,6 +30,13 @@ modules-debug:
 tools:
 	@$(SCRIPTS)/tools.sh
 
+.PHONY: install install-module
+install: tools
+	@$(SCRIPTS)/install.sh tools
+# Without "module" before it, which would undo a signature.
+install-module:
+	@$(SCRIPTS)/install.sh module build/$(if $(KDIR),custom,stock)/twinpage.ko
+
 .PHONY: prepare
 prepare:
 	@$(SCRIPTS)/prepare.sh root peers stock debug kasan initrd >/dev/null
@@ -94,6 +101,8 @@ help:
 	@echo 'make coverage        which lines of the engine and of the module the tests reach'
 	@echo 'make check           every static check'
 	@echo 'make tools           the twinpage tool and its helpers'
+	@echo 'make install         twinpage, manual pages, completions; PREFIX=/usr/local, DESTDIR='
+	@echo 'make install-module  twinpage.ko as it was built (KDIR=TREE: for that tree), and depmod'
 	@echo 'make modules-debug   twinpage.ko and twinpage_kunit.ko for the debug kernel'
 	@echo 'make prepare         only set up what the others need'
 	@echo 'make clean           remove build/ (the cache stays)'

@@ -11,6 +11,7 @@ use clap::{
     Parser,
     Subcommand, //
 };
+use clap_complete::Shell;
 
 use crate::digest::Digest;
 use crate::domain::DomainName;
@@ -74,6 +75,11 @@ pub enum Command {
     Plan(migrate::Plan),
     /// Show the versions of program and module, and what this kernel allows
     Version,
+    /// Write the completions of this command line to standard output
+    Completions(Completions),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(Man),
 }
 
 /// Arguments of `attach`.
@@ -211,6 +217,20 @@ pub struct Read {
     pub digest: Digest,
 }
 
+/// Arguments of `completions`.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell that they are for
+    pub shell: Shell,
+}
+
+/// Arguments of `man`.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// The directory to write them to; it must exist
+    pub dir: PathBuf,
+}
+
 impl Target {
     /// What it selects.
     pub fn selection(&self) -> Selection {
@@ -327,6 +347,10 @@ mod tests {
             "store verify",
             "store gc --store s",
             "store gc --store s --max-age 30",
+            "store gc --store s --max-age 30d --json --progress",
+            "completions",
+            "completions sh",
+            "man",
         ];
         for line in table {
             let words = format!("twinpage {line}");
@@ -364,6 +388,8 @@ mod tests {
             "store verify --store s --repair --json",
             "store gc --store s --max-size 10GiB --max-age 30d",
             "version",
+            "completions zsh",
+            "man /d",
         ];
         for line in table {
             let words = format!("twinpage {line}");

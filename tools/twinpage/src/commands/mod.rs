@@ -11,8 +11,10 @@ use crate::error::{
 use crate::host::Host;
 
 mod attach;
+mod completions;
 mod detach;
 mod digests;
+mod man;
 mod migrate;
 mod plan;
 mod read;
@@ -41,6 +43,8 @@ pub fn run(command: &Command, host: &Host, console: &mut Console<'_>) -> Result<
         Command::Store(command) => store::run(command, host, console),
         Command::Plan(arguments) => plan::run(arguments, host, console),
         Command::Version => version::run(host, console),
+        Command::Completions(arguments) => completions::run(arguments, console),
+        Command::Man(arguments) => man::run(arguments),
     }
 }
 

@@ -43,21 +43,30 @@ fn help_names_the_commands_and_exit_codes() {
     golden::check("help", &String::from_utf8(output.stdout).unwrap());
 }
 
+/// Every command with its help, the program itself among them as the empty one.
+fn commands() -> Vec<(String, String)> {
+    let mut left = vec![String::new()];
+    let mut all = Vec::new();
+    while let Some(command) = left.pop() {
+        let output = program(&format!("{command} --help")).output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        let below = subcommands(&help).into_iter();
+        left.extend(below.map(|name| format!("{command} {name}")));
+        all.push((command.trim().to_owned(), help));
+    }
+    all
+}
+
 #[test]
 fn every_command_is_in_the_reference() {
     let reference = include_str!("../../../../Documentation/tool.rst");
-    let mut commands = vec![String::new()];
     let mut seen = 0;
-    while let Some(command) = commands.pop() {
-        let output = program(&format!("{command} --help")).output().unwrap();
-        let help = String::from_utf8(output.stdout).unwrap();
-        let below = subcommands(&help);
-        if below.is_empty() {
+    for (command, help) in commands() {
+        if subcommands(&help).is_empty() {
             seen += 1;
-            let heading = format!("\n{}\n---", command.trim());
+            let heading = format!("\n{command}\n---");
             assert!(reference.contains(&heading), "{command}");
         }
-        commands.extend(below.iter().map(|name| format!("{command} {name}")));
         for word in help.split_whitespace() {
             let option = word.trim_end_matches(|c: char| !c.is_ascii_lowercase());
             if option.starts_with("--") && option != "--help" && option != "--version" {
@@ -65,7 +74,50 @@ fn every_command_is_in_the_reference() {
             }
         }
     }
-    assert!(seen >= 17, "{seen}");
+    assert!(seen >= 18, "{seen}");
+}
+
+#[test]
+fn completions_name_every_command_and_option() {
+    let commands = commands();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = program(&format!("completions {shell}")).output().unwrap();
+        assert!(output.status.success(), "{shell}: {output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        for (command, _) in &commands {
+            for name in command.split_whitespace() {
+                assert!(text.contains(name), "{shell}: {name}");
+            }
+        }
+        assert!(text.contains("downtime-ms"), "{shell}");
+    }
+}
+
+#[test]
+fn bash_understands_its_completions() {
+    let output = program("completions bash").output().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("twinpage");
+    std::fs::write(&path, output.stdout).unwrap();
+    let checked = Command::new("bash").arg("-n").arg(&path).output().unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let written = program(&format!("man {}", path.display())).output();
+    assert!(written.unwrap().status.success());
+    let commands = commands();
+    for (command, _) in &commands {
+        let name = format!("twinpage {command}").trim().replace(' ', "-");
+        let page = std::fs::read_to_string(path.join(format!("{name}.1"))).unwrap();
+        assert!(page.contains("SYNOPSIS"), "{name}: {page}");
+    }
+    assert_eq!(std::fs::read_dir(path).unwrap().count(), commands.len());
+    let nowhere = program(&format!("man {}/none", path.display())).output();
+    assert_eq!(nowhere.unwrap().status.code(), Some(1));
 }
 
 /// The subcommands that a help text names.
