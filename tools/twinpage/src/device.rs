@@ -13,6 +13,12 @@ use std::os::fd::{
 };
 use std::path::Path;
 
+use rustix::event::{
+    poll,
+    PollFd,
+    PollFlags,
+    Timespec, //
+};
 use rustix::io::Errno;
 use rustix::process::{
     pidfd_getfd,
@@ -101,6 +107,11 @@ pub trait Kernel: Send + Sync {
     ///
     /// `ENOSYS`: the kernel is too old; `ESRCH`: no such process.
     fn hold(&self, pid: Pid) -> io::Result<Box<dyn Process>>;
+
+    /// Whether standard output takes a line without a wait for whoever reads it.
+    fn output_takes(&self) -> bool {
+        true
+    }
 }
 
 /// A process that is held.
@@ -129,6 +140,18 @@ impl Kernel for Running {
         let pid = rustix::process::Pid::from_raw(number).ok_or(Errno::SRCH)?;
         Ok(Box::new(Held(pidfd_open(pid, PidfdFlags::empty())?)))
     }
+
+    fn output_takes(&self) -> bool {
+        takes(io::stdout())
+    }
+}
+
+/// Whether `file` can be written to now, or fails now.
+fn takes(file: impl AsFd) -> bool {
+    let mut state = [PollFd::new(&file, PollFlags::OUT)];
+    let polled = poll(&mut state, Some(&Timespec::default()));
+    // What cannot be asked is written to, and says then what is wrong with it.
+    !matches!(polled, Ok(0) | Err(Errno::INTR))
 }
 
 /// A process of the running kernel, by its pidfd.
@@ -164,8 +187,12 @@ impl Device for Node {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{
+        Read,
+        Write, //
+    };
     use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
 
     use super::*;
 
@@ -194,6 +221,18 @@ mod tests {
         let (detached, result) = node.detach(Id(1), Copies::Unmerge);
         assert_eq!(detached, Detached::default());
         assert!(result.is_err());
+    }
+
+    #[test]
+    fn output_that_nobody_reads_takes_no_more() {
+        let (mut file, reader) = UnixStream::pair().unwrap();
+        assert!(takes(&file));
+        file.set_nonblocking(true).unwrap();
+        while matches!(file.write(&[0; 4096]), Ok(1..)) {}
+        assert!(!takes(&file));
+        drop(reader);
+        assert!(takes(&file));
+        assert!(takes(tempfile::tempfile().unwrap()));
     }
 
     #[test]

@@ -224,6 +224,11 @@ impl Host {
         self.kernel.hold(pid)
     }
 
+    /// See [`Kernel::output_takes`].
+    pub fn output_takes(&self) -> bool {
+        self.kernel.output_takes()
+    }
+
     /// The path that stands for the absolute path `path`.
     fn under_root(&self, path: &Path) -> PathBuf {
         self.root.join(path.strip_prefix("/").unwrap_or(path))

@@ -36,6 +36,7 @@ pub mod vm;
 mod account;
 mod counters;
 mod estimate;
+mod events;
 mod ioctl;
 mod leave;
 mod memory;

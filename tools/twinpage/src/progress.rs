@@ -11,6 +11,7 @@ use indicatif::{
     ProgressDrawTarget,
     ProgressStyle, //
 };
+use twinpage_migrate::proxy::Phase;
 
 use crate::console::{
     Console,
@@ -40,10 +41,10 @@ const NO_BAR: &str = "{msg}";
 const STEPS_BAR: &str = "{bar:24} {percent:>3} %  {msg} ({eta} left)";
 
 /// One look at a migration.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Moment {
     /// What it is doing.
-    pub phase: &'static str,
+    pub phase: Phase,
     /// Seconds since QEMU connected.
     pub seconds: f64,
     /// Bytes of RAM of the VM, once known; a receiver never knows.
@@ -56,19 +57,34 @@ pub struct Moment {
     pub wire_bytes: u64,
     /// Pages sent as they are.
     pub sent: u64,
-    /// Pages of which a digest or number was sent.
+    /// Pages that were sent before, as a number.
+    pub back: u64,
+    /// Pages that the destination has, as a digest.
     pub referenced: u64,
-    /// Pages of zeroes.
+    /// Records of zero pages.
     pub zero: u64,
+    /// Whole pages of zeroes.
+    pub zero_body: u64,
     /// Pass over memory, from 1, if QEMU was asked.
     pub round: u64,
-    /// How long QEMU expects to stop the VM.
+    /// How long QEMU stopped the VM.
     pub downtime_ms: Option<u64>,
+    /// How long it expects to do so.
+    pub expected_downtime_ms: Option<u64>,
 }
 
 /// How fast pages were covered lately.
 #[derive(Debug, Default)]
-struct Pace(VecDeque<(f64, u64)>);
+pub struct Pace(VecDeque<(f64, u64)>);
+
+/// When there is to be another line: with each phase, and every so many seconds.
+#[derive(Debug)]
+pub struct Rhythm {
+    /// Seconds between two lines.
+    every: f64,
+    /// Seconds of the last one, and its phase.
+    last: Option<(f64, Phase)>,
+}
 
 /// Shows one moment after the other.
 pub struct Display {
@@ -76,10 +92,32 @@ pub struct Display {
     bar: Option<ProgressBar>,
     /// Whether lines are written instead.
     lines: bool,
-    /// Seconds of the last line, and its phase.
-    last: Option<(f64, &'static str)>,
+    /// When the next one comes.
+    rhythm: Rhythm,
     /// How fast it is.
     pace: Pace,
+}
+
+impl Default for Moment {
+    /// Nothing has happened.
+    fn default() -> Self {
+        Self {
+            phase: Phase::Waiting,
+            seconds: 0.0,
+            ram_bytes: 0,
+            left_bytes: None,
+            stream_bytes: 0,
+            wire_bytes: 0,
+            sent: 0,
+            back: 0,
+            referenced: 0,
+            zero: 0,
+            zero_body: 0,
+            round: 0,
+            downtime_ms: None,
+            expected_downtime_ms: None,
+        }
+    }
 }
 
 impl Moment {
@@ -90,19 +128,29 @@ impl Moment {
 
     /// Bytes of RAM that were covered: sent, referenced or told to be zero, once or more often.
     fn covered(&self) -> u64 {
-        let pages = self.sent.saturating_add(self.referenced);
-        let pages = pages.saturating_add(self.zero);
+        let pages = self.sent.saturating_add(self.known());
+        let pages = pages.saturating_add(self.zeroes());
         pages.saturating_mul(PAGE_BYTES as u64)
     }
 
+    /// Pages of which a digest or number was sent.
+    fn known(&self) -> u64 {
+        self.back.saturating_add(self.referenced)
+    }
+
+    /// Pages of zeroes, in either form.
+    fn zeroes(&self) -> u64 {
+        self.zero.saturating_add(self.zero_body)
+    }
+
     /// Bytes of RAM that still have to be covered, as far as can be known.
-    fn left(&self) -> u64 {
+    pub fn left(&self) -> u64 {
         let left = self.ram_bytes.saturating_sub(self.covered());
         self.left_bytes.unwrap_or(left).min(self.ram_bytes)
     }
 
     /// How many bytes of the stream one byte between the hosts stands for.
-    fn ratio(&self) -> f64 {
+    pub fn ratio(&self) -> f64 {
         // CAST: For display.
         self.stream_bytes as f64 / self.wire_bytes.max(1) as f64
     }
@@ -110,7 +158,7 @@ impl Moment {
 
 impl Pace {
     /// Takes note of a moment, unless time stands still, as it does before QEMU connects.
-    fn observe(&mut self, moment: &Moment) {
+    pub fn observe(&mut self, moment: &Moment) {
         if self.0.back().is_some_and(|last| moment.seconds <= last.0) {
             return;
         }
@@ -125,12 +173,32 @@ impl Pace {
     }
 
     /// Bytes of RAM a second.
-    fn rate(&self) -> Option<f64> {
+    pub fn rate(&self) -> Option<f64> {
         let (first, last) = (self.0.front()?, self.0.back()?);
         let seconds = last.0 - first.0;
         let bytes = last.1.saturating_sub(first.1);
         // CAST: For display.
         (seconds > 0.0 && bytes > 0).then(|| bytes as f64 / seconds)
+    }
+}
+
+impl Rhythm {
+    /// One with so many seconds between two lines, of which none has been.
+    pub fn new(every: f64) -> Self {
+        Self { every, last: None }
+    }
+
+    /// Whether it is time for another line.
+    pub fn is_due(&self, moment: &Moment) -> bool {
+        self.last.is_none_or(|(seconds, phase)| {
+            let late = moment.seconds - seconds >= self.every;
+            phase != moment.phase || (late && moment.has_begun())
+        })
+    }
+
+    /// Takes note of a line.
+    pub fn beat(&mut self, moment: &Moment) {
+        self.last = Some((moment.seconds, moment.phase));
     }
 }
 
@@ -140,7 +208,7 @@ impl Display {
         Self {
             lines: !quiet && console.live == Live::Lines,
             bar: bar(quiet, console, BAR),
-            last: None,
+            rhythm: Rhythm::new(LINE_SECONDS),
             pace: Pace::default(),
         }
     }
@@ -161,21 +229,13 @@ impl Display {
             bar.set_position(moment.ram_bytes - moment.left());
             bar.set_message(text(moment, self.pace.rate(), "\n"));
         }
-        if self.lines && self.is_due(moment) {
-            self.last = Some((moment.seconds, moment.phase));
+        if self.lines && self.rhythm.is_due(moment) {
+            self.rhythm.beat(moment);
             let text = text(moment, self.pace.rate(), "; ");
             writeln!(console.err, "[{:>4.0} s] {text}", moment.seconds)?;
             console.err.flush()?;
         }
         Ok(())
-    }
-
-    /// Whether it is time for another line.
-    fn is_due(&self, moment: &Moment) -> bool {
-        self.last.is_none_or(|(seconds, phase)| {
-            let late = moment.seconds - seconds >= LINE_SECONDS;
-            phase != moment.phase || (late && moment.has_begun())
-        })
     }
 
     /// Lets `write` write to the terminal between two drawings of the bar.
@@ -207,9 +267,23 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
+/// A phase for people.
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Waiting => "waiting for QEMU",
+        Phase::Filter => "waiting for the filter",
+        Phase::Ram => "RAM",
+        Phase::Switchover => "switchover",
+        Phase::Device => "device state",
+        Phase::Postcopy => "postcopy",
+        Phase::Ended => "ended",
+        Phase::Failed => "failed",
+    }
+}
+
 /// What to say of `moment`, in two parts with `between` between them.
 fn text(moment: &Moment, rate: Option<f64>, between: &str) -> String {
-    let mut first = moment.phase.to_owned();
+    let mut first = phase_name(moment.phase).to_owned();
     if !moment.has_begun() {
         return first;
     }
@@ -227,7 +301,9 @@ fn text(moment: &Moment, rate: Option<f64>, between: &str) -> String {
     );
     let mut second = format!(
         "pages: {} sent, {} referenced, {} zero",
-        moment.sent, moment.referenced, moment.zero
+        moment.sent,
+        moment.known(),
+        moment.zeroes()
     );
     if let Some(rate) = rate {
         // CAST: For display.
@@ -237,7 +313,7 @@ fn text(moment: &Moment, rate: Option<f64>, between: &str) -> String {
             second += &format!(", {:.0} s left", moment.left() as f64 / rate);
         }
     }
-    if let Some(downtime) = moment.downtime_ms {
+    if let Some(downtime) = moment.downtime_ms.or(moment.expected_downtime_ms) {
         second += &format!(", downtime {downtime} ms");
     }
     first + between + &second
@@ -316,17 +392,17 @@ mod tests {
     /// A moment in the middle of a migration.
     fn middle() -> Moment {
         Moment {
-            phase: "RAM",
+            phase: Phase::Ram,
             seconds: 10.0,
             ram_bytes: 1 << 30,
-            left_bytes: None,
             stream_bytes: 300 << 20,
             wire_bytes: 30 << 20,
             sent: 10_000,
-            referenced: 90_000,
-            zero: 31_072,
-            round: 0,
-            downtime_ms: None,
+            back: 20_000,
+            referenced: 70_000,
+            zero: 31_000,
+            zero_body: 72,
+            ..Moment::default()
         }
     }
 
@@ -354,7 +430,7 @@ mod tests {
             sent: 10_100,
             left_bytes: Some(64 << 20),
             round: 2,
-            downtime_ms: Some(80),
+            expected_downtime_ms: Some(80),
             ..middle()
         };
         assert_eq!(
@@ -375,12 +451,12 @@ mod tests {
             ..middle()
         };
         let moments = [
-            at(0.0, "RAM"),
-            at(0.2, "RAM"),
-            at(4.9, "RAM"),
-            at(5.0, "RAM"),
-            at(5.2, "device state"),
-            at(5.4, "device state"),
+            at(0.0, Phase::Ram),
+            at(0.2, Phase::Ram),
+            at(4.9, Phase::Ram),
+            at(5.0, Phase::Ram),
+            at(5.2, Phase::Device),
+            at(5.4, Phase::Device),
         ];
         let text = shown(Live::Lines, false, &moments);
         let starts: Vec<&str> = text.lines().map(|line| &line[..18]).collect();
@@ -450,7 +526,6 @@ mod tests {
     #[test]
     fn waiting_is_told_once() {
         let waiting = |seconds| Moment {
-            phase: "waiting for QEMU",
             seconds,
             ..Moment::default()
         };
@@ -504,10 +579,6 @@ mod tests {
             seconds: f64::NAN,
             ..middle()
         };
-        let zero = Moment {
-            phase: "waiting",
-            ..Moment::default()
-        };
-        assert!(!shown(Live::Lines, false, &[wild, zero]).is_empty());
+        assert!(!shown(Live::Lines, false, &[wild, Moment::default()]).is_empty());
     }
 }

@@ -9,10 +9,10 @@ use twinpage_migrate::proxy::{
 };
 use twinpage_migrate::run::Outcome;
 
+use crate::cli::migrate::WatchOptions;
 use crate::console::{
     self,
-    Console,
-    Format, //
+    Console, //
 };
 use crate::error::Error;
 use crate::session::Finished;
@@ -25,7 +25,7 @@ use crate::table::{
 use crate::units::Size;
 
 /// Version of the JSON; raised when a field changes or goes.
-const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 1;
 
 /// Longest text of a peer that is shown, in characters.
 const PEER_CHARS: usize = 400;
@@ -58,6 +58,9 @@ pub struct Told {
 struct Ended<'a> {
     /// Version of the JSON.
     schema: u32,
+    /// What the line is, after those on its progress.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<&'static str>,
     /// Who tells.
     role: Role,
     /// How long it took, from the moment QEMU connected.
@@ -105,21 +108,22 @@ impl<'a> Summary<'a> {
         }
     }
 
-    /// Writes it as JSON.
-    ///
-    /// # Errors
-    ///
-    /// It cannot be written.
-    pub fn json(&self, console: &mut Console<'_>) -> Result<(), Error> {
-        console.json(&Ended {
+    /// Writes it as JSON: as the last of `lines`, or over several.
+    fn json(&self, lines: bool, console: &mut Console<'_>) -> Result<(), Error> {
+        let ended = Ended {
             schema: SCHEMA,
+            event: lines.then_some("end"),
             role: self.role,
             seconds: self.seconds,
             told: &self.told,
             outcome: self.outcome,
             proxy_error: self.proxy_error.as_deref(),
             report: self.report,
-        })
+        };
+        match lines {
+            true => console.json_line(&ended),
+            false => console.json(&ended),
+        }
     }
 
     /// Shows it in the form that is asked for.
@@ -127,9 +131,9 @@ impl<'a> Summary<'a> {
     /// # Errors
     ///
     /// It cannot be written.
-    pub fn show(&self, format: Format, console: &mut Console<'_>) -> Result<(), Error> {
-        if format == Format::Json {
-            return self.json(console);
+    pub fn show(&self, show: WatchOptions, console: &mut Console<'_>) -> Result<(), Error> {
+        if show.json {
+            return self.json(show.progress, console);
         }
         write!(
             console.out,
@@ -234,7 +238,7 @@ fn lines(seconds: f64, told: &Told, report: &Report) -> Vec<String> {
 }
 
 /// Pages of zeroes, in either form.
-pub fn zero(totals: &Snapshot) -> u64 {
+fn zero(totals: &Snapshot) -> u64 {
     totals.pages_zero.saturating_add(totals.pages_zero_body)
 }
 

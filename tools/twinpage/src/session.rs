@@ -11,21 +11,18 @@ use twinpage_migrate::proxy::{
     self,
     Handle,
     Limits,
-    Phase,
     Report,
     Snapshot, //
 };
 
 use crate::cli::migrate::{
     SendOptions,
-    ShowOptions, //
+    WatchOptions, //
 };
 use crate::clock::Pause;
-use crate::console::{
-    Console,
-    Format, //
-};
+use crate::console::Console;
 use crate::error::Error;
+use crate::events::Events;
 use crate::host::Host;
 use crate::notices::Notices;
 use crate::progress::{
@@ -34,7 +31,6 @@ use crate::progress::{
     TICK, //
 };
 use crate::report::{
-    zero,
     Role,
     Summary, //
 };
@@ -117,19 +113,23 @@ impl Running for Watched {
 /// Progress could not be shown to the end.
 pub fn watch(
     running: &mut dyn Running,
-    show: ShowOptions,
+    show: WatchOptions,
     notices: &Notices,
     host: &Host,
     console: &mut Console<'_>,
 ) -> Result<(), Error> {
     host.clock().catch_signals();
-    let mut display = Display::new(show.quiet, console);
+    let mut display = Display::new(show.quiet || show.progress, console);
+    let mut events = show.progress.then(Events::new);
     let mut shown = Ok(());
     let mut refused = false;
     loop {
         // In this order, so that the last look sees the end.
         let over = running.is_over();
         let moment = running.look();
+        if let Some(events) = &mut events {
+            events.show(&moment, || host.output_takes(), console);
+        }
         if shown.is_ok() {
             shown = display.show(&moment, console);
             shown = shown.and_then(|()| display.aside(|| notices.show(console)));
@@ -158,7 +158,7 @@ pub fn watch(
 /// Follows the proxy of `handle` to its end.
 pub fn follow(
     handle: Handle,
-    show: ShowOptions,
+    show: WatchOptions,
     notices: &Notices,
     host: &Host,
     console: &mut Console<'_>,
@@ -186,11 +186,11 @@ pub fn follow(
 pub fn tell(
     role: Role,
     finished: Finished,
-    format: Format,
+    show: WatchOptions,
     console: &mut Console<'_>,
 ) -> Result<(), Error> {
-    let told = match format == Format::Json || finished.verdict.is_ok() {
-        true => Summary::of_proxy(role, &finished).show(format, console),
+    let told = match show.json || finished.verdict.is_ok() {
+        true => Summary::of_proxy(role, &finished).show(show, console),
         false => Ok(()),
     };
     conclude(finished.verdict, finished.shown.and(told), console)
@@ -218,33 +218,20 @@ pub fn conclude(
 /// What the counters say.
 pub fn moment(snapshot: &Snapshot) -> Moment {
     Moment {
-        phase: phase_name(snapshot.phase),
+        phase: snapshot.phase,
         seconds: snapshot.active_seconds,
         ram_bytes: snapshot.ram_bytes,
         left_bytes: None,
         stream_bytes: snapshot.stream_bytes,
         wire_bytes: snapshot.wire_bytes,
         sent: snapshot.pages_sent,
-        referenced: snapshot
-            .pages_back
-            .saturating_add(snapshot.pages_referenced),
-        zero: zero(snapshot),
+        back: snapshot.pages_back,
+        referenced: snapshot.pages_referenced,
+        zero: snapshot.pages_zero,
+        zero_body: snapshot.pages_zero_body,
         round: snapshot.round,
         downtime_ms: None,
-    }
-}
-
-/// A phase for people.
-fn phase_name(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Waiting => "waiting for QEMU",
-        Phase::Filter => "waiting for the filter",
-        Phase::Ram => "RAM",
-        Phase::Switchover => "switchover",
-        Phase::Device => "device state",
-        Phase::Postcopy => "postcopy",
-        Phase::Ended => "ended",
-        Phase::Failed => "failed",
+        expected_downtime_ms: None,
     }
 }
 
@@ -382,9 +369,9 @@ mod tests {
                 screen: None,
                 live: Live::Nothing,
             };
-            let show = ShowOptions {
-                json: false,
+            let show = WatchOptions {
                 quiet: true,
+                ..WatchOptions::default()
             };
             let (_, notices) = Notices::new();
             let mut late = Late::default();

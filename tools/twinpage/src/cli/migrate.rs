@@ -41,12 +41,26 @@ pub enum Migrate {
     Keygen(Keygen),
 }
 
-/// How progress and results are shown.
+/// How the progress and the result of `store` are shown.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct ShowOptions {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    /// Show no progress
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// How the progress and the result of a migration are shown.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct WatchOptions {
+    /// Print JSON: one object, or with --progress one a line
+    #[arg(long)]
+    pub json: bool,
+    /// With --json: print progress there too, every second
+    #[arg(long, requires = "json", conflicts_with = "quiet")]
+    pub progress: bool,
     /// Show no progress
     #[arg(long, short)]
     pub quiet: bool,
@@ -102,7 +116,7 @@ pub struct Send {
     pub options: SendOptions,
     /// Showing.
     #[command(flatten)]
-    pub show: ShowOptions,
+    pub show: WatchOptions,
 }
 
 /// Arguments of `migrate receive`.
@@ -135,7 +149,7 @@ pub struct Receive {
     pub security: SecurityOptions,
     /// Showing.
     #[command(flatten)]
-    pub show: ShowOptions,
+    pub show: WatchOptions,
 }
 
 /// Where the receiver finds pages.
@@ -204,7 +218,7 @@ pub struct Run {
     pub options: SendOptions,
     /// Showing.
     #[command(flatten)]
-    pub show: ShowOptions,
+    pub show: WatchOptions,
 }
 
 /// Arguments of `migrate keygen`.

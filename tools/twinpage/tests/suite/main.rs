@@ -18,6 +18,7 @@ mod migrate;
 mod module_pages;
 mod plan;
 mod program;
+mod progress;
 mod qemu;
 mod set;
 mod shared;

@@ -10,10 +10,7 @@ use crate::cli::migrate::{
     Receive,
     SourceName, //
 };
-use crate::console::{
-    Console,
-    Format, //
-};
+use crate::console::Console;
 use crate::error::Error;
 use crate::host::Host;
 use crate::notices::Notices;
@@ -38,8 +35,7 @@ pub fn run(arguments: &Receive, host: &Host, console: &mut Console<'_>) -> Resul
         console.err.flush()?;
     }
     let finished = session::follow(handle, arguments.show, &notices, host, console);
-    let format = Format::of(arguments.show.json);
-    session::tell(Role::Receive, finished, format, console)
+    session::tell(Role::Receive, finished, arguments.show, console)
 }
 
 /// What the proxy is to do.

@@ -15,11 +15,11 @@ use twinpage_migrate::run::{
     Snapshot, //
 };
 
-use crate::cli::migrate::Run;
-use crate::console::{
-    Console,
-    Format, //
+use crate::cli::migrate::{
+    Run,
+    WatchOptions, //
 };
+use crate::console::Console;
 use crate::error::Error;
 use crate::host::Host;
 use crate::notices::{
@@ -48,7 +48,7 @@ pub fn run(arguments: &Run, host: &Host, console: &mut Console<'_>) -> Result<()
     let report = whole.0.wait()?;
     let mut notes = report.outcome.notes.iter();
     let warned = notes.try_for_each(|note| console.warn(&printable(note)));
-    let told = show(&report, Format::of(arguments.show.json), console);
+    let told = show(&report, arguments.show, console);
     let verdict = judge(&report.outcome, report.proxy_error.as_deref());
     session::conclude(verdict, shown.and(warned).and(told), console)
 }
@@ -108,13 +108,14 @@ fn moment(snapshot: &Snapshot) -> Moment {
         ram_bytes: qemu.total_bytes.unwrap_or(proxy.ram_bytes),
         left_bytes: qemu.remaining_bytes,
         round: qemu.rounds,
-        downtime_ms: qemu.downtime_ms.or(qemu.expected_downtime_ms),
+        downtime_ms: qemu.downtime_ms,
+        expected_downtime_ms: qemu.expected_downtime_ms,
         ..proxy
     }
 }
 
 /// Shows what became of it: in words only if it went well, since the error says the rest.
-fn show(report: &Report, format: Format, console: &mut Console<'_>) -> Result<(), Error> {
+fn show(report: &Report, show: WatchOptions, console: &mut Console<'_>) -> Result<(), Error> {
     let qemu = &report.outcome.migration;
     // CAST: For display.
     let seconds = qemu.total_ms.map(|ms| ms as f64 / 1e3);
@@ -130,8 +131,8 @@ fn show(report: &Report, format: Format, console: &mut Console<'_>) -> Result<()
         proxy_error: report.proxy_error.clone(),
         report: &report.proxy,
     };
-    match format == Format::Json || report.outcome.ending == Ending::Completed {
-        true => result.show(format, console),
+    match show.json || report.outcome.ending == Ending::Completed {
+        true => result.show(show, console),
         false => Ok(()),
     }
 }

@@ -40,10 +40,7 @@ use crate::cli::migrate::{
     Send,
     SendOptions, //
 };
-use crate::console::{
-    Console,
-    Format, //
-};
+use crate::console::Console;
 use crate::error::Error;
 use crate::host::Host;
 use crate::notices::{
@@ -76,11 +73,10 @@ pub fn run(arguments: &Send, host: &Host, console: &mut Console<'_>) -> Result<(
         )?;
     }
     let finished = session::follow(handle, arguments.show, &notices, host, console);
-    let format = Format::of(arguments.show.json);
     match arguments.stdio {
         // Standard output is QEMU's return path.
         true => session::conclude(finished.verdict, finished.shown, console),
-        false => session::tell(Role::Send, finished, format, console),
+        false => session::tell(Role::Send, finished, arguments.show, console),
     }
 }
 
