@@ -42,7 +42,7 @@ impl Tagger {
     /// The tag of a page. It changes with what a source is known by, or one that was seen before
     /// would be a further source; what was counted until then is forgotten.
     pub(crate) fn page(&self, digest: &Digest) -> PageTag {
-        self.tag(b"page 2", &digest.0)
+        self.tag(b"page 3", &digest.0)
     }
 
     /// The tag of a source.

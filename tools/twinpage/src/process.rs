@@ -18,13 +18,6 @@ const KVM_VM: &str = "anon_inode:kvm-vm";
 /// Longest file of a process that is looked at, in bytes.
 const FILE_BYTES: usize = 1 << 20;
 
-/// What units begin with that do not name a VM: those of a login, those that `systemd-run` numbers,
-/// and a user's own manager, in which the user names them.
-const VAGUE: [&str; 3] = ["session-", "run-", "user@"];
-
-/// So many hexadecimal digits in a row are no name, but the number of a container.
-const NUMBER_DIGITS: usize = 32;
-
 /// Longest name that is shown, in characters.
 const NAME_CHARS: usize = 24;
 
@@ -82,14 +75,6 @@ pub fn name(host: &Host, pid: Pid) -> String {
         .unwrap_or_else(|| "?".to_owned())
 }
 
-/// Who runs a process, by what the host decides: the same each time, and the same for several if the
-/// host does not tell them apart.
-pub fn owner(host: &Host, pid: Pid) -> String {
-    let text = |name| host.read_text(pid.file(name), FILE_BYTES);
-    let cgroup = text("cgroup").unwrap_or_default();
-    owner_of(&cgroup, &text("status").unwrap_or_default())
-}
-
 /// The file descriptors of `pid` that are VMs, in ascending order.
 ///
 /// # Errors
@@ -136,44 +121,6 @@ pub fn with_vms(host: &Host) -> Result<Vec<Pid>, Error> {
     match hidden {
         Some(error) if pids.is_empty() => Err(error),
         _ => Ok(pids),
-    }
-}
-
-/// Who runs a process with this `/proc/PID/cgroup` and `/proc/PID/status`: its unit of systemd, if
-/// that names a VM; else the user.
-fn owner_of(cgroup: &str, status: &str) -> String {
-    let path = cgroup.lines().find_map(|line| line.strip_prefix("0::"));
-    // Groups below that of the unit may be made by who runs in it.
-    let unit = path.and_then(|path| {
-        path.split('/')
-            .find(|part| part.ends_with(".service") || part.ends_with(".scope"))
-    });
-    if let Some(unit) = unit.filter(|unit| !is_vague(unit)) {
-        return format!("unit {}", without_number(unit));
-    }
-    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-    let real = ids.and_then(|ids| ids.split_whitespace().next());
-    format!("user {}", real.unwrap_or("?"))
-}
-
-/// Whether the name of a unit does not name a VM, or not each time that it runs.
-fn is_vague(unit: &str) -> bool {
-    let mut words = unit.split(|letter: char| !letter.is_ascii_hexdigit());
-    VAGUE.iter().any(|begin| unit.starts_with(begin))
-        || words.any(|word| word.len() >= NUMBER_DIGITS)
-}
-
-/// The name of a unit without the number that libvirt gives a VM at each start, in
-/// `machine-qemu\x2dNUMBER\x2dNAME.scope`.
-fn without_number(unit: &str) -> String {
-    let parts: Vec<_> = unit.splitn(3, "\\x2d").collect();
-    match parts[..] {
-        [driver, number, name]
-            if driver.starts_with("machine-") && number.parse::<u32>().is_ok() =>
-        {
-            format!("{driver}\\x2d{name}")
-        }
-        _ => unit.to_owned(),
     }
 }
 
@@ -240,43 +187,6 @@ mod tests {
         for (cmdline, name) in table {
             assert_eq!(guest_name(cmdline).as_deref(), name, "{cmdline:?}");
         }
-    }
-
-    #[test]
-    fn owners_are_what_the_host_says() {
-        let libvirt = "/machine.slice/machine-qemu\\x2d17\\x2dweb\\x2d1.scope/libvirt/emulator";
-        let container = format!(
-            "/system.slice/docker-{}.scope",
-            "0123456789abcdef".repeat(4)
-        );
-        let user = "/user.slice/user-1000.slice/user@1000.service/app.slice/vm.service";
-        let table = [
-            (libvirt, "unit machine-qemu\\x2dweb\\x2d1.scope"),
-            ("/system.slice/vm-web.service", "unit vm-web.service"),
-            (
-                "/system.slice/system-vm.slice/vm@a.service/x.scope",
-                "unit vm@a.service",
-            ),
-            ("/qemu.slice/100.scope", "unit 100.scope"),
-            (
-                "/machine.slice/machine-a\\x2db.scope",
-                "unit machine-a\\x2db.scope",
-            ),
-            ("/user.slice/user-1000.slice/session-3.scope", "user 1000"),
-            (user, "user 1000"),
-            ("/system.slice/run-u34.service", "user 1000"),
-            (&container, "user 1000"),
-            ("/machine/qemu-1-web.libvirt-qemu/emulator", "user 1000"),
-            ("/", "user 1000"),
-        ];
-        let status = "Name:\tqemu\nUid:\t1000\t0\t0\t0\n";
-        for (path, owner) in table {
-            let cgroup = format!("1:name=systemd:/a.service\n0::{path}\n");
-            assert_eq!(owner_of(&cgroup, status), owner, "{path}");
-        }
-        // Control groups of the first version, which say each their own.
-        assert_eq!(owner_of("5:cpu:/a.service\n", status), "user 1000");
-        assert_eq!(owner_of("", ""), "user ?");
     }
 
     #[test]

@@ -83,7 +83,7 @@ pub struct Build {
     /// Dumps of memory (pmemsave, dump-guest-memory); each is one source
     #[arg(long = "dump", value_name = "FILE", num_args = 1..)]
     pub dumps: Vec<PathBuf>,
-    /// Attached VMs whose merged pages are taken; those of one unit or user are one source
+    /// Attached VMs whose merged pages are taken; those of one domain are one source
     #[arg(long = "pid", value_name = "PID", num_args = 1..)]
     pub pids: Vec<Pid>,
     /// Every attached VM that is in a domain

@@ -102,15 +102,12 @@ fn public_images_are_admitted_at_once() {
     assert_eq!(pages(&machine), 30);
 }
 
-/// A machine with two VMs of one user in a domain, which have 29 pages in common, and a private one.
-fn with_vms() -> Machine {
+/// A machine with two VMs in these domains, which have 29 pages in common, and a private one.
+fn with_vms(domains: [u64; 2]) -> Machine {
     let machine = Machine::new();
-    for (id, domain, name) in [(3, 7, "web-1"), (4, 7, "web-2"), (5, 0, "own")] {
+    let [first, second] = domains;
+    for (id, domain, name) in [(3, first, "web-1"), (4, second, "web-2"), (5, 0, "own")] {
         machine.process(800 + id, name, 1);
-        machine.file(
-            &format!("/proc/{}/status", 800 + id),
-            "Uid:\t107\t107\t107\t107\n",
-        );
         machine.vm(id, 800 + id, domain, &[]);
         let records: Vec<Record> = (0..40)
             .map(|n| Record {
@@ -131,8 +128,8 @@ fn with_vms() -> Machine {
         } else {
             qemu::content(n)
         };
-        if n < 30 {
-            let key = (7, Digest::of(&qemu::content(n)));
+        for domain in domains.into_iter().filter(|_| n < 30) {
+            let key = (domain, Digest::of(&qemu::content(n)));
             machine
                 .state
                 .lock()
@@ -144,31 +141,49 @@ fn with_vms() -> Machine {
     machine
 }
 
+/// What is said where all VMs are of one domain.
+const ONE_DOMAIN: &str = "warning: the VMs are of one domain, and each domain is one source";
+
 #[test]
-fn vms_in_units_of_their_own_are_sources() {
-    let machine = with_vms();
-    for (pid, unit) in [(803, "web-1.service"), (804, "web-2.service")] {
-        let cgroup = format!("0::/system.slice/{unit}\n");
-        machine.file(&format!("/proc/{pid}/cgroup"), cgroup);
-    }
+fn domains_are_sources_and_private_vms_are_none() {
+    let machine = with_vms([7, 8]);
     let ran = store(&machine, "build --pid 803");
-    assert_eq!(pages(&machine), 0, "{ran:?}");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.err.contains(ONE_DOMAIN), "{ran:?}");
+    assert_eq!(pages(&machine), 0);
     let ran = store(&machine, "build --all");
     assert_eq!(ran.code, 0, "{ran:?}");
-    assert!(
-        ran.err.contains("VM 5 (own) is private: it gives no pages"),
-        "{ran:?}"
-    );
+    let private = "twinpage: warning: VM 5 (own) is private: it gives no pages\n";
+    assert_eq!(ran.err, private);
     assert_eq!(pages(&machine), 29);
 }
 
 #[test]
-fn names_that_vms_give_themselves_make_no_sources() {
-    let machine = with_vms();
-    store(&machine, "build --pid 803 804").good();
-    assert_eq!(pages(&machine), 0);
+fn what_one_domain_has_is_not_admitted_for_its_vms_alone() {
+    let machine = with_vms([7, 7]);
+    for line in ["build --pid 803 804", "build --pid 804", "build --all"] {
+        let ran = store(&machine, line);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert_eq!(ran.err.matches(ONE_DOMAIN).count(), 1, "{ran:?}");
+        assert_eq!(pages(&machine), 0, "{line}");
+    }
+    // Something else that has one of them is another source.
+    let a = image(&machine, "/a", 3..4);
+    store(&machine, &format!("build --pid 803 804 --raw-image {a}")).good();
+    assert_eq!(pages(&machine), 1);
     store(&machine, "build --pid 804 --as other").good();
     assert_eq!(pages(&machine), 29);
+}
+
+#[test]
+fn too_few_domains_are_said_as_the_rule_of_the_store_is() {
+    let machine = with_vms([7, 8]);
+    let ran = store(&machine, "build --min-sources 3 --pid 803 804");
+    assert!(ran.err.contains("the VMs are of 2 domains"), "{ran:?}");
+    assert!(ran.err.contains("needs 3 sources"), "{ran:?}");
+    let ran = store(&machine, "build --pid 803 804");
+    assert!(ran.err.contains("needs 3 sources"), "{ran:?}");
+    assert_eq!(pages(&machine), 0);
 }
 
 /// Output that brings a signal.

@@ -2,7 +2,10 @@
 
 //! `twinpage store build`: puts pages of images, dumps and running VMs into stores.
 
-use std::collections::HashSet;
+use std::collections::{
+    BTreeSet,
+    HashSet, //
+};
 use std::path::{
     Path,
     PathBuf, //
@@ -42,7 +45,6 @@ use crate::module_pages::{
     ModulePages, //
 };
 use crate::page_sources;
-use crate::process;
 use crate::table::{
     Side,
     Table, //
@@ -111,13 +113,18 @@ impl Targets<'_> {
 /// Runs the command.
 pub fn run(arguments: &Build, host: &Host, console: &mut Console<'_>) -> Result<(), Error> {
     let vms = sharing_vms(arguments, host, console)?;
-    let mut store = match &arguments.store {
-        Some(path) => Some(open(path, arguments.min_sources)?),
-        None => None,
+    let asked = arguments.min_sources.unwrap_or(SOURCES_NEEDED);
+    let (mut store, mut needed) = match &arguments.store {
+        Some(path) => {
+            let (store, needed) = open(path, arguments.min_sources)?;
+            (Some(store), needed)
+        }
+        None => (None, asked),
     };
     let fleet = match page_sources::fleet(&arguments.fleet) {
         Some(mut options) => {
-            options.sources_needed = arguments.min_sources.unwrap_or(SOURCES_NEEDED);
+            needed = needed.min(asked);
+            options.sources_needed = asked;
             if let Some(path) = &arguments.fleet_key {
                 options.key = Some(key(host, path)?);
             }
@@ -125,6 +132,9 @@ pub fn run(arguments: &Build, host: &Host, console: &mut Console<'_>) -> Result<
         }
         None => None,
     };
+    if let Some(text) = too_few_sources(arguments, &vms, needed) {
+        console.warn(&text)?;
+    }
     let mut into_store = store.as_mut().map(Store::load).transpose()?;
     let mut into_fleet = fleet.as_ref().map(Fleet::load).transpose()?;
     let inputs = {
@@ -194,19 +204,44 @@ fn sharing_vms(
     Ok(sharing)
 }
 
-/// The store at `path`, made if there is none.
-fn open(path: &Path, needed: Option<u32>) -> Result<Store, Error> {
+/// What to say if no page is admitted for what is read now alone, where pages need so many sources.
+fn too_few_sources(arguments: &Build, vms: &[Vm], needed: u32) -> Option<String> {
+    // Who names the source knows that it is one.
+    if vms.is_empty() || arguments.source.is_some() {
+        return None;
+    }
+    let domains = vms.iter().map(|vm| vm.stats.domain);
+    let domains = domains.collect::<BTreeSet<_>>().len();
+    let files = arguments.images.len() + arguments.raw_images.len() + arguments.dumps.len();
+    if (domains + files) as u64 >= u64::from(needed) {
+        return None;
+    }
+    let of = match domains {
+        1 => "one domain".to_owned(),
+        more => format!("{more} domains"),
+    };
+    Some(format!(
+        "the VMs are of {of}, and each domain is one source: what only they have is not admitted, \
+         since a page needs {needed} sources. --pid with --as makes a VM a source of its own"
+    ))
+}
+
+/// The store at `path`, made if there is none, and how many sources a page needs there.
+fn open(path: &Path, needed: Option<u32>) -> Result<(Store, u32), Error> {
     let settings = Settings {
         sources_needed: needed.unwrap_or(SOURCES_NEEDED),
     };
     let store = match Store::open(path, Mode::Write) {
-        Err(twinpage_store::Error::NoStore(_)) => return Ok(Store::create(path, &settings)?),
+        Err(twinpage_store::Error::NoStore(_)) => {
+            let store = Store::create(path, &settings)?;
+            return Ok((store, settings.sources_needed));
+        }
         opened => opened?,
     };
     let has = store.stat()?.sources_needed;
     match needed {
         Some(asked) if asked != has => Err(Error::SourcesNeeded { asked, has }),
-        _ => Ok(store),
+        _ => Ok((store, has)),
     }
 }
 
@@ -257,10 +292,11 @@ fn read(
         });
     }
     for vm in vms {
-        // Not by the name that a VM gives itself: it could pose as several.
+        // What is the domain's own must not reach others by way of a store.
+        let domain = vm.stats.domain;
         let source = named
             .clone()
-            .unwrap_or_else(|| SourceId::new(process::owner(host, vm.stats.pid)));
+            .unwrap_or_else(|| SourceId::new(format!("domain {domain}")));
         let name = format!("VM {} ({})", vm.stats.id, vm.name);
         watcher.begin(&name);
         taken.push(Taken {
