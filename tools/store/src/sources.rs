@@ -4,7 +4,8 @@
 //!
 //! No source is believed. A page counts as found only when the receiver's own copy of it has the
 //! digest that was asked for. A source that fails or gives wrong pages too often is set aside for
-//! the rest of the session, and each of these things is said once.
+//! the rest of the session, and each of these things is said once. So is that one could not be
+//! opened.
 
 use std::fmt;
 use std::sync::atomic::{
@@ -57,6 +58,9 @@ struct Entry {
     errors: AtomicU64,
 }
 
+/// Stands for a source that could not be opened.
+struct LeftOut(&'static str);
+
 /// A page that is wanted.
 struct Want<'a> {
     /// Which of those that are asked for together.
@@ -72,7 +76,7 @@ pub struct SourceCount {
     pub name: &'static str,
     /// Whether it may be asked.
     pub enabled: bool,
-    /// Whether it failed so often that it is not asked any more.
+    /// Whether it is not asked any more: it failed too often, or could not be opened.
     pub set_aside: bool,
     /// Pages that it gave, and that were right.
     pub hits: u64,
@@ -80,13 +84,20 @@ pub struct SourceCount {
     pub misses: u64,
     /// Pages that it gave, and that were others.
     pub wrong: u64,
-    /// Questions that failed.
+    /// Questions that failed; 1 if it could not be opened.
     pub errors: u64,
 }
 
 /// Something that a person should hear once about a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
+    /// It could not be opened.
+    LeftOut {
+        /// The source.
+        name: &'static str,
+        /// Why, with causes.
+        error: String,
+    },
     /// It failed for the first time.
     Failed {
         /// The source.
@@ -115,6 +126,10 @@ pub enum Notice {
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::LeftOut { name, error } => write!(
+                f,
+                "Pages from the {name}: left out, it cannot be opened: {error}"
+            ),
             Self::Failed { name, error } => write!(f, "Pages from the {name}: {error}"),
             Self::Wrong { name, asked, found } => write!(
                 f,
@@ -160,6 +175,16 @@ impl Sources {
     /// Appends a source, which is asked after all that are there.
     pub fn push(&mut self, source: Box<dyn PageSource>) {
         self.entries.push(Entry::new(source));
+    }
+
+    /// Appends a source that could not be opened, for this reason. That is said, and it is counted,
+    /// but never asked.
+    pub fn leave_out(&mut self, name: &'static str, error: String) {
+        let entry = Entry::new(Box::new(LeftOut(name)));
+        entry.set_aside.store(true, Ordering::Relaxed);
+        entry.errors.store(1, Ordering::Relaxed);
+        self.entries.push(entry);
+        (self.notice)(&Notice::LeftOut { name, error });
     }
 
     /// The names of the sources in the order in which they are asked.
@@ -341,6 +366,20 @@ impl Sources {
                 after: count.errors + count.wrong,
             });
         }
+    }
+}
+
+impl PageSource for LeftOut {
+    fn name(&self) -> &'static str {
+        self.0
+    }
+
+    fn digests(&self, _: &mut dyn FnMut(Digest)) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn fetch(&self, _: &Digest, _: &mut Page) -> Result<bool, Error> {
+        Ok(false)
     }
 }
 

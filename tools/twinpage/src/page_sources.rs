@@ -1,11 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The sources of pages that a receiver was told to use, opened anew for each migration.
+//!
+//! One that cannot be opened then, or not in time, is left out: without its pages a migration only
+//! takes longer.
 
+use std::sync::mpsc::{
+    channel,
+    Receiver,
+    RecvTimeoutError, //
+};
 use std::sync::{
     Arc,
     Mutex,
     PoisonError, //
+};
+use std::thread;
+use std::time::{
+    Duration,
+    Instant, //
 };
 
 use twinpage_store::{
@@ -31,8 +44,19 @@ use crate::domain::{
 };
 use crate::error::Error;
 use crate::host::Host;
+use crate::module;
 use crate::module_pages::ModulePages;
 use crate::notices::Speaker;
+
+/// How long sources may take to open. A receiver waits twice as long for all of them, and refuses
+/// the sender then.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The name of merged pages as a source.
+const MODULE: &str = "module";
+
+/// Attempts to open one source that may go on at once, those that took too long included.
+const ATTEMPTS: usize = 64;
 
 /// What to open for a migration.
 pub struct Opener {
@@ -41,38 +65,40 @@ pub struct Opener {
     /// Domains that a sender may name.
     domains: Vec<DomainName>,
     /// Which sources, in order.
-    wanted: Vec<Wanted>,
+    places: Vec<Place>,
     /// Where to say what does not work.
     speaker: Speaker,
+}
+
+/// One source, and who tries to open it.
+struct Place {
+    /// The source.
+    wanted: Wanted,
+    /// Held by each attempt, until it ends.
+    attempts: Arc<()>,
 }
 
 /// One source that is wanted.
 #[derive(Clone)]
 enum Wanted {
-    /// Merged pages; whether the user named it.
-    Module(Named),
+    /// Merged pages.
+    Module,
     /// The store in a directory, as it was last opened.
     Store(Arc<Mutex<Store>>),
     /// The store of the fleet.
     Fleet(FleetOptions),
 }
 
-/// Whether the user named a source, so that a migration without it is an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Named {
-    /// By `--sources`.
-    Yes,
-    /// It is used if it is there.
-    No,
-}
+/// What came of an attempt to open a source: why it failed, with causes.
+type Opened = Result<Box<dyn PageSource>, String>;
 
 impl Opener {
     /// The sources that `options` name, for senders of one of `domains`.
     ///
     /// # Errors
     ///
-    /// `--sources` names a store that no option tells the place of, or one that it names
-    /// cannot be used.
+    /// `--sources` names a store that no option tells the place of, or the module, which cannot be
+    /// used; the store cannot be opened; the address of the fleet is wrong.
     pub fn new(
         options: &PageOptions,
         domains: &[DomainName],
@@ -92,15 +118,15 @@ impl Opener {
         let fleet = fleet(&options.fleet).filter(|_| wants(SourceName::Fleet));
         fleet.as_ref().map(FleetOptions::check).transpose()?;
         let fleet = fleet.map(Wanted::Fleet);
-        let wanted = match &options.sources {
+        let wanted: Vec<_> = match &options.sources {
             None => {
-                let module = (!options.no_module).then_some(Wanted::Module(Named::No));
+                let module = (!options.no_module).then_some(Wanted::Module);
                 [module, store, fleet].into_iter().flatten().collect()
             }
             Some(names) => {
                 let one = |name: &SourceName| match name {
                     SourceName::Stream => Ok(None),
-                    SourceName::Module => Ok(Some(Wanted::Module(Named::Yes))),
+                    SourceName::Module => module_is_there(host).map(|()| Some(Wanted::Module)),
                     SourceName::Store => store.clone().ok_or(Error::NoPlace("store")).map(Some),
                     SourceName::Fleet => fleet.clone().ok_or(Error::NoPlace("fleet")).map(Some),
                 };
@@ -108,33 +134,40 @@ impl Opener {
                 named?.into_iter().flatten().collect()
             }
         };
+        let place = |wanted| Place {
+            wanted,
+            attempts: Arc::new(()),
+        };
         Ok(Self {
             host: host.clone(),
             domains: domains.to_vec(),
-            wanted,
+            places: wanted.into_iter().map(place).collect(),
             speaker,
         })
     }
 
-    /// Opens the sources for a sender that names `domain`, empty for none.
+    /// Opens the sources for a sender that names `domain`, empty for none. Those that do not open
+    /// are left out, which is said here.
     ///
     /// # Errors
     ///
-    /// What to tell the sender: its domain is not served here, or a source cannot be opened.
+    /// What to tell the sender: its domain is not served here.
     pub fn open(&self, domain: &str) -> Result<Arc<Sources>, String> {
         let domain = self.domain(domain)?;
         let speaker = self.speaker.clone();
         let mut sources =
             Sources::new().with_notices(move |notice| speaker.say(notice.to_string()));
-        for wanted in &self.wanted {
-            match self.source(wanted, domain) {
-                Ok(Some(source)) => sources.push(source),
-                Ok(None) => (),
-                Err(text) => {
-                    // The sender need not know what files this host has.
-                    self.speaker.say(text);
-                    return Err("a source of pages cannot be opened, see the receiver".to_owned());
-                }
+        let end = Instant::now() + PATIENCE;
+        // All at once: one that is late takes no time from the others.
+        let places = self.places.iter();
+        let attempts: Vec<_> = places
+            .filter(|place| place.wanted.serves(domain))
+            .map(|place| (place.wanted.name(), place.begin(&self.host, domain)))
+            .collect();
+        for (name, attempt) in attempts {
+            match attempt.and_then(|attempt| await_end(&attempt, end)) {
+                Ok(source) => sources.push(source),
+                Err(error) => sources.leave_out(name, error),
             }
         }
         Ok(Arc::new(sources))
@@ -160,35 +193,74 @@ impl Opener {
             }
         }
     }
+}
 
-    /// Opens one source.
-    fn source(
-        &self,
-        wanted: &Wanted,
-        domain: Domain,
-    ) -> Result<Option<Box<dyn PageSource>>, String> {
-        match wanted {
-            // Private pages are for nobody.
-            Wanted::Module(_) if domain == Domain::PRIVATE => Ok(None),
-            Wanted::Module(named) => match (ModulePages::open(&self.host, domain), named) {
-                (Ok(pages), _) => Ok(Some(Box::new(pages))),
-                (Err(error), Named::Yes) => Err(error.chain()),
-                (Err(error), Named::No) => {
-                    let text = format!("no merged pages of this host are used: {}", error.chain());
-                    self.speaker.say(text);
-                    Ok(None)
-                }
-            },
-            Wanted::Store(last) => match as_it_is(last) {
-                Ok(store) => Ok(Some(Box::new(store))),
-                Err(error) => Err(Error::from(error).chain()),
-            },
-            Wanted::Fleet(options) => match Fleet::connect(options.clone()) {
-                Ok(fleet) => Ok(Some(Box::new(fleet))),
-                Err(error) => Err(Error::from(error).chain()),
-            },
+impl Place {
+    /// Begins to open the source for `domain`, in a thread of its own: a disk that hangs or a fleet
+    /// that does not answer may take longer than anybody waits.
+    fn begin(&self, host: &Host, domain: Domain) -> Result<Receiver<Opened>, String> {
+        if Arc::strong_count(&self.attempts) > ATTEMPTS {
+            return Err(format!("{ATTEMPTS} attempts have not ended yet"));
+        }
+        let (give, take) = channel();
+        let (wanted, host) = (self.wanted.clone(), host.clone());
+        let attempt = Arc::clone(&self.attempts);
+        let work = move || {
+            let opened = wanted.open(&host, domain);
+            // Nobody waits any more if it took too long.
+            let _late = give.send(opened.map_err(|error| error.chain()));
+            drop(attempt);
+        };
+        let name = "source".to_owned();
+        match thread::Builder::new().name(name).spawn(work) {
+            Ok(_) => Ok(take),
+            Err(error) => Err(format!("Cannot start a thread: {error}")),
         }
     }
+}
+
+impl Wanted {
+    /// Its name.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Module => MODULE,
+            Self::Store(_) => "store",
+            Self::Fleet(_) => "fleet",
+        }
+    }
+
+    /// Whether it may have pages for `domain`: private ones are for nobody.
+    fn serves(&self, domain: Domain) -> bool {
+        !matches!(self, Self::Module) || domain != Domain::PRIVATE
+    }
+
+    /// Opens it for `domain`.
+    fn open(&self, host: &Host, domain: Domain) -> Result<Box<dyn PageSource>, Error> {
+        let source: Box<dyn PageSource> = match self {
+            Self::Module => Box::new(ModulePages::open(host, domain)?),
+            Self::Store(last) => Box::new(as_it_is(last)?),
+            Self::Fleet(options) => Box::new(Fleet::connect(options.clone())?),
+        };
+        Ok(source)
+    }
+}
+
+/// Waits until an attempt has ended, or to `end`.
+fn await_end(attempt: &Receiver<Opened>, end: Instant) -> Opened {
+    let left = end.saturating_duration_since(Instant::now());
+    attempt.recv_timeout(left).unwrap_or_else(|error| {
+        Err(match error {
+            RecvTimeoutError::Timeout => format!("it takes more than {} s", PATIENCE.as_secs()),
+            RecvTimeoutError::Disconnected => "a thread failed; this is a bug".to_owned(),
+        })
+    })
+}
+
+/// Looks whether there are merged pages to use.
+fn module_is_there(host: &Host) -> Result<(), Error> {
+    module::open(host)?;
+    module::debugfs(host)?;
+    Ok(())
 }
 
 /// The store that was `last` opened so, as it is now.
@@ -210,7 +282,7 @@ pub fn fleet(options: &store::FleetOptions) -> Option<FleetOptions> {
 
 impl PageSource for ModulePages {
     fn name(&self) -> &'static str {
-        "module"
+        MODULE
     }
 
     fn digests(&self, each: &mut dyn FnMut(Digest)) -> Result<(), SourceError> {
@@ -221,5 +293,98 @@ impl PageSource for ModulePages {
     fn fetch(&self, digest: &Digest, into: &mut Page) -> Result<bool, SourceError> {
         self.copy(digest, into)
             .map_err(|error| SourceError::other("read a merged page", error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::migrate::Migrate;
+    use crate::cli::{
+        Cli,
+        Command, //
+    };
+    use crate::console::{
+        Console,
+        Live, //
+    };
+    use crate::notices::Notices;
+    use clap::Parser;
+    use std::fs;
+    use std::net::TcpListener;
+    use twinpage_store::Settings;
+
+    /// What a receiver with these options opens on this machine.
+    fn opener(options: &str) -> (Opener, Notices) {
+        let line = format!("twinpage migrate receive --listen unix:/l --insecure {options}");
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        let Command::Migrate(Migrate::Receive(arguments)) = cli.command else {
+            panic!("{line}");
+        };
+        let (speaker, notices) = Notices::new();
+        let (pages, domains) = (&arguments.pages, &arguments.domains);
+        let opener = Opener::new(pages, domains, &Host::running(), speaker).unwrap();
+        (opener, notices)
+    }
+
+    /// What was said since.
+    fn said(notices: &Notices) -> String {
+        let (mut out, mut err) = (Vec::<u8>::new(), Vec::new());
+        let mut console = Console {
+            out: &mut out,
+            err: &mut err,
+            screen: None,
+            live: Live::Nothing,
+        };
+        notices.show(&mut console).unwrap();
+        String::from_utf8(err).unwrap()
+    }
+
+    #[test]
+    fn a_store_is_left_out_as_long_as_it_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        drop(Store::create(&path, &Settings { sources_needed: 2 }).unwrap());
+        let (opener, notices) = opener(&format!("--store {}", path.display()));
+        let manifest = fs::read(path.join("manifest")).unwrap();
+        for damaged in [false, true, false] {
+            let bytes = &manifest[usize::from(damaged)..];
+            fs::write(path.join("manifest"), bytes).unwrap();
+            let counts = opener.open("").unwrap().counts();
+            assert_eq!((counts.len(), counts[0].name), (1, "store"));
+            assert_eq!(counts[0].set_aside, damaged);
+            assert_eq!(counts[0].errors, u64::from(damaged));
+            let said = said(&notices);
+            let times = said.matches("Pages from the store: left out").count();
+            assert_eq!(times, usize::from(damaged), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_fleet_that_is_dead_or_late_is_left_out() {
+        // It takes connections, and never says a word.
+        let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+        let late = vec![mute.local_addr().unwrap().to_string(); 8].join(",");
+        let dead = "127.0.0.1:1";
+        for (hosts, why) in [(dead, "cannot be reached"), (&late[..], "more than 5 s")] {
+            let (opener, notices) = opener(&format!("--fleet redis://{hosts} --fleet-insecure"));
+            let fleet = opener.open("").unwrap().counts()[0];
+            assert_eq!((fleet.name, fleet.errors), ("fleet", 1));
+            let said = said(&notices);
+            assert!(said.contains("Pages from the fleet: left out"), "{said}");
+            assert!(said.contains(why), "{said}");
+        }
+    }
+
+    #[test]
+    fn attempts_that_hang_do_not_become_many() {
+        let place = Place {
+            wanted: Wanted::Module,
+            attempts: Arc::new(()),
+        };
+        let hang = |_| Arc::clone(&place.attempts);
+        let _hang: Vec<_> = (0..ATTEMPTS).map(hang).collect();
+        let refused = place.begin(&Host::running(), Domain::PRIVATE);
+        assert!(refused.unwrap_err().contains("have not ended"));
     }
 }

@@ -175,6 +175,27 @@ fn a_source_that_hangs_is_set_aside_after_two_failures() {
 }
 
 #[test]
+fn a_source_that_cannot_be_opened_is_said_and_counted_and_never_asked() {
+    let (mut chain, heard) = chain(Vec::new());
+    chain.leave_out("fleet", "no answer".to_owned());
+    chain.push(Box::new(honest("store", &[1])));
+    let mut into = [0; 4096];
+    assert_eq!(chain.fetch(&digest(1), &mut into), Some("store"));
+    let mut wanted = [0; 8192];
+    assert_eq!(chain.fetch_all(&[digest(1), digest(2)], &mut wanted), [1]);
+    let mut all = Vec::new();
+    chain.digests(&mut |digest| all.push(digest));
+    assert_eq!(all, [digest(1)]);
+    let fleet = chain.counts()[0];
+    assert_eq!((fleet.name, fleet.set_aside), ("fleet", true));
+    assert_eq!((fleet.errors, fleet.misses), (1, 0));
+    let heard = heard.lock().unwrap();
+    assert_eq!(heard.len(), 1, "{heard:?}");
+    let text = "Pages from the fleet: left out, it cannot be opened: no answer";
+    assert_eq!(heard[0].to_string(), text);
+}
+
+#[test]
 fn sources_are_switched_by_name() {
     let (chain, _) = chain(vec![honest("module", &[1]), honest("store", &[1])]);
     let mut into = [0; 4096];

@@ -22,6 +22,7 @@ mod progress;
 mod qemu;
 mod set;
 mod shared;
+mod sources;
 mod status;
 mod store;
 
