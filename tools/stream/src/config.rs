@@ -10,7 +10,8 @@
 //!     configuration/uuid               16 bytes
 //! ```
 //!
-//! The first byte that is not 5 is the type of the first section.
+//! The first byte that is not 5 is the type of the first section. Nothing says how long a subsection
+//! is, so after the name of an unknown one nothing can be told apart.
 
 use crate::field::{
     be32,

@@ -141,7 +141,10 @@ pub fn start(options: Options) -> Result<Handle, Error> {
         pace: Pace::default(),
     };
     let input = send::Input::Listener(listener, place.socket.clone());
-    let proxy = send::start((options.send)(input)).map_err(Error::Proxy)?;
+    let mut sending = (options.send)(input);
+    // It is switched on before QEMU hears of the proxy.
+    sending.return_path_is_on = true;
+    let proxy = send::start(sending).map_err(Error::Proxy)?;
     let progress = proxy.progress();
     let shared = Arc::new(Shared::default());
     let watcher = shared.clone();

@@ -129,6 +129,8 @@ pub struct Setup {
     pub filter_wait: Duration,
     /// Bytes a second.
     pub rate: Option<RateLimit>,
+    /// Whether the sender knows that QEMU asks for a return path.
+    pub return_path_is_on: bool,
 }
 
 impl Default for Setup {
@@ -146,6 +148,7 @@ impl Default for Setup {
             via: Box::new(str::to_owned),
             filter_wait: Duration::from_secs(10),
             rate: None,
+            return_path_is_on: false,
         }
     }
 }
@@ -188,6 +191,7 @@ impl Setup {
         options.compression = self.compression;
         options.filter_wait = self.filter_wait;
         options.rate = self.rate;
+        options.return_path_is_on = self.return_path_is_on;
         let sender = send::start(options).unwrap();
         Pair {
             sender,

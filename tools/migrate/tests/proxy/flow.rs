@@ -474,13 +474,19 @@ fn a_stream_without_a_return_path_is_refused() {
     let mut stream = synth.cut();
     // The command that opens the return path.
     stream.drain(20..25);
-    let (_dir, _listener, pair) = manual(Setup::default());
-    assert!(source(&pair.path, &stream, usize::MAX, true).is_empty());
-    let error = finish(pair.sender).unwrap_err();
-    assert!(matches!(error, Error::NoReturnPath { channel: 0 }));
-    assert!(error.to_string().contains("return-path"), "{error}");
-    let error = finish(pair.receiver).unwrap_err();
-    assert!(error.to_string().contains("return-path"), "{error}");
+    // What is seen counts, whatever is said to be known.
+    for return_path_is_on in [false, true] {
+        let (_dir, _listener, pair) = manual(Setup {
+            return_path_is_on,
+            ..Setup::default()
+        });
+        assert!(source(&pair.path, &stream, usize::MAX, true).is_empty());
+        let error = finish(pair.sender).unwrap_err();
+        assert!(matches!(error, Error::NoReturnPath { channel: 0 }));
+        assert!(error.to_string().contains("return-path"), "{error}");
+        let error = finish(pair.receiver).unwrap_err();
+        assert!(error.to_string().contains("return-path"), "{error}");
+    }
 }
 
 #[test]
@@ -498,6 +504,31 @@ fn a_stream_that_is_not_understood_is_refused_without_a_return_path() {
             assert!(error.contains("return path"), "{error}");
         }
         assert!(destination.wait()[0].is_empty());
+    }
+}
+
+#[test]
+fn a_newer_configuration_passes_where_the_return_path_is_known_to_be_on() {
+    let strange = b"\x05\x15configuration/strange\0\0\0\x01\x05ab";
+    let known = b"\x05\x1aconfiguration/capabilities\0\0\0\x01\0\0\0\x01\x07multifd";
+    for added in [
+        [&strange[..], known].concat(),
+        [&known[..], strange].concat(),
+    ] {
+        let mut stream = stream(&pages(20, 49), 3);
+        // Behind the name of the machine.
+        stream.splice(20..20, added);
+        let setup = Setup {
+            return_path_is_on: true,
+            ..Setup::default()
+        };
+        let (sent, received) = crate::common::moves(setup, &stream);
+        assert_eq!(sent.opaque.len(), 1, "{:?}", sent.opaque);
+        let reason = &sent.opaque[0].reason;
+        assert!(reason.contains("unknown subsection"), "{reason}");
+        assert_eq!(sent.totals.opaque_channels, 1);
+        assert_eq!(sent.totals.pages_sent, 0);
+        assert_eq!(received.totals.stream_bytes, stream.len() as u64);
     }
 }
 

@@ -282,6 +282,7 @@ fn start(
     let reader = Reader {
         source: reader,
         main: channel.number == 0,
+        return_path_is_on: sender.return_path_is_on,
         shelf: Arc::default(),
         session: Arc::clone(&channel.session),
         queue,

@@ -70,6 +70,9 @@ pub struct Options {
     pub domain: String,
     /// How long RAM waits for the receiver's filter.
     pub filter_wait: Duration,
+    /// Whether QEMU's capability `return-path` is known to be on. Else a stream is refused that is
+    /// not understood before it asks for a return path.
+    pub return_path_is_on: bool,
     /// Called with what should be known while the migration goes on.
     pub notice: Arc<dyn Fn(&str) + Send + Sync>,
     /// Limits.
@@ -87,6 +90,7 @@ impl Options {
             compression: Some(1),
             domain: String::new(),
             filter_wait: Duration::from_secs(30),
+            return_path_is_on: false,
             notice: Arc::new(|_| ()),
             limits: Limits::default(),
         }
@@ -115,6 +119,8 @@ pub(crate) struct Sender {
     domain: String,
     /// How long RAM waits for the filter.
     filter_wait: Duration,
+    /// Whether QEMU is known to ask for a return path.
+    return_path_is_on: bool,
     /// Hears what should be known at once.
     notice: Arc<dyn Fn(&str) + Send + Sync>,
 }
@@ -146,6 +152,7 @@ pub fn start(options: Options) -> Result<Handle, Error> {
         compression: options.compression,
         domain: options.domain,
         filter_wait: options.filter_wait,
+        return_path_is_on: options.return_path_is_on,
         notice: options.notice,
     });
     let (address, listener) = match options.input {

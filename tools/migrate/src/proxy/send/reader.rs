@@ -41,6 +41,8 @@ pub struct Reader<R> {
     pub source: R,
     /// Whether it is the connection that asks for a return path.
     pub main: bool,
+    /// Whether QEMU is known to ask for a return path, also where that is not seen.
+    pub return_path_is_on: bool,
     /// Its session.
     pub session: Arc<Session>,
     /// Buffers.
@@ -59,7 +61,7 @@ pub enum End {
     GivenUp(u64),
     /// QEMU announces RAM and did not ask for a return path.
     NoReturnPath,
-    /// The stream is not understood, and did not ask for a return path before.
+    /// The stream is not understood, and did not ask for a return path before, as far as is known.
     Unguarded(Opaque),
     /// The encoder has gone, which has said why.
     Stopped,
@@ -102,7 +104,8 @@ impl<R: Read> Reader<R> {
             if !return_path && has(&pieces, |mark| matches!(mark, Mark::RamStart { .. })) {
                 return End::NoReturnPath;
             }
-            if let (true, false, Some(opaque)) = (self.main, return_path, opaque(&pieces)) {
+            let guarded = !self.main || return_path || self.return_path_is_on;
+            if let (false, Some(opaque)) = (guarded, opaque(&pieces)) {
                 return End::Unguarded(opaque);
             }
             if self
@@ -166,6 +169,7 @@ mod tests {
         let reader = Reader {
             source: &stream[..],
             main: true,
+            return_path_is_on: false,
             session: Arc::clone(&session),
             shelf: Arc::default(),
             queue,
