@@ -9,15 +9,29 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::fs;
 use std::io::{
     self,
     IoSlice, //
 };
+use std::os::fd::OwnedFd;
 use std::time::{
     Duration,
     Instant, //
 };
 
+use rustix::event::{
+    poll,
+    PollFd,
+    PollFlags,
+    Timespec, //
+};
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::UCred;
+use rustix::process::{
+    pidfd_open,
+    PidfdFlags, //
+};
 use serde_json::{
     json,
     Value, //
@@ -133,6 +147,8 @@ pub struct Event {
 /// A connection to a monitor.
 pub struct Client {
     socket: Socket,
+    /// The process that listens, if that is QEMU itself.
+    process: Option<OwnedFd>,
     address: Address,
     version: Version,
     /// Bytes that came and belong to no line yet.
@@ -166,6 +182,7 @@ impl Client {
             source,
         })?;
         let mut client = Self {
+            process: peer(&socket).and_then(|peer| qemu(&peer)),
             socket,
             address: address.clone(),
             version: Version::default(),
@@ -205,12 +222,18 @@ impl Client {
 
     /// The user that QEMU runs as, if the monitor is a unix socket.
     pub fn user(&self) -> Option<u32> {
-        match &self.socket {
-            Socket::Unix(stream) => rustix::net::sockopt::socket_peercred(stream)
-                .ok()
-                .map(|peer| peer.uid.as_raw()),
-            Socket::Tcp(_) => None,
-        }
+        peer(&self.socket).map(|peer| peer.uid.as_raw())
+    }
+
+    /// Whether QEMU has ended, if that can be known: a monitor that is closed does not tell it, nor
+    /// does the end of somebody who forwards the socket, such as ssh.
+    pub fn has_ended(&self) -> Option<bool> {
+        let process = self.process.as_ref()?;
+        let mut state = [PollFd::new(process, PollFlags::IN)];
+        Some(matches!(
+            poll(&mut state, Some(&Timespec::default())),
+            Ok(1)
+        ))
     }
 
     /// Runs a command; `arguments` is an object, or null for none.
@@ -394,4 +417,20 @@ impl Client {
         let start = &self.input[..end.min(SHOWN)];
         self.garbage(format!("\"{}\" is no JSON", start.escape_ascii()))
     }
+}
+
+/// Who listens at a unix socket.
+fn peer(socket: &Socket) -> Option<UCred> {
+    match socket {
+        Socket::Unix(stream) => socket_peercred(stream).ok(),
+        Socket::Tcp(_) => None,
+    }
+}
+
+/// The process of `peer`, if its program is called as QEMU's are.
+fn qemu(peer: &UCred) -> Option<OwnedFd> {
+    let process = pidfd_open(peer.pid, PidfdFlags::empty()).ok()?;
+    let program = fs::read_link(format!("/proc/{}/exe", peer.pid.as_raw_nonzero())).ok()?;
+    let name = program.file_name()?.to_str()?;
+    name.starts_with("qemu-").then_some(process)
 }

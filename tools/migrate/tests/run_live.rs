@@ -54,7 +54,7 @@ impl World {
     fn start(build: Build, guest: &Guest) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = Options::new(build, "pc", guest);
-        let waiting = options.clone().incoming("defer").with(["-S"]);
+        let waiting = options.clone().incoming("defer");
         let there = Qemu::start(&waiting, "there", dir.path()).unwrap();
         let mut here = Qemu::start(&options, "here", dir.path()).unwrap();
         here.wait_filled().unwrap();
@@ -161,6 +161,7 @@ fn moves(build: Build) {
     assert_eq!(report.proxy_error, None);
     assert!(report.proxy.completed);
     assert!(report.outcome.migration.downtime_ms.is_some());
+    assert!(report.outcome.start_ms.is_some());
     assert!(report.outcome.migration.rounds > 0 && report.proxy.totals.round > 0);
     assert_eq!(world.here.state().unwrap(), "postmigrate");
     world.there.wait_progress(LIMIT).unwrap();

@@ -97,7 +97,7 @@ pub trait Admit {
 }
 
 impl SourceId {
-    /// A source that is known by `text`, for example a VM by its UUID.
+    /// A source that is known by `text`, for example the VMs of a domain by its number.
     pub fn new(text: impl AsRef<[u8]>) -> Self {
         Self(text.as_ref().to_vec())
     }

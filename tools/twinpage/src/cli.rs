@@ -328,7 +328,7 @@ mod tests {
             "migrate receive --listen b --sources module --no-module",
             "migrate receive --listen b --fleet-ca f",
             "migrate run --to b",
-            "migrate run --from /q --to b --start",
+            "migrate run --from /q --to b --no-start",
             "migrate run --from /q --to b --incoming unix:/x",
             "migrate run --from /q --to b --downtime-ms 0",
             "migrate run --from /q --to b --insecure --progress",

@@ -145,7 +145,8 @@ impl<'a> Summary<'a> {
             write!(console.out, "{}", sources(self.report, console).text())?;
         }
         writeln!(console.out)?;
-        for line in lines(self.seconds, &self.told, self.report) {
+        let start_ms = self.outcome.and_then(|outcome| outcome.start_ms);
+        for line in lines(self.seconds, &self.told, start_ms, self.report) {
             writeln!(console.out, "{line}")?;
         }
         Ok(())
@@ -203,8 +204,8 @@ fn sources(report: &Report, console: &Console<'_>) -> Table {
     table
 }
 
-/// What is no table.
-fn lines(seconds: f64, told: &Told, report: &Report) -> Vec<String> {
+/// What is no table; `start_ms` is how long it took to start the VM at the destination.
+fn lines(seconds: f64, told: &Told, start_ms: Option<u64>, report: &Report) -> Vec<String> {
     let totals = &report.totals;
     let mut time = format!("Time:    {seconds:.1} s");
     if let Some(rounds) = told.rounds {
@@ -215,6 +216,9 @@ fn lines(seconds: f64, told: &Told, report: &Report) -> Vec<String> {
         (None, 0) => String::new(),
         (None, ms) => format!(", of which the VM stood still {ms} ms or more"),
     };
+    if let Some(ms) = start_ms {
+        time += &format!(", and {ms} ms more until it was started");
+    }
     let saved = totals.stream_bytes.saturating_sub(totals.wire_bytes);
     let mut lines = vec![
         time,

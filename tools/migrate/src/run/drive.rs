@@ -3,7 +3,10 @@
 //! The course of a migration.
 
 use std::thread;
-use std::time::Instant;
+use std::time::{
+    Duration,
+    Instant, //
+};
 
 use serde_json::{
     json,
@@ -43,7 +46,7 @@ use super::{
 /// # Errors
 ///
 /// Why the migration did not begin; both sides are as they were, but for a destination that may
-/// listen now.
+/// listen now, and may wait to be told to start the guest.
 pub fn drive(
     monitors: &mut Monitors,
     plan: &Plan,
@@ -56,6 +59,7 @@ pub fn drive(
     }
     prepare_destination(monitors, plan, &mut fit)?;
     let settings = Settings::apply(&mut monitors.source, plan, &fit.source)?;
+    let held = hold(monitors, fit.source.running, &mut fit.notes);
     let begun = monitors.source.execute("migrate", json!({"uri": plan.uri}));
     // Any other error leaves open whether the migration began: the source will tell.
     if let Err(error @ qmp::Error::Refused { .. }) = begun {
@@ -70,12 +74,19 @@ pub fn drive(
         cancelled: None,
         orphaned: None,
         late: false,
+        dead: false,
+        held,
+        still: false,
+        resumed: false,
+        started: false,
+        ran: fit.source.running,
         last: Migration::default(),
         notes: Vec::new(),
         stopped: None,
+        start_ms: None,
     };
-    let ending = course.watch(&mut monitors.source);
-    let guest = course.settle(monitors, &ending, &mut fit);
+    let ending = course.watch(monitors);
+    let guest = course.settle(monitors, &ending);
     fit.notes.append(&mut course.notes);
     fit.notes.extend(settings.restore(&mut monitors.source));
     Ok(Outcome {
@@ -84,7 +95,29 @@ pub fn drive(
         migration: course.last,
         notes: fit.notes,
         stopped: course.stopped,
+        start_ms: course.start_ms,
     })
+}
+
+/// Tells the destination not to start the guest by itself; whether it will not. Notes why it may, if
+/// the guest is `running`.
+fn hold(monitors: &mut Monitors, running: bool, notes: &mut Vec<String>) -> bool {
+    let Some(client) = &mut monitors.destination else {
+        if running {
+            let note = "no monitor of the destination was given: it starts the guest by itself, \
+                        unless it was started with -S";
+            notes.push(note.to_owned());
+        }
+        return false;
+    };
+    // QEMU: while it waits for a guest, this is what it will do with it.
+    let held = client.execute("stop", Value::Null);
+    if let Err(error) = &held {
+        notes.push(format!(
+            "the destination will start the guest by itself: {error}"
+        ));
+    }
+    held.is_ok()
 }
 
 /// Makes the destination listen, if it waits for that.
@@ -92,7 +125,8 @@ fn prepare_destination(monitors: &mut Monitors, plan: &Plan, fit: &mut Fit) -> R
     let (Some(client), Some(found)) = (&mut monitors.destination, &fit.destination) else {
         return Ok(());
     };
-    fit.notes.extend(settings::destination(client, found));
+    let notes = settings::destination(client, found, fit.source.running);
+    fit.notes.extend(notes);
     let (Some(uri), false) = (&plan.incoming, found.listens) else {
         return Ok(());
     };
@@ -120,12 +154,26 @@ struct Course<'a> {
     orphaned: Option<Instant>,
     /// Whether the guest may have been handed over.
     late: bool,
+    /// Whether the source's process has ended without running the guest again.
+    dead: bool,
+    /// Whether the destination starts the guest only when it is told to.
+    held: bool,
+    /// Whether the source has stopped the guest, and nobody has started it since.
+    still: bool,
+    /// Whether it has started it again since.
+    resumed: bool,
+    /// Whether it has to run, as it did there before.
+    ran: bool,
+    /// Whether it was started at the destination before the end.
+    started: bool,
     /// The last that the source said.
     last: Migration,
     /// What the user should know.
     notes: Vec<String>,
     /// Why the guest does not run at the destination although it should.
     stopped: Option<String>,
+    /// How long it took to start it there.
+    start_ms: Option<u64>,
 }
 
 /// Why a migration is cancelled.
@@ -141,9 +189,9 @@ enum Why {
 
 impl Course<'_> {
     /// Watches the source to the end.
-    fn watch(&mut self, source: &mut qmp::Client) -> Ending {
+    fn watch(&mut self, monitors: &mut Monitors) -> Ending {
         loop {
-            match Migration::query(source) {
+            match Migration::query(&mut monitors.source) {
                 Ok(migration) => self.last = migration,
                 // A QEMU that is busy may be late with an answer. What state it is in then nobody
                 // knows: a command would be done when all is written, and both sides would run.
@@ -152,6 +200,7 @@ impl Course<'_> {
                     continue;
                 }
                 Err(error) => {
+                    self.dead = error.is_gone() && self.has_died(&mut monitors.source);
                     self.break_off();
                     let reason = error.to_string();
                     return Ending::Failed { reason };
@@ -167,9 +216,15 @@ impl Course<'_> {
                 // The capability pause-before-switchover waits for somebody to say this.
                 let state = json!({"state": "pre-switchover"});
                 // If it is refused, the status has changed, and the next look shows to what.
-                let _refused = source.execute("migrate-continue", state);
+                let _refused = monitors.source.execute("migrate-continue", state);
             }
-            self.cancel_if_wanted(Some(source));
+            if self.last.status.has_left()
+                && !self.started
+                && self.may_start(&Side::ask_there(monitors))
+            {
+                self.start_early(monitors);
+            }
+            self.cancel_if_wanted(Some(&mut monitors.source));
             if self.overdue() {
                 self.break_off();
                 let reason = format!(
@@ -178,7 +233,72 @@ impl Course<'_> {
                 );
                 return Ending::Failed { reason };
             }
-            thread::sleep(self.plan.pace.poll);
+            self.rest(&mut monitors.source);
+        }
+    }
+
+    /// Whether the source, whose monitor is closed, has ended for sure, and has not run the guest again
+    /// before: what the destination has would be too old then.
+    fn has_died(&mut self, source: &mut qmp::Client) -> bool {
+        let end = Instant::now() + self.plan.pace.notice;
+        // The monitor is closed before the process has ended.
+        while source.has_ended() == Some(false) && Instant::now() < end {
+            thread::sleep(self.plan.pace.handover);
+        }
+        if source.has_ended() != Some(true) {
+            return false;
+        }
+        while let Ok(Some(event)) = source.next_event(self.plan.pace.handover) {
+            self.hear(&event.name);
+        }
+        !self.resumed
+    }
+
+    /// Starts a guest that has come to the destination in postcopy: the rest of its memory only comes
+    /// as it runs.
+    fn start_early(&mut self, monitors: &mut Monitors) {
+        // The source says so before it has sent it, and runs it again if it cannot. What is there,
+        // it has sent.
+        let again = Migration::query(&mut monitors.source);
+        if again.is_ok_and(|now| now.status.has_left()) {
+            // If it is refused, the next look tries again.
+            self.started = start(monitors).is_ok();
+        }
+    }
+
+    /// Waits until it is time to ask the source again, which is soon once it has stopped the guest.
+    fn rest(&mut self, source: &mut qmp::Client) {
+        let stood = self.still;
+        let mut limit = self.plan.pace.poll;
+        if stood && !self.started {
+            thread::sleep(self.plan.pace.handover);
+            limit = Duration::ZERO;
+        }
+        loop {
+            match source.next_event(limit) {
+                Ok(Some(event)) => self.hear(&event.name),
+                Ok(None) => break,
+                // The next question shows what is wrong.
+                Err(_) => {
+                    thread::sleep(limit);
+                    break;
+                }
+            }
+            limit = Duration::ZERO;
+        }
+        if self.still && !stood {
+            // It stands still as "finish-migrate" if the migration stopped it, and not somebody.
+            self.ran &=
+                !matches!(Side::ask(Some(source)), Side::Stands(state) if state == "paused");
+        }
+    }
+
+    /// Takes note of an event of the source.
+    fn hear(&mut self, event: &str) {
+        match event {
+            "STOP" => (self.still, self.resumed) = (true, false),
+            "RESUME" => (self.still, self.resumed, self.ran) = (false, true, true),
+            _ => {}
         }
     }
 
@@ -281,21 +401,23 @@ impl Course<'_> {
     }
 
     /// Waits for the destination's end, and says who has the guest.
-    fn settle(&mut self, monitors: &mut Monitors, ending: &Ending, fit: &mut Fit) -> Guest {
-        if *ending != Ending::Completed {
+    fn settle(&mut self, monitors: &mut Monitors, ending: &Ending) -> Guest {
+        let ended = Instant::now();
+        let completed = *ending == Ending::Completed;
+        if !completed {
             self.break_off();
         }
         // The source may not have answered since.
         self.late |= self.proxy.handed_over();
         // A destination that never got everything cannot start the guest. It may wait for ever.
-        let patience = match self.late || *ending == Ending::Completed {
+        let patience = match self.late || completed {
             true => self.plan.pace.settle,
             false => self.plan.pace.settle.min(self.plan.pace.notice),
         };
         let deadline = Instant::now() + patience;
         let (source, mut destination) = loop {
             let source = Side::ask(Some(&mut monitors.source));
-            let destination = Side::ask(monitors.destination.as_mut());
+            let destination = Side::ask_there(monitors);
             let settled = match (&source, &destination) {
                 // It loads the rest, or has not seen yet that nothing more comes.
                 (_, Side::Empty(_)) => false,
@@ -306,21 +428,63 @@ impl Course<'_> {
             if settled || Instant::now() >= deadline {
                 break (source, destination);
             }
-            thread::sleep(self.plan.pace.poll);
+            thread::sleep(self.plan.pace.handover);
         };
+        let gone = match &source {
+            Side::Empty(state) => state == "postmigrate" && completed,
+            Side::Gone(_) | Side::Mute(_) => completed || self.dead,
+            _ => false,
+        };
+        // What the destination has is too old then, also if the source ends.
+        let failed = matches!(self.last.status, Status::Cancelled | Status::Failed);
+        let kept = source == Side::Runs || failed || (self.resumed && !completed);
         let mut refused = None;
-        if self.may_resume(&source, &destination, ending, fit.source.running) {
-            (destination, refused) = resume(monitors);
+        if gone && self.may_start(&destination) {
+            refused = start(monitors).err().map(|error| error.to_string());
+            if refused.is_none() {
+                self.start_ms = u64::try_from(ended.elapsed().as_millis()).ok();
+            }
+            destination = Side::ask_there(monitors);
         }
         let mut guest = Guest::judge(&source, &destination, ending);
-        if let (Side::Stands(state), Place::Destination) = (&destination, guest.place) {
-            let waits = state == "paused" || state == "prelaunch";
-            if fit.source.running && !(waits && self.plan.resume == Resume::Leave) {
-                self.stopped = Some(refused.unwrap_or_else(|| format!("its state is {state}")));
+        match (&source, &destination) {
+            (_, Side::Stands(_)) if kept => {
+                self.notes.push(
+                    "the destination has a copy of the guest that stands still: end that QEMU, and \
+                     never start the guest there"
+                        .to_owned(),
+                );
+                if guest.place != Place::Source {
+                    guest.place = Place::Unknown;
+                    guest.running = None;
+                }
             }
+            (Side::Stands(_), Side::Stands(_)) if !completed => {
+                // It may still give the guest away.
+                guest.place = Place::Unknown;
+                guest.running = None;
+            }
+            (Side::Gone(_) | Side::Mute(_), Side::Stands(_)) if !gone => {
+                // It may run the guest all the same.
+                guest.place = Place::Unknown;
+                guest.running = None;
+                self.notes.push(
+                    "if the source's QEMU goes on, it may run the guest: end the destination's \
+                     then. If it has ended with its monitor, start the guest at the destination \
+                     (cont)"
+                        .to_owned(),
+                );
+            }
+            (_, Side::Stands(state)) if guest.place == Place::Destination => {
+                let leave = self.plan.resume == Resume::Leave && waits(&destination);
+                if self.ran && !leave {
+                    self.stopped = Some(refused.unwrap_or_else(|| format!("its state is {state}")));
+                }
+            }
+            _ => {}
         }
         let unasked = matches!(destination, Side::Unasked | Side::Mute(_));
-        if self.late && unasked && guest.place == Place::Source {
+        if self.late && unasked && !self.held && guest.place == Place::Source {
             // The source starts its guest again if the last answer of the destination is lost.
             guest.place = Place::Unknown;
             guest.running = None;
@@ -328,20 +492,21 @@ impl Course<'_> {
         guest
     }
 
-    /// Whether the guest shall be started at the destination.
-    fn may_resume(&self, source: &Side, destination: &Side, ending: &Ending, ran: bool) -> bool {
-        let gone = matches!(source, Side::Empty(state) if state == "postmigrate");
-        let stands = matches!(destination, Side::Stands(state)
-            if state == "paused" || state == "prelaunch");
-        let completed = *ending == Ending::Completed;
-        self.plan.resume == Resume::Start && completed && ran && gone && stands
+    /// Whether the guest shall be started at the destination, if the source cannot run it any more.
+    fn may_start(&self, destination: &Side) -> bool {
+        self.plan.resume == Resume::Start && self.ran && waits(destination)
     }
 }
 
-/// Starts the guest at the destination; gives its state then, and why it could not be told to.
-fn resume(monitors: &mut Monitors) -> (Side, Option<String>) {
-    let told = monitors.destination.as_mut();
-    let told = told.and_then(|client| client.execute("cont", Value::Null).err());
-    let state = Side::ask(monitors.destination.as_mut());
-    (state, told.map(|error| error.to_string()))
+/// Whether a guest stands still only since nobody has started it.
+fn waits(side: &Side) -> bool {
+    matches!(side, Side::Stands(state) if state == "paused" || state == "prelaunch")
+}
+
+/// Starts the guest at the destination.
+fn start(monitors: &mut Monitors) -> Result<(), qmp::Error> {
+    match &mut monitors.destination {
+        Some(client) => client.execute("cont", Value::Null).map(drop),
+        None => Ok(()),
+    }
 }

@@ -12,7 +12,10 @@ use crate::qmp::{
     Error, //
 };
 
-use super::Ending;
+use super::{
+    Ending,
+    Monitors, //
+};
 
 /// What one QEMU says about its guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +52,11 @@ impl Side {
             (Some(false), _) => Self::Stands(state),
             (None, _) => Self::Mute("its answer to query-status makes no sense".to_owned()),
         }
+    }
+
+    /// Asks the destination.
+    pub(super) fn ask_there(monitors: &mut Monitors) -> Self {
+        Self::ask(monitors.destination.as_mut())
     }
 
     /// Whether it may have the guest.

@@ -75,7 +75,7 @@ pub struct Options {
     pub downtime: Duration,
     /// Bytes per second of the network between the proxies, if known.
     pub link_rate: Option<u64>,
-    /// Whether the guest is started at a destination that was started with `-S`.
+    /// Whether the guest is started at the destination.
     pub resume: Resume,
     /// After how long the migration is cancelled.
     pub timeout: Option<Duration>,

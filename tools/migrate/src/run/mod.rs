@@ -8,11 +8,14 @@
 //!
 //! 1. It looks at both QEMUs and refuses what cannot go well, with all reasons at once.
 //! 2. It sets capabilities and parameters, and remembers what they were.
-//! 3. It tells the destination to listen, if it waits for that, and the source to migrate.
+//! 3. It tells the destination to listen, if it waits for that, and not to start the guest by
+//!    itself; then it tells the source to migrate.
 //! 4. It watches until the source says how it ended; on request it cancels, but not while the
 //!    guest is being handed over.
-//! 5. It waits for the destination's end, asks both sides who has the guest, and puts the
-//!    source's parameters back.
+//! 5. It waits for the destination's end, asks both sides who has the guest, starts it at the
+//!    destination if the source gave it away, and puts the source's parameters back.
+//!
+//! So the guest never runs at both sides, whatever breaks, if the destination can be told.
 //!
 //! What it says in the end is what the two QEMUs say, never what it thinks they should have done.
 
@@ -67,7 +70,7 @@ pub struct Plan {
     pub downtime: Duration,
     /// Bytes per second of the network between the proxies, if known.
     pub link_rate: Option<u64>,
-    /// Whether the guest is started at the destination if that was told (by `-S`) not to.
+    /// Whether the guest is started at the destination.
     pub resume: Resume,
     /// After how long the migration is cancelled.
     pub timeout: Option<Duration>,
@@ -75,20 +78,22 @@ pub struct Plan {
     pub pace: Pace,
 }
 
-/// What happens to a guest that arrived and stands still, as after `-S`.
+/// What happens to a guest that the source gave away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resume {
-    /// Nothing.
-    Leave,
-    /// It is started, if it ran at the source.
+    /// It is started at the destination, if it ran at the source.
     Start,
+    /// It stands still there until somebody else starts it.
+    Leave,
 }
 
 /// How often is asked, and how long is waited.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Between two questions to the source.
+    /// Between two questions to the source while the guest runs there.
     pub poll: Duration,
+    /// Between two questions while the guest stands still, or may.
+    pub handover: Duration,
     /// How long the source may take to see for itself that the proxy has gone.
     pub notice: Duration,
     /// How long the source may take to end after it was cancelled or the proxy ended.
@@ -101,6 +106,7 @@ impl Default for Pace {
     fn default() -> Self {
         Self {
             poll: Duration::from_millis(100),
+            handover: Duration::from_millis(5),
             notice: Duration::from_secs(5),
             end: Duration::from_secs(60),
             settle: Duration::from_secs(30),
@@ -164,4 +170,8 @@ pub struct Outcome {
     /// Why the guest does not run at the destination although it should.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped: Option<String>,
+    /// How long it took to start the guest at the destination, from the moment the source was
+    /// seen to have ended; not in QEMU's downtime.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_ms: Option<u64>,
 }

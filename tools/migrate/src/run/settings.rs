@@ -95,11 +95,20 @@ impl Settings {
     }
 }
 
-/// Sets up the destination, which goes on without if it refuses; gives a note then.
-pub(super) fn destination(client: &mut Client, found: &Found) -> Option<String> {
-    if found.has("return-path") {
-        return None;
+/// Sets up the destination, which goes on without what it refuses; gives notes then. Whether the
+/// guest is `running` says whether it will be started there.
+pub(super) fn destination(client: &mut Client, found: &Found, running: bool) -> Vec<String> {
+    let mut wanted = vec!["return-path"];
+    // A copy that is never started leaves the images to the source then, which may run the guest
+    // again. QEMU 10.0 does so by itself; an older one may crash if it is to send on a guest that was
+    // never started.
+    if running && found.capabilities.contains_key("late-block-activate") {
+        wanted.push("late-block-activate");
     }
-    let error = set_capability(client, "return-path", true).err()?;
-    Some(format!("the destination keeps return-path off: {error}"))
+    wanted.retain(|name| !found.has(name));
+    let set = |name| {
+        let error = set_capability(client, name, true).err()?;
+        Some(format!("the destination keeps {name} off: {error}"))
+    };
+    wanted.into_iter().filter_map(set).collect()
 }

@@ -93,6 +93,11 @@ impl Status {
         *self == Self::Device || self.is_postcopy()
     }
 
+    /// Whether the guest runs at the destination from now on, and nowhere else.
+    pub fn has_left(&self) -> bool {
+        matches!(self, Self::PostcopyActive | Self::PostcopyPaused)
+    }
+
     /// Whether the source may not be able to run the guest again.
     pub fn is_postcopy(&self) -> bool {
         match self {

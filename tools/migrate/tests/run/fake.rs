@@ -113,6 +113,12 @@ impl Fake {
     }
 }
 
+/// An answer behind an event.
+fn told(event: &str, value: &Value) -> Reply {
+    let event = json!({"event": event, "data": {}});
+    Reply::Raw(format!("{event}\n{{\"return\": {value}, \"id\": ID}}\n").into_bytes())
+}
+
 /// One moment in the life of a fake QEMU.
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -140,6 +146,8 @@ pub struct Qemu {
     pub begin: &'static str,
     /// Whether they have begun.
     pub begun: bool,
+    /// Whether a guest that arrives is not started.
+    pub held: bool,
     /// Steps for after a cancellation.
     pub cancelled: Option<Vec<Step>>,
     /// Capabilities.
@@ -188,6 +196,7 @@ impl Qemu {
             clock: "query-migrate",
             begin: "migrate",
             begun: false,
+            held: false,
             cancelled: None,
             capabilities: names.map(|name| (name.to_owned(), false)).into(),
             parameters,
@@ -220,7 +229,15 @@ impl Qemu {
                 }
                 Reply::Hang
             }
-            _ => self.answer(command, arguments),
+            _ => {
+                let ran = self.now.state == "running";
+                let reply = self.answer(command, arguments);
+                match (ran, self.now.state == "running", reply) {
+                    (true, false, Reply::Return(value)) => told("STOP", &value),
+                    (false, true, Reply::Return(value)) => told("RESUME", &value),
+                    (_, _, reply) => reply,
+                }
+            }
         }
     }
 
@@ -228,6 +245,9 @@ impl Qemu {
     fn answer(&mut self, command: &str, arguments: &Value) -> Reply {
         if self.begun && command == self.clock {
             self.now = self.steps.pop_front().unwrap_or(self.now.clone());
+            if self.held && self.now.state == "running" {
+                self.now.state = "paused";
+            }
         }
         if self.dies_at == Some(self.now.migration) {
             return Reply::Close;
@@ -266,8 +286,15 @@ impl Qemu {
                 self.steps = self.cancelled.take().unwrap_or_default().into();
                 json!({})
             }
+            "stop" if self.now.state == "inmigrate" => {
+                self.held = true;
+                json!({})
+            }
             "cont" => {
-                self.now.state = "running";
+                self.held = false;
+                if self.now.state != "inmigrate" {
+                    self.now.state = "running";
+                }
                 json!({})
             }
             _ => json!({}),

@@ -200,9 +200,9 @@ pub struct Run {
     /// With --to-qmp: the socket that QEMU is to wait on, when it was started with -incoming defer
     #[arg(long, value_name = "unix:PATH", requires = "to_qmp", value_parser = socket)]
     pub incoming: Option<PathBuf>,
-    /// With --to-qmp: start the VM there if that QEMU was told not to (-S)
+    /// With --to-qmp: leave the VM standing there, for somebody else to start it
     #[arg(long, requires = "to_qmp")]
-    pub start: bool,
+    pub no_start: bool,
     /// How long the VM may stand still, in ms, 1 to 2000000
     #[arg(long, value_name = "MS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=2_000_000))]
     pub downtime_ms: u64,

@@ -87,7 +87,7 @@ fn run_migrates_from_beginning_to_end() {
         key.display(),
     );
     let run = format!(
-        "migrate run --from {} --to unix:{} --to-qmp {} --incoming unix:{} --start --key {} --json",
+        "migrate run --from {} --to unix:{} --to-qmp {} --incoming unix:{} --key {} --json",
         pair.from.qmp_socket().display(),
         link.display(),
         pair.to.qmp_socket().display(),

@@ -92,9 +92,9 @@ fn options(arguments: &Run, speaker: Speaker) -> Result<run::Options, Error> {
         send: Box::new(|input| prepared.options(input, speaker)),
         downtime: Duration::from_millis(arguments.downtime_ms),
         link_rate: rates.into_iter().flatten().min().map(|rate| rate.0),
-        resume: match arguments.start {
-            true => Resume::Start,
-            false => Resume::Leave,
+        resume: match arguments.no_start {
+            true => Resume::Leave,
+            false => Resume::Start,
         },
         timeout: arguments.timeout.map(Duration::from_secs),
     })
@@ -213,6 +213,7 @@ mod tests {
                 migration: Migration::default(),
                 notes: Vec::new(),
                 stopped: stopped.map(str::to_owned),
+                start_ms: None,
             };
             let judged = judge(&outcome, None).map_err(|error| error.exit());
             assert_eq!(judged.err(), exit, "{place:?}");
