@@ -12,5 +12,7 @@ mod common;
 mod chaos;
 #[path = "live/kinds.rs"]
 mod kinds;
+#[path = "live/part.rs"]
+mod part;
 #[path = "live/world.rs"]
 mod world;

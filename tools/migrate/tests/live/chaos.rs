@@ -3,21 +3,21 @@
 //! Kills what takes part in a migration, cuts the link, or cancels, at random moments: each time the
 //! guest must run on just one side, with its memory right. While it runs at the source, the
 //! destination must not even have a whole copy of it, unless the sender said that it is in doubt, or
-//! was killed and could say nothing. Some links are slow, so that there is a backlog, and some
-//! destinations start the guest by themselves.
+//! was killed and could say nothing. Some links are slow, so that there is a backlog, some encrypt,
+//! some sources use several connections (multifd), and some destinations start the guest by
+//! themselves.
+//!
+//! Half of the migrations are driven by `run`, in one process with the sender, which is killed with
+//! it. Then no two guests may ever run, and the guest must be where `run` said that it is; if that was
+//! killed, the test does what `Documentation/migrating.rst` tells to do.
 //!
 //! `TWINPAGE_CHAOS_RUNS` is the number of runs (20 if not set), `TWINPAGE_CHAOS_SEED` the first seed,
-//! which is printed. The proxies are processes of their own here (this test's program, started
-//! again), so that they can be killed.
+//! which is printed. Proxies and `run` are processes of their own here (`part.rs`).
 
 use std::collections::BTreeMap;
 use std::env;
-use std::num::NonZeroU64;
-use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
 use std::thread;
 use std::time::{
     Duration,
@@ -26,25 +26,15 @@ use std::time::{
 };
 
 use serde_json::json;
-use twinpage_migrate::net::{
-    RateLimit,
-    Security, //
-};
-use twinpage_migrate::proxy::{
-    receive,
-    send,
-    Limits, //
-};
+use twinpage_migrate::net::write_key;
 use twinpage_rig::{
     compare,
     Build,
     Guest,
-    Migration,
     Options,
     Process,
     Qemu, //
 };
-use twinpage_store::Sources;
 
 use crate::common::relay::{
     Harm,
@@ -52,12 +42,12 @@ use crate::common::relay::{
     Way, //
 };
 use crate::common::synth::Dice;
-use crate::world::with_parameters;
+use crate::part::{
+    self,
+    Link,
+    Role, //
+};
 
-/// Tells this program what to be.
-const ROLE: &str = "TWINPAGE_CHAOS_ROLE";
-/// Tells it which file to make when it is ready.
-const READY: &str = "TWINPAGE_CHAOS_READY";
 /// Nothing may take longer, be the link slow and the machine busy.
 const LIMIT: Duration = Duration::from_secs(180);
 /// The guest's memory.
@@ -100,71 +90,60 @@ enum Where {
     Nowhere,
 }
 
-#[test]
-#[ignore = "a part of the chaos tests, started by them"]
-fn proxy_process() {
-    let Ok(role) = env::var(ROLE) else {
-        return;
-    };
-    let words: Vec<&str> = role.split(' ').collect();
-    let limits = Limits {
-        silence: Duration::from_secs(4),
-        ping: Duration::from_secs(1),
-        threads: 1,
-        ..Limits::default()
-    };
-    let handle = match words[..] {
-        ["send", path, to, rate] => {
-            let listener = UnixListener::bind(path).unwrap();
-            let input = send::Input::Listener(listener, path.into());
-            let mut options = send::Options::new(input, to.parse().unwrap(), Security::Insecure);
-            options.limits = limits;
-            options.rate = NonZeroU64::new(rate.parse().unwrap()).map(RateLimit::new);
-            send::start(options)
-        }
-        ["receive", listen, qemu] => {
-            let mut options = receive::Options::new(
-                listen.parse().unwrap(),
-                Security::Insecure,
-                Some(qemu.into()),
-                Arc::new(|_| Ok(Arc::new(Sources::new()))),
-            );
-            options.limits = limits;
-            receive::start(options)
-        }
-        _ => panic!("{role}"),
-    };
-    let handle = handle.unwrap();
-    // A socket's file is there before anybody listens on it.
-    std::fs::write(env::var(READY).unwrap(), "").unwrap();
-    let ended = handle.wait();
-    println!("{ended:?}");
-    ended.unwrap();
-}
-
-fn proxy(role: &str, name: &str, dir: &Path) -> Process {
-    let mut command = Command::new(env::current_exe().unwrap());
-    command
-        .args([
-            "--exact",
-            "chaos::proxy_process",
-            "--ignored",
-            "--nocapture",
-        ])
-        .env(ROLE, role)
-        // What it says is read from the end of its log.
-        .env("RUST_BACKTRACE", "0")
-        .env(READY, dir.join(format!("{name}.ready")));
-    Process::start(&mut command, name, &dir.join(format!("{name}.log"))).unwrap()
-}
-
 fn options() -> Options {
     let guest = Guest::idle(MEMORY_MIB).writing(WRITTEN, twinpage_rig::Write::FirstWord, 20_000);
     Options::new(Build::Trixie, "q35", &guest)
 }
 
-fn migration() -> Migration {
-    with_parameters(&[], json!({ "max-bandwidth": 24 << 20 }))
+/// How a migration goes.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    /// `run` drives it, and not the test.
+    driven: bool,
+    /// The proxies encrypt.
+    secret: bool,
+    /// The source uses several connections.
+    multifd: bool,
+    /// The destination waits to be told to run (`-S`).
+    stands: bool,
+    /// Bytes a second of the link (0: no limit).
+    rate: u64,
+}
+
+impl Kind {
+    fn draw(dice: &mut Dice) -> Self {
+        let mut coin = || dice.below(2) == 0;
+        let (driven, secret, multifd) = (coin(), coin(), coin() && coin());
+        // Only who waits for the word of `run` would never run by itself.
+        let stands = !driven && coin();
+        let slow = (2 << 20) + dice.below(8 << 20);
+        Self {
+            driven,
+            secret,
+            multifd,
+            stands,
+            // QEMU's own limit is off then.
+            rate: if driven || dice.below(2) == 0 {
+                slow
+            } else {
+                0
+            },
+        }
+    }
+
+    /// Sets up a QEMU, which may have been set up for another kind before.
+    fn set_up(self, qemu: &mut Qemu) {
+        let capability = |name, state| json!({ "capability": name, "state": state });
+        let capabilities = [
+            capability("return-path", true),
+            capability("multifd", self.multifd),
+        ];
+        let capabilities = json!({ "capabilities": capabilities });
+        let parameters = json!({ "max-bandwidth": 24 << 20 });
+        let qmp = qemu.qmp();
+        qmp.run("migrate-set-capabilities", capabilities).unwrap();
+        qmp.run("migrate-set-parameters", parameters).unwrap();
+    }
 }
 
 /// How long the guest may stand still for a migration over a link of so many bytes a second: all that
@@ -213,51 +192,79 @@ struct Run {
     receiver: Process,
     relay: Relay,
     dir: tempfile::TempDir,
-    /// The destination waits to be told to run.
-    stands: bool,
+    kind: Kind,
+    /// The destination's QEMU hung.
+    hung: bool,
 }
 
-/// Starts a run; `here` is a source that already runs, `rate` the bytes a second of the link (0: no
-/// limit), `stands` whether the destination waits to be told to run.
-fn start(here: Option<Alive>, harm: Harm, rate: u64, stands: bool) -> Run {
+/// A source that runs.
+fn first() -> Alive {
+    let home = tempfile::tempdir().unwrap();
+    let mut qemu = Qemu::start(&options(), "here", home.path()).unwrap();
+    qemu.wait_filled().unwrap();
+    Alive { qemu, home }
+}
+
+/// Starts a run and its migration; `here` is a source that already runs.
+fn start(here: Option<Alive>, harm: Harm, kind: Kind) -> Run {
     let dir = tempfile::tempdir().unwrap();
-    let there = {
-        let incoming = options().incoming("defer");
-        let incoming = incoming.with(stands.then_some("-S"));
-        let mut there = Qemu::start(&incoming, "there", dir.path()).unwrap();
-        migration().set_up(&mut there).unwrap();
-        let uri = format!("unix:{}", dir.path().join("qemu.sock").display());
-        there
-            .qmp()
-            .run("migrate-incoming", json!({ "uri": uri }))
-            .unwrap();
-        there
+    let at = |name: &str| dir.path().join(name);
+    let unix = |path: &Path| format!("unix:{}", path.display());
+    let Alive {
+        qemu: mut here,
+        home,
+    } = here.unwrap_or_else(first);
+    let incoming = options().incoming("defer");
+    let incoming = incoming.with(kind.stands.then_some("-S"));
+    let mut there = Qemu::start(&incoming, "there", dir.path()).unwrap();
+    for qemu in [&mut here, &mut there] {
+        kind.set_up(qemu);
+    }
+    let key = kind.secret.then(|| at("key"));
+    if let Some(path) = &key {
+        write_key(path).unwrap();
+    }
+    let qemu = at("qemu.sock");
+    let listen = unix(&at("link.sock"));
+    let receive = Role::Receive {
+        listen: listen.clone(),
+        qemu: qemu.clone(),
+        key: key.clone(),
     };
-    let link = dir.path().join("link.sock");
-    let listen = format!("unix:{}", link.display());
-    let qemu = dir.path().join("qemu.sock");
-    let receiver = proxy(
-        &format!("receive {listen} {}", qemu.display()),
-        "receiver",
-        dir.path(),
-    );
+    let receiver = part::start(&receive, "receiver", dir.path());
+    await_path(&part::ready_file("receiver", dir.path()));
     let relay = Relay::start(dir.path(), &listen, harm);
-    let path = dir.path().join("send.sock");
-    let to = format!("unix:{}", relay.path.display());
-    let sender = proxy(
-        &format!("send {} {to} {rate}", path.display()),
-        "sender",
-        dir.path(),
-    );
-    let Alive { qemu: here, home } = here.unwrap_or_else(|| {
-        let home = tempfile::tempdir().unwrap();
-        let mut qemu = Qemu::start(&options(), "here", home.path()).unwrap();
-        migration().set_up(&mut qemu).unwrap();
-        qemu.wait_filled().unwrap();
-        Alive { qemu, home }
-    });
-    await_path(&dir.path().join("receiver.ready"));
-    await_path(&dir.path().join("sender.ready"));
+    let link = Link {
+        to: unix(&relay.path),
+        key,
+        rate: kind.rate,
+    };
+    let downtime_ms = downtime_ms(kind.rate);
+    let from = at("send.sock");
+    let role = match kind.driven {
+        true => Role::Run {
+            from: here.qmp_socket(),
+            to: there.qmp_socket(),
+            incoming: unix(&qemu),
+            downtime_ms,
+            link,
+        },
+        false => Role::Send {
+            listen: from.clone(),
+            link,
+        },
+    };
+    if !kind.driven {
+        let uri = json!({ "uri": unix(&qemu) });
+        there.qmp().run("migrate-incoming", uri).unwrap();
+    }
+    let sender = part::start(&role, "sender", dir.path());
+    await_path(&part::ready_file("sender", dir.path()));
+    if !kind.driven {
+        let limit = json!({ "downtime-limit": downtime_ms });
+        here.qmp().run("migrate-set-parameters", limit).unwrap();
+        here.migrate(&unix(&from)).unwrap();
+    }
     Run {
         here,
         home,
@@ -266,7 +273,8 @@ fn start(here: Option<Alive>, harm: Harm, rate: u64, stands: bool) -> Run {
         receiver,
         relay,
         dir,
-        stands,
+        kind,
+        hung: false,
     }
 }
 
@@ -305,8 +313,52 @@ impl Run {
         }
     }
 
+    /// Sees that no two guests run until both the source and `run` have come to their end.
+    fn watch(&mut self, blow: Blow) {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let over = match blow {
+                Blow::KillSource => true,
+                _ => self.here.migration().is_ok_and(|info| {
+                    let status = info["status"].as_str().unwrap_or("none");
+                    matches!(status, "completed" | "failed" | "cancelled")
+                }),
+            };
+            let over = over && self.sender.ended().unwrap().is_some();
+            // A guest that has begun to run there never stops by itself.
+            let there = self.state_there();
+            let both = there.is_some_and(|state| state == "running")
+                && self.here.state().is_ok_and(|state| state == "running");
+            assert!(!both, "{blow:?}: the guest runs at both sides");
+            if over {
+                return;
+            }
+            assert!(Instant::now() < end, "{blow:?}: run does not end");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Sees where the guest is, and that it is there alone and unharmed.
     fn judge(mut self, blow: Blow) -> (Where, Option<Alive>) {
+        if !self.kind.driven {
+            return self.find(blow);
+        }
+        self.watch(blow);
+        let said = part::place(&self.sender);
+        let log = self.sender.log_end();
+        let hung = self.hung;
+        let (place, lives) = self.find(blow);
+        match said {
+            // Whom nobody answers does not know.
+            Some(said) if hung && said == "Unknown" => assert_eq!(place, Where::Nowhere, "{log}"),
+            Some(said) => assert_eq!(said, format!("{place:?}"), "{blow:?}: {log}"),
+            None => assert_eq!(blow, Blow::KillSender, "run says no place: {log}"),
+        }
+        (place, lives)
+    }
+
+    /// Sees where the guest is in the end.
+    fn find(mut self, blow: Blow) -> (Where, Option<Alive>) {
         let source = match blow {
             Blow::KillSource => "killed".to_owned(),
             _ => {
@@ -334,8 +386,9 @@ impl Run {
                 if blow == Blow::KillDestination {
                     return (Where::Nowhere, None);
                 }
-                if self.stands {
-                    self.there.wait_migration(&["completed"], LIMIT).unwrap();
+                self.there.wait_migration(&["completed"], LIMIT).unwrap();
+                // Nobody has started it yet.
+                if self.there.state().unwrap() == "paused" {
                     let ours = self.here.save_memory().unwrap();
                     compare(&ours, &self.there.save_memory().unwrap()).unwrap();
                 }
@@ -351,11 +404,15 @@ impl Run {
             }
             _ => {
                 let said = self.sender.log_end();
-                assert!(!said.contains("Ok(Report"), "{blow:?}: {said}");
+                assert!(!said.contains(part::WELL), "{blow:?}: {said}");
                 if let Some(state) = self.copy_there() {
                     println!("    a copy ({state}) is left at the destination");
                     let doubt = blow == Blow::KillSender || said.contains("Unsure");
-                    assert!(doubt, "{blow:?}: the guest is there too ({state}): {said}");
+                    assert!(
+                        doubt || self.kind.driven,
+                        "{blow:?}: the guest is there too ({state}): {said}"
+                    );
+                    assert!(!self.kind.driven || state == "paused", "{blow:?}: {state}");
                     self.there.process().kill();
                 }
                 self.runs_on_here();
@@ -408,8 +465,21 @@ impl Run {
 
     /// What the destination's QEMU says of the migration; nothing if it ends at this moment.
     fn status_there(&mut self) -> Option<String> {
+        self.state_there()?;
         let info = self.there.migration().ok()?;
         Some(info["status"].as_str().unwrap_or("none").to_owned())
+    }
+
+    /// The state of the destination's QEMU; nothing if it has ended. One that does not answer for a
+    /// minute is ended, too: a QEMU 10.0 hangs if it is in the middle of several connections when
+    /// they end (`multifd`).
+    fn state_there(&mut self) -> Option<String> {
+        let state = self.there.state().ok();
+        if state.is_none() {
+            self.hung |= self.there.process().ended().unwrap().is_none();
+            self.there.process().kill();
+        }
+        state
     }
 
     /// The state of a whole copy of the guest at the destination, which has time to notice that its
@@ -418,7 +488,7 @@ impl Run {
         let end = Instant::now() + Duration::from_secs(1);
         loop {
             // It may end at any moment.
-            let state = self.there.state().ok().filter(|state| state != "inmigrate");
+            let state = self.state_there().filter(|state| state != "inmigrate");
             if state.is_some() || Instant::now() >= end {
                 return state;
             }
@@ -448,7 +518,7 @@ impl Run {
 }
 
 /// One run. Gives the QEMU in which the guest lives on.
-fn run(seed: u64, here: Option<Alive>) -> (Blow, Where, Option<Alive>) {
+fn run(seed: u64, here: Option<Alive>) -> (bool, Blow, Where, Option<Alive>) {
     let mut dice = Dice(seed);
     let blow = BLOWS[dice.below(BLOWS.len() as u64) as usize];
     let harm = match blow {
@@ -456,16 +526,12 @@ fn run(seed: u64, here: Option<Alive>) -> (Blow, Where, Option<Alive>) {
         Blow::CutBack => Harm::Cut(Way::Back, dice.below(6000)),
         _ => Harm::None,
     };
-    let rate = [0, (2 << 20) + dice.below(8 << 20)][dice.below(2) as usize];
-    let stands = dice.below(2) == 0;
-    let mut run = start(here, harm, rate, stands);
-    let uri = format!("unix:{}", run.dir.path().join("send.sock").display());
-    let limit = json!({ "downtime-limit": downtime_ms(rate) });
-    run.here.qmp().run("migrate-set-parameters", limit).unwrap();
-    run.here.migrate(&uri).unwrap();
+    let kind = Kind::draw(&mut dice);
+    println!("    {kind:?}");
+    let mut run = start(here, harm, kind);
     run.strike(blow, &mut dice);
     let (place, lives) = run.judge(blow);
-    (blow, place, lives)
+    (kind.driven, blow, place, lives)
 }
 
 #[test]
@@ -480,15 +546,16 @@ fn the_guest_runs_on_exactly_one_side_whatever_breaks() {
     let first = number("TWINPAGE_CHAOS_SEED").unwrap_or(now.unwrap().subsec_nanos().into());
     println!("{runs} runs from seed {first}");
     let mut lives = None;
-    let mut counts: BTreeMap<(Blow, Where), u32> = BTreeMap::new();
+    let mut counts: BTreeMap<(bool, Blow, Where), u32> = BTreeMap::new();
     for seed in first..first + runs {
         println!("seed {seed}");
-        let (blow, place, next) = run(seed, lives);
+        let (driven, blow, place, next) = run(seed, lives);
         println!("    {blow:?}: {place:?}");
-        *counts.entry((blow, place)).or_default() += 1;
+        *counts.entry((driven, blow, place)).or_default() += 1;
         lives = next;
     }
-    for ((blow, place), count) in counts {
-        println!("{blow:?} -> {place:?}: {count}");
+    for ((driven, blow, place), count) in counts {
+        let by = if driven { "by run" } else { "by hand" };
+        println!("{by}, {blow:?} -> {place:?}: {count}");
     }
 }
