@@ -114,7 +114,7 @@ impl Kind {
     fn draw(dice: &mut Dice) -> Self {
         let mut coin = || dice.below(2) == 0;
         let (driven, secret, multifd) = (coin(), coin(), coin() && coin());
-        // Only who waits for the word of `run` would never run by itself.
+        // `run` has to hold back one that would start the guest by itself.
         let stands = !driven && coin();
         let slow = (2 << 20) + dice.below(8 << 20);
         Self {
