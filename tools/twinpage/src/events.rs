@@ -165,11 +165,11 @@ mod tests {
         }
     }
 
-    /// Shows moments to somebody who `takes` lines, and gives what is written.
-    fn written(takes: bool, moments: &[Moment]) -> String {
-        let (mut out, mut err) = (Vec::new(), Vec::new());
+    /// Shows moments on `out`, which `takes` lines.
+    fn show(out: &mut dyn io::Write, takes: bool, moments: &[Moment]) {
+        let mut err = Vec::new();
         let mut console = Console {
-            out: &mut out,
+            out,
             err: &mut err,
             screen: None,
             live: Live::Lines,
@@ -179,6 +179,12 @@ mod tests {
             events.show(moment, || takes, &mut console);
         }
         assert!(err.is_empty());
+    }
+
+    /// What is written of moments to somebody who `takes` lines.
+    fn written(takes: bool, moments: &[Moment]) -> String {
+        let mut out = Vec::new();
+        show(&mut out, takes, moments);
         String::from_utf8(out).unwrap()
     }
 
@@ -269,17 +275,8 @@ mod tests {
 
     #[test]
     fn output_that_breaks_is_left_alone() {
-        let (mut out, mut err) = (Breaks(0), Vec::new());
-        let mut console = Console {
-            out: &mut out,
-            err: &mut err,
-            screen: None,
-            live: Live::Lines,
-        };
-        let mut events = Events::new();
-        for second in 0..5 {
-            events.show(&at(f64::from(second)), || true, &mut console);
-        }
+        let mut out = Breaks(0);
+        show(&mut out, true, &[0.0, 1.0, 2.0, 3.0, 4.0].map(at));
         assert_eq!(out.0, 1);
     }
 

@@ -65,13 +65,13 @@ pub struct Opener {
     /// Domains that a sender may name.
     domains: Vec<DomainName>,
     /// Which sources, in order.
-    places: Vec<Place>,
+    entries: Vec<Entry>,
     /// Where to say what does not work.
     speaker: Speaker,
 }
 
 /// One source, and who tries to open it.
-struct Place {
+struct Entry {
     /// The source.
     wanted: Wanted,
     /// Held by each attempt, until it ends.
@@ -134,14 +134,14 @@ impl Opener {
                 named?.into_iter().flatten().collect()
             }
         };
-        let place = |wanted| Place {
+        let entry = |wanted| Entry {
             wanted,
             attempts: Arc::new(()),
         };
         Ok(Self {
             host: host.clone(),
             domains: domains.to_vec(),
-            places: wanted.into_iter().map(place).collect(),
+            entries: wanted.into_iter().map(entry).collect(),
             speaker,
         })
     }
@@ -159,10 +159,10 @@ impl Opener {
             Sources::new().with_notices(move |notice| speaker.say(notice.to_string()));
         let end = Instant::now() + PATIENCE;
         // All at once: one that is late takes no time from the others.
-        let places = self.places.iter();
-        let attempts: Vec<_> = places
-            .filter(|place| place.wanted.serves(domain))
-            .map(|place| (place.wanted.name(), place.begin(&self.host, domain)))
+        let entries = self.entries.iter();
+        let attempts: Vec<_> = entries
+            .filter(|entry| entry.wanted.serves(domain))
+            .map(|entry| (entry.wanted.name(), entry.begin(&self.host, domain)))
             .collect();
         for (name, attempt) in attempts {
             match attempt.and_then(|attempt| await_end(&attempt, end)) {
@@ -195,7 +195,7 @@ impl Opener {
     }
 }
 
-impl Place {
+impl Entry {
     /// Begins to open the source for `domain`, in a thread of its own: a disk that hangs or a fleet
     /// that does not answer may take longer than anybody waits.
     fn begin(&self, host: &Host, domain: Domain) -> Result<Receiver<Opened>, String> {
@@ -378,13 +378,13 @@ mod tests {
 
     #[test]
     fn attempts_that_hang_do_not_become_many() {
-        let place = Place {
+        let entry = Entry {
             wanted: Wanted::Module,
             attempts: Arc::new(()),
         };
-        let hang = |_| Arc::clone(&place.attempts);
+        let hang = |_| Arc::clone(&entry.attempts);
         let _hang: Vec<_> = (0..ATTEMPTS).map(hang).collect();
-        let refused = place.begin(&Host::running(), Domain::PRIVATE);
+        let refused = entry.begin(&Host::running(), Domain::PRIVATE);
         assert!(refused.unwrap_err().contains("have not ended"));
     }
 }

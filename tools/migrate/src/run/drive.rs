@@ -73,9 +73,9 @@ pub fn drive(
         begun: Instant::now(),
         cancelled: None,
         orphaned: None,
+        held,
         late: false,
         dead: false,
-        held,
         still: false,
         resumed: false,
         started: false,
@@ -152,17 +152,17 @@ struct Course<'a> {
     cancelled: Option<(Instant, Why)>,
     /// Since when the proxy's work is over and the source has not ended.
     orphaned: Option<Instant>,
+    /// Whether the destination starts the guest only when it is told to.
+    held: bool,
     /// Whether the guest may have been handed over.
     late: bool,
     /// Whether the source's process has ended without running the guest again.
     dead: bool,
-    /// Whether the destination starts the guest only when it is told to.
-    held: bool,
-    /// Whether the source has stopped the guest, and nobody has started it since.
+    /// Whether the source has stopped the guest, and not started it again.
     still: bool,
-    /// Whether it has started it again since.
+    /// Whether it has started it again, and not stopped it since.
     resumed: bool,
-    /// Whether it has to run, as it did there before.
+    /// Whether the guest ran at the source, but for what the migration did to it.
     ran: bool,
     /// Whether it was started at the destination before the end.
     started: bool,
@@ -400,7 +400,8 @@ impl Course<'_> {
         self.cancelled.is_some_and(|(since, _)| long(since)) || self.orphaned.is_some_and(long)
     }
 
-    /// Waits for the destination's end, and says who has the guest.
+    /// Waits for the destination's end, starts the guest there if it is the only one, and says who
+    /// has it.
     fn settle(&mut self, monitors: &mut Monitors, ending: &Ending) -> Guest {
         let ended = Instant::now();
         let completed = *ending == Ending::Completed;
@@ -409,13 +410,46 @@ impl Course<'_> {
         }
         // The source may not have answered since.
         self.late |= self.proxy.handed_over();
+        let (source, mut destination) = self.await_sides(monitors, completed);
+        let gone = match &source {
+            Side::Empty(state) => state == "postmigrate" && completed,
+            Side::Gone(_) | Side::Mute(_) => completed || self.dead,
+            _ => false,
+        };
+        let mut refused = None;
+        if gone && self.may_start(&destination) {
+            refused = start(monitors).err().map(|error| error.to_string());
+            if refused.is_none() {
+                self.start_ms = u64::try_from(ended.elapsed().as_millis()).ok();
+            }
+            destination = Side::ask_there(monitors);
+        }
+        let mut guest = Guest::judge(&source, &destination, ending);
+        if let Side::Stands(state) = &destination {
+            let refused = refused.unwrap_or_else(|| format!("its state is {state}"));
+            self.weigh_copy(&mut guest, &source, completed, gone);
+            let left = self.plan.resume == Resume::Leave && waits(&destination);
+            if guest.place == Place::Destination && self.ran && !left {
+                self.stopped = Some(refused);
+            }
+        }
+        let unasked = matches!(destination, Side::Unasked | Side::Mute(_));
+        if self.late && unasked && !self.held && guest.place == Place::Source {
+            // The source starts its guest again if the last answer of the destination is lost.
+            guest.doubt();
+        }
+        guest
+    }
+
+    /// Asks both sides until they have come to rest, or long enough.
+    fn await_sides(&self, monitors: &mut Monitors, completed: bool) -> (Side, Side) {
         // A destination that never got everything cannot start the guest. It may wait for ever.
         let patience = match self.late || completed {
             true => self.plan.pace.settle,
             false => self.plan.pace.settle.min(self.plan.pace.notice),
         };
         let deadline = Instant::now() + patience;
-        let (source, mut destination) = loop {
+        loop {
             let source = Side::ask(Some(&mut monitors.source));
             let destination = Side::ask_there(monitors);
             let settled = match (&source, &destination) {
@@ -426,70 +460,36 @@ impl Course<'_> {
                 _ => true,
             };
             if settled || Instant::now() >= deadline {
-                break (source, destination);
+                return (source, destination);
             }
             thread::sleep(self.plan.pace.handover);
-        };
-        let gone = match &source {
-            Side::Empty(state) => state == "postmigrate" && completed,
-            Side::Gone(_) | Side::Mute(_) => completed || self.dead,
-            _ => false,
-        };
-        // What the destination has is too old then, also if the source ends.
+        }
+    }
+
+    /// Says what a guest is worth that stands still at the destination. `gone`: the source cannot run
+    /// it any more.
+    fn weigh_copy(&mut self, guest: &mut Guest, source: &Side, completed: bool, gone: bool) {
         let failed = matches!(self.last.status, Status::Cancelled | Status::Failed);
-        let kept = source == Side::Runs || failed || (self.resumed && !completed);
-        let mut refused = None;
-        if gone && self.may_start(&destination) {
-            refused = start(monitors).err().map(|error| error.to_string());
-            if refused.is_none() {
-                self.start_ms = u64::try_from(ended.elapsed().as_millis()).ok();
-            }
-            destination = Side::ask_there(monitors);
-        }
-        let mut guest = Guest::judge(&source, &destination, ending);
-        match (&source, &destination) {
-            (_, Side::Stands(_)) if kept => {
-                self.notes.push(
-                    "the destination has a copy of the guest that stands still: end that QEMU, and \
-                     never start the guest there"
-                        .to_owned(),
-                );
+        let note = match source {
+            // It is too old then, also if the source ends.
+            _ if *source == Side::Runs || failed || (self.resumed && !completed) => {
                 if guest.place != Place::Source {
-                    guest.place = Place::Unknown;
-                    guest.running = None;
+                    guest.doubt();
                 }
+                "the destination has a copy of the guest that stands still: end that QEMU, and never \
+                 start the guest there"
             }
-            (Side::Stands(_), Side::Stands(_)) if !completed => {
-                // It may still give the guest away.
-                guest.place = Place::Unknown;
-                guest.running = None;
+            // It may still give the guest away.
+            Side::Stands(_) if !completed => return guest.doubt(),
+            // It may run the guest all the same.
+            Side::Gone(_) | Side::Mute(_) if !gone => {
+                guest.doubt();
+                "if the source's QEMU goes on, it may run the guest: end the destination's then. If it \
+                 has ended with its monitor, start the guest at the destination (cont)"
             }
-            (Side::Gone(_) | Side::Mute(_), Side::Stands(_)) if !gone => {
-                // It may run the guest all the same.
-                guest.place = Place::Unknown;
-                guest.running = None;
-                self.notes.push(
-                    "if the source's QEMU goes on, it may run the guest: end the destination's \
-                     then. If it has ended with its monitor, start the guest at the destination \
-                     (cont)"
-                        .to_owned(),
-                );
-            }
-            (_, Side::Stands(state)) if guest.place == Place::Destination => {
-                let leave = self.plan.resume == Resume::Leave && waits(&destination);
-                if self.ran && !leave {
-                    self.stopped = Some(refused.unwrap_or_else(|| format!("its state is {state}")));
-                }
-            }
-            _ => {}
-        }
-        let unasked = matches!(destination, Side::Unasked | Side::Mute(_));
-        if self.late && unasked && !self.held && guest.place == Place::Source {
-            // The source starts its guest again if the last answer of the destination is lost.
-            guest.place = Place::Unknown;
-            guest.running = None;
-        }
-        guest
+            _ => return,
+        };
+        self.notes.push(note.to_owned());
     }
 
     /// Whether the guest shall be started at the destination, if the source cannot run it any more.

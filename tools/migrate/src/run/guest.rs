@@ -115,6 +115,12 @@ impl Guest {
             evidence: format!("the source {source}; the destination {destination}"),
         }
     }
+
+    /// Says that it cannot be known where it is.
+    pub(super) fn doubt(&mut self) {
+        self.place = Place::Unknown;
+        self.running = None;
+    }
 }
 
 /// Where the guest is, and whether it runs there.

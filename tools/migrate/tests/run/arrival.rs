@@ -36,15 +36,9 @@ fn a_held_destination_that_is_mute_leaves_no_doubt() {
             there.refuse.insert("stop", "no");
         }
         let scene = Scene::new(failing(step("device", "finish-migrate")), Some(there));
-        let there = scene.destination.as_ref().unwrap().1.clone();
-        thread::spawn(move || loop {
-            let mut qemu = there.lock().unwrap();
-            if qemu.begun {
-                qemu.refuse.insert("query-status", "no more");
-                return;
-            }
-            drop(qemu);
-            thread::sleep(Duration::from_millis(1));
+        let there = &scene.destination.as_ref().unwrap().1;
+        Qemu::once_begun(there, |qemu| {
+            qemu.refuse.insert("query-status", "no more");
         });
         assert_eq!(scene.drive().unwrap().guest.place, place);
     }

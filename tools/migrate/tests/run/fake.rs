@@ -20,6 +20,7 @@ use std::sync::{
     Mutex, //
 };
 use std::thread;
+use std::time::Duration;
 
 use serde_json::{
     json,
@@ -312,6 +313,19 @@ impl Qemu {
             answer.insert("ram".to_owned(), ram);
         }
         Value::Object(answer)
+    }
+
+    /// Does something to `qemu` as soon as its steps have begun.
+    pub fn once_begun(qemu: &Arc<Mutex<Self>>, change: impl FnOnce(&mut Self) + Send + 'static) {
+        let qemu = qemu.clone();
+        thread::spawn(move || loop {
+            let mut now = qemu.lock().unwrap();
+            if now.begun {
+                return change(&mut now);
+            }
+            drop(now);
+            thread::sleep(Duration::from_millis(1));
+        });
     }
 
     /// Lets it listen; the QEMU stays in view of the test.

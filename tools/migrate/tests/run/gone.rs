@@ -5,11 +5,7 @@
 use std::env;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{
-    Child,
-    Command,
-    Stdio, //
-};
+use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{
@@ -24,6 +20,7 @@ use twinpage_migrate::run::{
     Monitors,
     Place, //
 };
+use twinpage_rig::Process;
 
 use crate::fake::{
     step,
@@ -67,17 +64,6 @@ fn source_process() {
     }
 }
 
-/// A process that does not outlive its test.
-struct Guarded(Child);
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn a_guest_is_started_if_its_source_has_ended() {
     for (name, does, place) in [
@@ -93,12 +79,11 @@ fn a_guest_is_started_if_its_source_has_ended() {
         let mut command = Command::new(&program);
         command
             .args(["--exact", "gone::source_process", "--ignored"])
-            .env(READY, &ready)
-            .stdout(Stdio::null());
+            .env(READY, &ready);
         if let Some(variable) = does {
             command.env(variable, "");
         }
-        let _process = Guarded(command.spawn().unwrap());
+        let _process = Process::start(&mut command, name, &dir.path().join("log")).unwrap();
         let end = Instant::now() + IN_TIME;
         while !ready.exists() {
             assert!(Instant::now() < end, "it does not start");
@@ -148,17 +133,10 @@ fn a_source_that_answers_no_more_is_taken_at_its_last_word() {
         scene.plan.pace.notice = LONG;
         scene.proxy.handed_over = AtomicBool::new(true);
         scene.proxy.finished = AtomicBool::new(true);
-        let source = scene.source.1.clone();
-        thread::spawn(move || loop {
-            let mut qemu = source.lock().unwrap();
-            if qemu.begun {
-                qemu.refuse.insert("query-status", "no more");
-                // It does not end before that.
-                qemu.steps.push_back(step(ends, "postmigrate"));
-                return;
-            }
-            drop(qemu);
-            thread::sleep(Duration::from_millis(1));
+        Qemu::once_begun(&scene.source.1, move |qemu| {
+            qemu.refuse.insert("query-status", "no more");
+            // It does not end before that.
+            qemu.steps.push_back(step(ends, "postmigrate"));
         });
         let outcome = scene.drive().unwrap();
         assert_eq!(

@@ -913,17 +913,10 @@ fn a_destination_that_listens_is_not_told_to() {
 fn settings_that_cannot_be_put_back_are_noted() {
     let source = Qemu::source(&[step("active", "running")]);
     let scene = Scene::new(source, None);
-    let refuse = scene.source.1.clone();
-    thread::spawn(move || loop {
-        let mut qemu = refuse.lock().unwrap();
-        if qemu.begun {
-            qemu.refuse.insert("migrate-set-parameters", "no more");
-            // It does not end before that.
-            qemu.steps.push_back(step("completed", "postmigrate"));
-            return;
-        }
-        drop(qemu);
-        thread::sleep(Duration::from_millis(1));
+    Qemu::once_begun(&scene.source.1, |qemu| {
+        qemu.refuse.insert("migrate-set-parameters", "no more");
+        // It does not end before that.
+        qemu.steps.push_back(step("completed", "postmigrate"));
     });
     let notes = scene.drive().unwrap().notes.join("\n");
     assert!(
