@@ -77,13 +77,14 @@ pub struct Moment {
 #[derive(Debug, Default)]
 pub struct Pace(VecDeque<(f64, u64)>);
 
-/// When there is to be another line: with each phase, and every so many seconds.
+/// When there is to be another line: with each phase, with the first numbers, and every so many
+/// seconds.
 #[derive(Debug)]
 pub struct Rhythm {
     /// Seconds between two lines.
     every: f64,
-    /// Seconds of the last one, and its phase.
-    last: Option<(f64, Phase)>,
+    /// Seconds of the last one, its phase, and whether it had numbers.
+    last: Option<(f64, Phase, bool)>,
 }
 
 /// Shows one moment after the other.
@@ -190,15 +191,15 @@ impl Rhythm {
 
     /// Whether it is time for another line.
     pub fn is_due(&self, moment: &Moment) -> bool {
-        self.last.is_none_or(|(seconds, phase)| {
+        self.last.is_none_or(|(seconds, phase, begun)| {
             let late = moment.seconds - seconds >= self.every;
-            phase != moment.phase || (late && moment.has_begun())
+            phase != moment.phase || (moment.has_begun() && (late || !begun))
         })
     }
 
     /// Takes note of a line.
     pub fn beat(&mut self, moment: &Moment) {
-        self.last = Some((moment.seconds, moment.phase));
+        self.last = Some((moment.seconds, moment.phase, moment.has_begun()));
     }
 }
 
@@ -521,6 +522,21 @@ mod tests {
         );
         assert_eq!(steps(Live::Lines, true, &seconds), "");
         assert_eq!(steps(Live::Nothing, false, &seconds), "");
+    }
+
+    #[test]
+    fn numbers_follow_as_soon_as_there_are_some() {
+        let before = Moment {
+            phase: Phase::Ram,
+            ..Moment::default()
+        };
+        let short = Moment {
+            seconds: 0.2,
+            ..middle()
+        };
+        let text = shown(Live::Lines, false, &[before, short]);
+        assert!(text.contains(" on the wire"), "{text}");
+        assert_eq!(text.lines().count(), 2, "{text}");
     }
 
     #[test]
